@@ -33,6 +33,8 @@ pub struct Event {
     pub row: Row,
     /// The mapped `timestamp` column, else `created_at`: milliseconds since the Unix epoch.
     pub timestamp_ms: Option<i64>,
+    /// Set where the payload was too large to be read: its size in bytes. The column is NULL then.
+    pub unread_bytes: Option<u64>,
 }
 
 /// The columns of a row in one allocation, by index. A column is NULL or bytes.

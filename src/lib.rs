@@ -1,5 +1,18 @@
 //! Whippet, a resilient transactional-outbox relay.
 //!
-//! The modules, in the order in which an event meets them.
+//! An application commits its business rows and its outbox rows in one transaction. Whippet reads
+//! the committed outbox rows and publishes them to Kafka, in order per key, whatever fails in
+//! between. The modules, in the order in which an event meets them:
 
 pub mod event;
+pub mod source;
+pub mod relay;
+pub mod record;
+pub mod sink;
+
+pub mod coordinate;
+
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod config;

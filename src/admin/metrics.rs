@@ -1,0 +1,279 @@
+//! Every metric: name, labels and help in one place; call sites use typed handles. docs/metrics.md
+//! is generated from this file by a test.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::record::Dropped;
+
+/// Seconds: from a local broker's answer to an outage's backlog.
+const LATENCY_BUCKETS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0,
+    3600.0,
+];
+
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    events_read: IntCounterVec,
+    events_published: IntCounterVec,
+    publish_failures: IntCounterVec,
+    retries: IntCounterVec,
+    publish_duration: Histogram,
+    end_to_end: HistogramVec,
+    pub oldest_pending_age: GaugeVec,
+    pub pending_events: IntGaugeVec,
+    parked_keys: IntGaugeVec,
+    parked_events: IntGaugeVec,
+    held_events: IntGaugeVec,
+    pub in_flight_events: IntGauge,
+    pub in_flight_bytes: IntGauge,
+    capture_mode: IntGaugeVec,
+    leases_held: IntGaugeVec,
+    last_publish: GaugeVec,
+    context_dropped: IntCounterVec,
+    pub resident_bytes: Gauge,
+}
+
+/// The handles that one acknowledged event touches, looked up once for each table and topic.
+#[derive(Debug)]
+pub struct PublishedHandles {
+    published: IntCounter,
+    publish_duration: Histogram,
+    end_to_end: Histogram,
+    last_publish: Gauge,
+}
+
+impl PublishedHandles {
+    /// Counts one acknowledged event: time in the sink, milliseconds since its creation, and the
+    /// time of day in milliseconds since the Unix epoch.
+    pub fn acknowledged(&self, publish: Option<Duration>, end_to_end_ms: Option<i64>, wall_ms: i64) {
+        self.published.inc();
+        if let Some(publish) = publish {
+            self.publish_duration.observe(publish.as_secs_f64());
+        }
+        if let Some(ms) = end_to_end_ms {
+            self.end_to_end.observe(ms.max(0) as f64 / 1e3);
+        }
+        self.last_publish.set(wall_ms as f64 / 1e3);
+    }
+}
+
+/// Name, labels and help of one metric, for the docs.
+#[derive(Clone, Copy, Debug)]
+pub struct Described {
+    pub name: &'static str,
+    pub kind: &'static str,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+const EVENTS_READ: Described = counter("whippet_events_read_total", &["table"], "Rows read from the source, repeats included.");
+const EVENTS_PUBLISHED: Described = counter("whippet_events_published_total", &["table", "topic"], "Events that Kafka acknowledged.");
+const PUBLISH_FAILURES: Described = counter("whippet_publish_failures_total", &["table", "kind"], "Events that Kafka or the relay refused, by kind: transient, rejected, fatal.");
+const RETRIES: Described = counter("whippet_retries_total", &["table", "kind"], "Tries that were repeated: an event's own (transient), or the source's after an error (source).");
+const PUBLISH_DURATION: Described = histogram("whippet_publish_duration_seconds", &[], "From handing a record to the producer to its acknowledgement.");
+const END_TO_END: Described = histogram("whippet_end_to_end_seconds", &["table"], "From the row's timestamp, by the clock that wrote it, to the acknowledgement, by this host's clock.");
+const OLDEST_PENDING_AGE: Described = gauge("whippet_oldest_pending_age_seconds", &["table"], "Age of the oldest row that waits, by the database's clock; held rows apart. 0 when none waits.");
+const PENDING_EVENTS: Described = gauge("whippet_pending_events", &["table"], "Rows that wait in the table, counted up to 100000; held rows apart. Owner only.");
+const PARKED_KEYS: Described = gauge("whippet_parked_keys", &["table"], "Keys that are parked until an operator releases them.");
+const PARKED_EVENTS: Described = gauge("whippet_parked_events", &["table"], "Events held because they, or an earlier one of their key, can never be published.");
+const HELD_EVENTS: Described = gauge("whippet_held_events", &["table", "cause"], "Held events, by cause.");
+const IN_FLIGHT_EVENTS: Described = gauge("whippet_in_flight_events", &[], "Events read and not settled, of all tables.");
+const IN_FLIGHT_BYTES: Described = gauge("whippet_in_flight_bytes", &[], "Bytes of the events in flight, as the window counts them.");
+const CAPTURE_MODE: Described = gauge("whippet_capture_mode", &["table", "mode"], "1 for the mode in which a table is captured now.");
+const LEASES_HELD: Described = gauge("whippet_leases_held", &["table"], "Leases that this relay holds for a table.");
+const LAST_PUBLISH: Described = gauge("whippet_last_publish_timestamp_seconds", &["table"], "When Kafka last acknowledged an event of the table, since the Unix epoch.");
+const CONTEXT_DROPPED: Described = counter("whippet_context_dropped_total", &["table", "reason"], "Headers of rows that were dropped, by reason.");
+const CONFIG_LAST_RELOAD_SUCCESS: Described = gauge("whippet_config_last_reload_success", &[], "1 when the configuration in use is the one that was last read.");
+const BUILD_INFO: Described = gauge("whippet_build_info", &["version", "commit"], "Always 1.");
+const RESIDENT_BYTES: Described = gauge("whippet_resident_memory_bytes", &[], "Resident memory of this process (Linux, /proc/self/statm).");
+
+/// Every metric, in the order of the docs.
+pub const ALL: [Described; 20] = [
+    EVENTS_READ, EVENTS_PUBLISHED, PUBLISH_FAILURES, RETRIES, PUBLISH_DURATION, END_TO_END,
+    OLDEST_PENDING_AGE, PENDING_EVENTS, PARKED_KEYS, PARKED_EVENTS, HELD_EVENTS, IN_FLIGHT_EVENTS,
+    IN_FLIGHT_BYTES, CAPTURE_MODE, LEASES_HELD, LAST_PUBLISH, CONTEXT_DROPPED,
+    CONFIG_LAST_RELOAD_SUCCESS, BUILD_INFO, RESIDENT_BYTES,
+];
+
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Described {
+    Described { name, kind: "counter", labels, help }
+}
+
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Described {
+    Described { name, kind: "gauge", labels, help }
+}
+
+const fn histogram(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Described {
+    Described { name, kind: "histogram", labels, help }
+}
+
+impl Described {
+    fn opts(&self) -> Opts {
+        Opts::new(self.name, self.help)
+    }
+}
+
+/// Registers a collector that this file made: its name and labels are constants above.
+macro_rules! registered {
+    ($registry:expr, $collector:expr) => {{
+        let collector = $collector.expect("constant names and labels are valid");
+        $registry.register(Box::new(collector.clone())).expect("each name is registered once");
+        collector
+    }};
+}
+
+impl Metrics {
+    /// A registry of its own, so that tests beside each other do not meet.
+    pub fn new(tables: &[&str]) -> Metrics {
+        let registry = Registry::new();
+        let r = &registry;
+        let ints = |of: &Described| registered!(r, IntGaugeVec::new(of.opts(), of.labels));
+        let floats = |of: &Described| registered!(r, GaugeVec::new(of.opts(), of.labels));
+        let counters = |of: &Described| registered!(r, IntCounterVec::new(of.opts(), of.labels));
+        let buckets = |of: &Described| {
+            HistogramOpts::new(of.name, of.help).buckets(LATENCY_BUCKETS.to_vec())
+        };
+        let config = registered!(r, IntGauge::with_opts(CONFIG_LAST_RELOAD_SUCCESS.opts()));
+        config.set(1);
+        ints(&BUILD_INFO)
+            .with_label_values(&[env!("CARGO_PKG_VERSION"), option_env!("WHIPPET_COMMIT").unwrap_or("unknown")])
+            .set(1);
+        let metrics = Metrics {
+            events_read: counters(&EVENTS_READ),
+            events_published: counters(&EVENTS_PUBLISHED),
+            publish_failures: counters(&PUBLISH_FAILURES),
+            retries: counters(&RETRIES),
+            publish_duration: registered!(r, Histogram::with_opts(buckets(&PUBLISH_DURATION))),
+            end_to_end: registered!(r, HistogramVec::new(buckets(&END_TO_END), END_TO_END.labels)),
+            oldest_pending_age: floats(&OLDEST_PENDING_AGE),
+            pending_events: ints(&PENDING_EVENTS),
+            parked_keys: ints(&PARKED_KEYS),
+            parked_events: ints(&PARKED_EVENTS),
+            held_events: ints(&HELD_EVENTS),
+            in_flight_events: registered!(r, IntGauge::with_opts(IN_FLIGHT_EVENTS.opts())),
+            in_flight_bytes: registered!(r, IntGauge::with_opts(IN_FLIGHT_BYTES.opts())),
+            capture_mode: ints(&CAPTURE_MODE),
+            leases_held: ints(&LEASES_HELD),
+            last_publish: floats(&LAST_PUBLISH),
+            context_dropped: counters(&CONTEXT_DROPPED),
+            resident_bytes: registered!(r, Gauge::with_opts(RESIDENT_BYTES.opts())),
+            registry,
+        };
+        // A table shows from the start, with zeros: an absent series raises no alert.
+        for table in tables {
+            metrics.events_read(table);
+            metrics.capture_mode.with_label_values(&[table, "poll"]).set(1);
+            metrics.leases_held.with_label_values(&[table]).set(0);
+            metrics.oldest_pending_age.with_label_values(&[table]).set(0.0);
+            metrics.pending_events.with_label_values(&[table]).set(0);
+            metrics.end_to_end.with_label_values(&[table]);
+            metrics.parked(table, 0, 0);
+            for kind in ["transient", "rejected", "fatal"] {
+                metrics.publish_failures(table, kind);
+            }
+            metrics.retries(table, "transient");
+            metrics.retries(table, "source");
+        }
+        metrics
+    }
+
+    pub fn events_read(&self, table: &str) -> IntCounter {
+        self.events_read.with_label_values(&[table])
+    }
+
+    pub fn publish_failures(&self, table: &str, kind: &str) -> IntCounter {
+        self.publish_failures.with_label_values(&[table, kind])
+    }
+
+    pub fn retries(&self, table: &str, kind: &str) -> IntCounter {
+        self.retries.with_label_values(&[table, kind])
+    }
+
+    pub fn published(&self, table: &str, topic: &str) -> PublishedHandles {
+        PublishedHandles {
+            published: self.events_published.with_label_values(&[table, topic]),
+            publish_duration: self.publish_duration.clone(),
+            end_to_end: self.end_to_end.with_label_values(&[table]),
+            last_publish: self.last_publish.with_label_values(&[table]),
+        }
+    }
+
+    pub fn parked(&self, table: &str, keys: usize, events: u64) {
+        let events = i64::try_from(events).unwrap_or(i64::MAX);
+        self.parked_keys.with_label_values(&[table]).set(i64::try_from(keys).unwrap_or(i64::MAX));
+        self.parked_events.with_label_values(&[table]).set(events);
+        self.held_events.with_label_values(&[table, "parked"]).set(events);
+    }
+
+    pub fn leases(&self, table: &str, held: bool) {
+        self.leases_held.with_label_values(&[table]).set(i64::from(held));
+    }
+
+    pub fn count_dropped(&self, table: &str, dropped: &Dropped) {
+        for (reason, count) in dropped.counts() {
+            if count > 0 {
+                self.context_dropped.with_label_values(&[table, reason]).inc_by(u64::from(count));
+            }
+        }
+    }
+
+    /// The text exposition format, version 0.0.4.
+    pub fn text(&self) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("writing to memory does not fail");
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+/// docs/metrics.md.
+pub fn docs() -> String {
+    let mut text = String::from(
+        "# Metrics\n\nGenerated from `src/admin/metrics.rs` by `cargo test`; do not edit.\n\n\
+         | name | type | labels | meaning |\n| --- | --- | --- | --- |\n",
+    );
+    for metric in &ALL {
+        let labels = match metric.labels {
+            [] => "-".to_owned(),
+            labels => labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", "),
+        };
+        text.push_str(&format!("| `{}` | {} | {labels} | {} |\n", metric.name, metric.kind, metric.help));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_docs_are_those_of_this_file() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        if written != docs() {
+            std::fs::write(path, docs()).unwrap();
+            panic!("docs/metrics.md was stale; it is written anew: commit it");
+        }
+    }
+
+    #[test]
+    fn every_described_metric_is_exposed_and_no_other() {
+        let metrics = Metrics::new(&["outbox"]);
+        metrics.published("outbox", "orders").acknowledged(Some(Duration::ZERO), Some(3), 1);
+        metrics.context_dropped.with_label_values(&["outbox", "denied"]).inc();
+        let text = metrics.text();
+        let mut exposed: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let mut described: Vec<&str> = ALL.iter().map(|metric| metric.name).collect();
+        exposed.sort_unstable();
+        described.sort_unstable();
+        assert_eq!(exposed, described);
+    }
+}

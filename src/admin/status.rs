@@ -1,0 +1,208 @@
+//! What the relay says of itself: one board that the loops write on and the admin address reads.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::{
+    coordinate::Lease,
+    event::TableIx,
+    relay::Core,
+    source::database::Backlog,
+};
+
+/// A loop that has not turned for this long is stuck: `/livez` fails.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
+
+/// The answer of `/status`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    pub version: &'static str,
+    /// Names this process among its replicas.
+    pub replica: String,
+    /// `owner`, `standby` or `unreachable`.
+    pub role: &'static str,
+    pub last_source_error: Option<String>,
+    /// Kafka topics that cannot be written to now.
+    pub blocked_topics: Vec<String>,
+    pub tables: Vec<TableStatus>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct TableStatus {
+    pub name: String,
+    /// `starting`, `running`, `standby`, `failing` or `halted`.
+    pub state: &'static str,
+    pub capture: &'static str,
+    pub capture_reason: &'static str,
+    /// Rows that wait in the table, held ones apart; counted up to a cap.
+    pub pending: u64,
+    /// By the database's clock, in seconds.
+    pub oldest_pending_age_seconds: Option<f64>,
+    pub in_flight: u64,
+    pub parked_keys: u64,
+    pub parked_events: u64,
+    /// RFC 3339.
+    pub last_publish: Option<String>,
+    pub last_error: Option<String>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    status: Status,
+    reached: bool,
+    relay_turned: Instant,
+    source_turned: Vec<Instant>,
+    ready: Vec<bool>,
+    halted: Vec<bool>,
+}
+
+#[derive(Debug)]
+pub struct Board {
+    inner: Mutex<Inner>,
+}
+
+impl Board {
+    pub fn new(replica: String, tables: impl IntoIterator<Item = String>) -> Board {
+        let tables: Vec<TableStatus> = tables
+            .into_iter()
+            .map(|name| TableStatus {
+                name,
+                state: "starting",
+                capture: "poll",
+                capture_reason: "configured",
+                pending: 0,
+                oldest_pending_age_seconds: None,
+                in_flight: 0,
+                parked_keys: 0,
+                parked_events: 0,
+                last_publish: None,
+                last_error: None,
+            })
+            .collect();
+        let now = Instant::now();
+        Board {
+            inner: Mutex::new(Inner {
+                reached: false,
+                relay_turned: now,
+                source_turned: vec![now; tables.len()],
+                ready: vec![false; tables.len()],
+                halted: vec![false; tables.len()],
+                status: Status {
+                    version: env!("CARGO_PKG_VERSION"),
+                    replica,
+                    role: "unreachable",
+                    last_source_error: None,
+                    blocked_topics: Vec::new(),
+                    tables,
+                },
+            }),
+        }
+    }
+
+    pub fn status(&self) -> Status {
+        let inner = self.lock();
+        let mut status = inner.status.clone();
+        for (index, table) in status.tables.iter_mut().enumerate() {
+            table.state = match (status.role, inner.halted[index], inner.ready[index]) {
+                (_, true, _) => "halted",
+                ("standby", ..) => "standby",
+                ("owner", _, true) => "running",
+                (_, _, false) if table.last_error.is_some() => "failing",
+                ("unreachable", ..) if inner.reached => "failing",
+                _ => "starting",
+            };
+        }
+        status
+    }
+
+    /// Configuration good and database reached once.
+    pub fn is_ready(&self) -> bool {
+        self.lock().reached
+    }
+
+    /// The loops turn.
+    pub fn is_alive(&self) -> bool {
+        let inner = self.lock();
+        inner.relay_turned.elapsed() < STUCK_AFTER
+    }
+
+    pub fn standing_by(&self) -> bool {
+        self.lock().status.role == "standby"
+    }
+
+    pub fn relay_turned(&self, core: &Core) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        // Once a loop turn would be too often for what it costs.
+        if now.duration_since(inner.relay_turned) < Duration::from_millis(50) {
+            return;
+        }
+        inner.relay_turned = now;
+        inner.status.blocked_topics = core.blocked_topics();
+        for index in 0..inner.status.tables.len() {
+            let table = TableIx(index as u16);
+            inner.halted[index] = core.halted(table);
+            let status = &mut inner.status.tables[index];
+            status.in_flight = core.in_flight(table) as u64;
+            status.parked_keys = core.parked_keys(table) as u64;
+            status.parked_events = core.held_events(table);
+            if let Some(published) = core.last_publish_ms(table) {
+                status.last_publish = chrono::DateTime::from_timestamp_millis(published)
+                    .map(|time| time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));
+            }
+            if let Some(error) = core.last_error(table) {
+                status.last_error = Some(error.to_owned());
+            }
+        }
+    }
+
+    pub fn source_turned(&self, table: TableIx) {
+        self.lock().source_turned[table.0 as usize] = Instant::now();
+    }
+
+    pub fn source_reached(&self) {
+        let mut inner = self.lock();
+        inner.reached = true;
+        inner.status.last_source_error = None;
+    }
+
+    pub fn source_failed(&self, error: &str) {
+        self.lock().status.last_source_error = Some(error.to_owned());
+    }
+
+    pub fn lease(&self, lease: &Lease) {
+        let mut inner = self.lock();
+        inner.status.role = match (lease.epoch(), inner.reached, &inner.status.last_source_error) {
+            (Some(_), ..) => "owner",
+            (None, true, None) => "standby",
+            _ => "unreachable",
+        };
+    }
+
+    pub fn table_ready(&self, table: TableIx) {
+        let mut inner = self.lock();
+        inner.ready[table.0 as usize] = true;
+    }
+
+    pub fn table_failed(&self, table: TableIx, error: &str) {
+        let mut inner = self.lock();
+        inner.ready[table.0 as usize] = false;
+        inner.status.tables[table.0 as usize].last_error = Some(error.to_owned());
+    }
+
+    pub fn backlog(&self, table: TableIx, backlog: Backlog) {
+        let mut inner = self.lock();
+        let status = &mut inner.status.tables[table.0 as usize];
+        status.pending = backlog.rows;
+        status.oldest_pending_age_seconds = backlog.oldest_seconds;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

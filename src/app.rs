@@ -1,0 +1,311 @@
+//! From a configuration to a running relay: everything is built first, then spawned, and stopped in
+//! the order in which events flow.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    admin::{metrics::Metrics, server, server::Admin, status::Board},
+    config::{self, AfterPublish, Config, Jitter},
+    coordinate::{Keeper, Lease, report},
+    event::TableIx,
+    record::{Rules, Spec},
+    relay::{
+        Core, Left, Relay, Table,
+        retry::Policy,
+        window::{Room, Window},
+    },
+    sink,
+    source::{
+        Command, Feed, Source as _,
+        database::{Database, TableSpec},
+        polling::Poller,
+    },
+};
+
+/// Batches on their way from the sources to the relay; the window bounds what is in them.
+const BATCHES_ON_THE_WAY: usize = 8;
+/// How often the backlog of each table is measured.
+const BACKLOG_EVERY: Duration = Duration::from_secs(5);
+
+/// Everything that a relay is made of, and nothing running yet.
+pub struct App {
+    database: Database,
+    pollers: Vec<(Poller, Feed)>,
+    relay: Relay<sink::Kafka>,
+    keeper: Keeper,
+    admin: Option<(Admin, TcpListener)>,
+    specs: Vec<TableSpec>,
+    metrics: Arc<Metrics>,
+    board: Arc<Board>,
+    grace: Duration,
+}
+
+impl App {
+    pub async fn build(config: &Config) -> anyhow::Result<App> {
+        let replica = replica_name();
+        let names: Vec<&str> = config.tables.iter().map(|table| table.name.as_str()).collect();
+        let metrics = Arc::new(Metrics::new(&names));
+        let board = Arc::new(Board::new(replica.clone(), names.iter().map(|name| (*name).to_owned())));
+        let window = Window::new(Room {
+            events: config.limits.in_flight_events,
+            bytes: config.limits.in_flight_bytes,
+        });
+        let database = Database::new(&config.source)?;
+        let kafka = sink::Kafka::new(sink::Settings {
+            bootstrap_servers: config.kafka.bootstrap_servers.clone(),
+            linger: config.kafka.linger,
+            compression: config.kafka.compression.as_str().to_owned(),
+            in_flight_events: config.limits.in_flight_events,
+            properties: config.kafka.properties.clone().into_iter().collect(),
+        })
+        .context("kafka")?;
+        let (lease, leased) = watch::channel(Lease::Standby);
+        let (events, intake) = mpsc::channel(BATCHES_ON_THE_WAY);
+
+        let (mut tables, mut pollers, mut sources, mut specs) = (vec![], vec![], vec![], vec![]);
+        for (index, table) in config.tables.iter().enumerate() {
+            let retry = policy(&table.retry);
+            let rules = Rules::compile(&record_spec(table))
+                .with_context(|| format!("tables[{index}] ({})", table.name))?;
+            let spec = table_spec(table, &rules);
+            let (tell, commands) = mpsc::unbounded_channel::<Command>();
+            sources.push(tell);
+            let feed = Feed {
+                table: TableIx(u16::try_from(index).context("too many tables")?),
+                events: events.clone(),
+                commands,
+            };
+            let poller = Poller {
+                database: database.clone(),
+                spec: spec.clone(),
+                poll: table.poll.clone(),
+                retry,
+                window: window.clone(),
+                lease: leased.clone(),
+                board: board.clone(),
+                metrics: metrics.clone(),
+            };
+            pollers.push((poller, feed));
+            specs.push(spec);
+            tables.push(Arc::new(Table {
+                name: table.name.clone(),
+                rules,
+                order: table.order,
+                retry,
+                max_held: table.hold.max_events as u64,
+            }));
+        }
+        let relay = Relay {
+            core: Core::new(tables, window.clone(), metrics.clone()),
+            sink: Arc::new(kafka),
+            intake,
+            sources,
+            lease: leased,
+            board: board.clone(),
+            started: Instant::now(),
+        };
+        let keeper = Keeper {
+            database: database.clone(),
+            owner: replica,
+            length: config.replicas.lease,
+            lease,
+            board: board.clone(),
+        };
+        let admin = match config.admin.listen {
+            Some(listen) => {
+                let listener = server::bind(listen).await?;
+                let admin = Admin { board: board.clone(), metrics: metrics.clone(), window };
+                Some((admin, listener))
+            }
+            None => None,
+        };
+        let grace = config.shutdown.grace;
+        Ok(App { database, pollers, relay, keeper, admin, specs, metrics, board, grace })
+    }
+
+    /// The state as `/status` shows it.
+    pub fn board(&self) -> Arc<Board> {
+        self.board.clone()
+    }
+
+    /// Runs until `stop`. Returns what was left unfinished.
+    pub async fn run(self, stop: CancellationToken) -> Left {
+        let deadline = self.grace;
+        // Sources and lease outlive the relay: they record what it finishes while it drains.
+        let after_relay = CancellationToken::new();
+        let mut sources = JoinSet::new();
+        for (poller, feed) in self.pollers {
+            sources.spawn(poller.run(feed));
+        }
+        let mut helpers = JoinSet::new();
+        for (index, spec) in self.specs.into_iter().enumerate() {
+            helpers.spawn(watch_backlog(
+                self.database.clone(),
+                spec,
+                TableIx(index as u16),
+                self.relay.lease.clone(),
+                self.board.clone(),
+                self.metrics.clone(),
+                after_relay.clone(),
+            ));
+        }
+        if let Some((admin, listener)) = self.admin {
+            if let Ok(address) = listener.local_addr() {
+                info!(%address, "admin address is open");
+            }
+            helpers.spawn(admin.serve(listener, after_relay.clone()));
+        }
+        let release = CancellationToken::new();
+        let keeper = tokio::spawn(self.keeper.run(release.clone()));
+
+        let stopped_at = async {
+            stop.cancelled().await;
+            Instant::now()
+        };
+        let (left, stopped_at) = tokio::join!(self.relay.run(stop.clone(), deadline), stopped_at);
+        let remaining = deadline.saturating_sub(stopped_at.elapsed()).max(Duration::from_millis(500));
+        let recorded = tokio::time::timeout(remaining, async {
+            while sources.join_next().await.is_some() {}
+        });
+        if recorded.await.is_err() {
+            warn!("the sources did not finish within shutdown.grace; what they had not recorded is repeated");
+            sources.shutdown().await;
+        }
+        release.cancel();
+        if tokio::time::timeout(Duration::from_secs(2), keeper).await.is_err() {
+            warn!("could not release the lease in time; it runs out by itself");
+        }
+        after_relay.cancel();
+        if tokio::time::timeout(Duration::from_secs(1), async {
+            while helpers.join_next().await.is_some() {}
+        })
+        .await
+        .is_err()
+        {
+            helpers.shutdown().await;
+        }
+        left
+    }
+}
+
+/// Measures what waits in a table, apart from the poller: it has to show when the poller is stuck.
+async fn watch_backlog(
+    database: Database,
+    spec: TableSpec,
+    table: TableIx,
+    lease: watch::Receiver<Lease>,
+    board: Arc<Board>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    let mut outbox = None;
+    let mut tick = tokio::time::interval(BACKLOG_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        let owner = lease.borrow().epoch().is_some();
+        metrics.leases(&spec.name, owner);
+        if !owner {
+            continue;
+        }
+        let measured = async {
+            if outbox.is_none() {
+                outbox = Some(database.outbox(&spec).await?);
+            }
+            match &outbox {
+                Some(outbox) => outbox.backlog().await.map(Some),
+                None => Ok(None),
+            }
+        };
+        match measured.await {
+            Ok(Some(backlog)) => {
+                let oldest = backlog.oldest_seconds.unwrap_or(0.0);
+                metrics.pending_events.with_label_values(&[&spec.name])
+                    .set(i64::try_from(backlog.rows).unwrap_or(i64::MAX));
+                metrics.oldest_pending_age.with_label_values(&[&spec.name]).set(oldest);
+                board.backlog(table, backlog);
+            }
+            Ok(None) => {}
+            // The poller says what is wrong; this one only measures.
+            Err(error) => {
+                outbox = None;
+                tracing::debug!(table = spec.name, error = report(&error), "cannot measure the backlog");
+            }
+        }
+    }
+}
+
+fn policy(retry: &config::Retry) -> Policy {
+    Policy { initial: retry.initial, max: retry.max, jitter: retry.jitter == Jitter::Full }
+}
+
+fn record_spec(table: &config::Table) -> Spec {
+    let columns = &table.columns;
+    Spec {
+        id: columns.id.clone(),
+        topic: columns.topic.clone(),
+        key: columns.key.clone(),
+        kind: columns.kind.clone(),
+        payload: columns.payload.clone(),
+        headers: columns.headers.clone(),
+        partition: columns.partition.clone(),
+        version: columns.version.clone(),
+        tracing_span_context: columns.tracing_span_context.clone(),
+        topic_template: table.topic.clone(),
+        key_template: table.key.clone(),
+        headers_from: table.headers.from.clone(),
+        headers_static: table.headers.fixed.clone(),
+        allow: table.headers.allow.clone(),
+        deny: table.headers.deny.clone(),
+        headers_max_bytes: table.headers.max_bytes,
+        event_type_header: table.event_type_header,
+    }
+}
+
+fn table_spec(table: &config::Table, rules: &Rules) -> TableSpec {
+    let columns = &table.columns;
+    TableSpec {
+        name: table.name.clone(),
+        columns: rules.columns().to_vec(),
+        optional: rules
+            .columns()
+            .iter()
+            .chain(&columns.sequence)
+            .chain(&columns.published_at)
+            .filter(|name| !columns.required.contains(*name))
+            .cloned()
+            .collect(),
+        id: columns.id.clone(),
+        payload: columns.payload.clone(),
+        sequence: columns.sequence.clone(),
+        timestamps: columns.timestamp.iter().chain(&columns.created_at).cloned().collect(),
+        published_at: match table.after_publish {
+            AfterPublish::Mark => columns.published_at.clone(),
+            AfterPublish::Delete => None,
+        },
+        after_publish: table.after_publish,
+        max_payload: table.payload.max_bytes,
+    }
+}
+
+/// Pod and start: two starts of one pod are two owners.
+fn replica_name() -> String {
+    let host = std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| std::fs::read_to_string("/etc/hostname").ok())
+        .map_or_else(|| "whippet".to_owned(), |name| name.trim().to_owned());
+    format!("{host}-{}", &uuid::Uuid::new_v4().simple().to_string()[..8])
+}

@@ -1,0 +1,114 @@
+//! `run`, `validate` and `schema`.
+
+use std::path::Path;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+use super::{BAD_CONFIG, DONE, FAILED};
+use crate::{
+    app::App,
+    config::{self, Config, LogFormat},
+};
+
+pub fn run(path: &Path) -> u8 {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return BAD_CONFIG;
+        }
+    };
+    log(&config);
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return FAILED;
+        }
+    };
+    runtime.block_on(async {
+        let app = match App::build(&config).await {
+            Ok(app) => app,
+            Err(error) => {
+                error!(error = format!("{error:#}"), "cannot start");
+                return FAILED;
+            }
+        };
+        info!(version = env!("CARGO_PKG_VERSION"), tables = config.tables.len(), "whippet starts");
+        let stop = CancellationToken::new();
+        tokio::spawn(stop_on_signal(stop.clone()));
+        let left = app.run(stop).await;
+        info!(events = left.events, unanswered = left.unanswered, "{}", farewell(left.events));
+        DONE
+    })
+}
+
+fn farewell(left: usize) -> &'static str {
+    match left {
+        0 => "stopped; everything that was read is published and recorded",
+        _ => "stopped; what is left stays in the outbox and is read again at the next start",
+    }
+}
+
+pub fn validate(path: &Path) -> u8 {
+    match config::load(path) {
+        Ok(config) => {
+            for warning in &config.warnings {
+                eprintln!("warning: {warning}");
+            }
+            println!("{}: ok, {} table(s)", path.display(), config.tables.len());
+            DONE
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            BAD_CONFIG
+        }
+    }
+}
+
+pub fn schema() -> u8 {
+    println!("{:#}", config::schema());
+    DONE
+}
+
+/// Two workers: the relay's loop and its sources, beside librdkafka's own threads.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+/// Cancels on SIGTERM or SIGINT; a second one ends the process at once, which is safe.
+pub async fn stop_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        error!("cannot listen for signals");
+        return;
+    };
+    let name = tokio::select! {
+        _ = term.recv() => "SIGTERM",
+        _ = int.recv() => "SIGINT",
+    };
+    info!(signal = name, "stopping: no more is read, what is in flight is finished");
+    stop.cancel();
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    warn!("stopped at once by a second signal; what was in flight may be repeated");
+    std::process::exit(i32::from(FAILED));
+}
+
+fn log(config: &Config) {
+    let filter = EnvFilter::try_new(&config.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+    }
+}

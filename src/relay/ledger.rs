@@ -1,0 +1,198 @@
+//! What is in flight: every admitted event has an entry here until it is settled.
+//!
+//! Pure. The ledger owns one question: *is this event finished?* An entry that is forgotten (a new
+//! generation) was never settled, so its row is read again: the default outcome is "not delivered".
+
+use std::time::Duration;
+
+use slab::Slab;
+
+use super::lanes::Lane;
+use crate::{
+    event::{Place, TableIx},
+    sink::Ticket,
+};
+
+/// One admitted event.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub table: TableIx,
+    pub place: Place,
+    /// `None`: the event has no order (null key, or `order: none`).
+    pub lane: Option<Lane>,
+    /// Index of the topic it goes to; `None` where the topic could not be told.
+    pub topic: Option<u32>,
+    /// What the event counts for in the window, in bytes.
+    pub bytes: usize,
+    /// The record's timestamp, in milliseconds since the Unix epoch.
+    pub timestamp_ms: Option<i64>,
+    /// When it was handed to the sink, on the relay's monotonic clock; `None` before that.
+    pub sent_at: Option<Duration>,
+}
+
+#[derive(Debug, Default)]
+pub struct Ledger {
+    generation: u32,
+    entries: Slab<Entry>,
+    /// Entries that the sink has and has not reported on.
+    sent: usize,
+}
+
+impl Ledger {
+    pub fn admit(&mut self, entry: Entry) -> Ticket {
+        let slot = self.entries.insert(entry);
+        Ticket { generation: self.generation, slot: u32::try_from(slot).unwrap_or(u32::MAX) }
+    }
+
+    /// The entry of a ticket; `None` for one of an older generation, or one that is settled.
+    pub fn get(&self, ticket: Ticket) -> Option<&Entry> {
+        self.current(ticket).then(|| self.entries.get(ticket.slot as usize))?
+    }
+
+    /// Notes that the sink took the event.
+    pub fn sent(&mut self, ticket: Ticket, at: Duration) {
+        if self.current(ticket)
+            && let Some(entry) = self.entries.get_mut(ticket.slot as usize)
+            && entry.sent_at.replace(at).is_none()
+        {
+            self.sent += 1;
+        }
+    }
+
+    /// Notes that the sink reported a failure: it does not have the event any more.
+    pub fn returned(&mut self, ticket: Ticket) -> Option<&Entry> {
+        if !self.current(ticket) {
+            return None;
+        }
+        let entry = self.entries.get_mut(ticket.slot as usize)?;
+        if entry.sent_at.take().is_some() {
+            self.sent -= 1;
+        }
+        Some(entry)
+    }
+
+    /// Ends an event. `None` where the ticket means nothing (any more).
+    pub fn settle(&mut self, ticket: Ticket) -> Option<Entry> {
+        if !self.current(ticket) {
+            return None;
+        }
+        let entry = self.entries.try_remove(ticket.slot as usize)?;
+        if entry.sent_at.is_some() {
+            self.sent -= 1;
+        }
+        Some(entry)
+    }
+
+    /// Forgets everything: what was not settled is read again. Returns what was forgotten.
+    pub fn next_generation(&mut self) -> Vec<Entry> {
+        self.generation = self.generation.wrapping_add(1);
+        self.sent = 0;
+        self.entries.drain().collect()
+    }
+
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Events admitted and not settled.
+    pub fn open(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Events that the sink has.
+    pub fn in_sink(&self) -> usize {
+        self.sent
+    }
+
+    /// Whether the sink has an event of this lane. Walks the entries: for the rare trial only.
+    pub fn lane_is_in_sink(&self, lane: Lane) -> bool {
+        self.entries.iter().any(|(_, entry)| entry.lane == Some(lane) && entry.sent_at.is_some())
+    }
+
+    fn current(&self, ticket: Ticket) -> bool {
+        ticket.generation == self.generation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(n: i64) -> Entry {
+        Entry {
+            table: TableIx(0),
+            place: Place::Int(n),
+            lane: None,
+            topic: None,
+            bytes: 1,
+            timestamp_ms: None,
+            sent_at: None,
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Admit,
+        Send(usize),
+        Return(usize),
+        Settle(usize),
+        NextGeneration,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => Just(Step::Admit),
+            3 => (0..40usize).prop_map(Step::Send),
+            1 => (0..40usize).prop_map(Step::Return),
+            3 => (0..40usize).prop_map(Step::Settle),
+            1 => Just(Step::NextGeneration),
+        ];
+        proptest::collection::vec(step, 0..120)
+    }
+
+    proptest! {
+        /// The ledger against a map from every ticket ever given to the place it stands for.
+        #[test]
+        fn a_ticket_settles_once_and_only_in_its_generation(steps in steps()) {
+            let mut ledger = Ledger::default();
+            let mut all: Vec<Ticket> = Vec::new();
+            let mut open: BTreeMap<usize, bool> = BTreeMap::new();
+            for step in steps {
+                match step {
+                    Step::Admit => {
+                        open.insert(all.len(), false);
+                        all.push(ledger.admit(entry(all.len() as i64)));
+                    }
+                    Step::Send(n) if n < all.len() => {
+                        ledger.sent(all[n], Duration::ZERO);
+                        // A settled slot may be in use again, under another event's ticket.
+                        let holder = open.keys().find(|k| all[**k] == all[n]).copied();
+                        if let Some(holder) = holder { open.insert(holder, true); }
+                    }
+                    Step::Return(n) if n < all.len() => {
+                        let holder = open.keys().find(|k| all[**k] == all[n]).copied();
+                        prop_assert_eq!(ledger.returned(all[n]).is_some(), holder.is_some());
+                        if let Some(holder) = holder { open.insert(holder, false); }
+                    }
+                    Step::Settle(n) if n < all.len() => {
+                        let holder = open.keys().find(|k| all[**k] == all[n]).copied();
+                        let settled = ledger.settle(all[n]).map(|e| e.place);
+                        prop_assert_eq!(settled, holder.map(|h| Place::Int(h as i64)));
+                        if let Some(holder) = holder { open.remove(&holder); }
+                    }
+                    Step::NextGeneration => {
+                        prop_assert_eq!(ledger.next_generation().len(), open.len());
+                        open.clear();
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(ledger.open(), open.len());
+                prop_assert_eq!(ledger.in_sink(), open.values().filter(|sent| **sent).count());
+            }
+        }
+    }
+}

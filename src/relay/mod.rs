@@ -1,0 +1,163 @@
+//! The relay: one loop that owns all state. [`select`](Relay::run) picks what happened, a
+//! synchronous [`Core::apply`] changes state, and what has to happen outside is carried out after.
+//!
+//! `ledger` knows what is finished, `lanes` what may not overtake, `topics` which topic can be
+//! written to, `retry` what a failure means, `window` how much may be in flight.
+
+pub mod core;
+mod lanes;
+mod ledger;
+pub mod retry;
+mod topics;
+pub mod window;
+
+use std::{sync::Arc, time::Duration};
+
+use rdkafka::types::RDKafkaErrorCode;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+pub use self::core::{Action, Core, Effects, Table};
+use crate::{
+    admin::status::Board,
+    coordinate::Lease,
+    event::TableIx,
+    sink::{Sink, TopicFacts},
+    source::{Command, Yield},
+};
+
+/// How long one question about a topic may take.
+const LOOK_UP_WITHIN: Duration = Duration::from_secs(10);
+/// How often the status board is brought up to date while nothing happens.
+const BOARD_EVERY: Duration = Duration::from_millis(250);
+
+/// What was left when the relay stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Events read and not finished: they are read again at the next start.
+    pub events: usize,
+    /// Of these, sent to Kafka without an answer: they may be repeated.
+    pub unanswered: usize,
+}
+
+pub struct Relay<S> {
+    pub core: Core,
+    pub sink: Arc<S>,
+    pub intake: mpsc::Receiver<(TableIx, Yield)>,
+    /// One for each table. Dropped at the end, which tells the sources to finish.
+    pub sources: Vec<mpsc::UnboundedSender<Command>>,
+    pub lease: watch::Receiver<Lease>,
+    pub board: Arc<Board>,
+    /// The origin of the relay's monotonic clock.
+    pub started: Instant,
+}
+
+type LookUp = (String, Result<TopicFacts, RDKafkaErrorCode>);
+
+impl<S: Sink> Relay<S> {
+    /// Relays until `stop`, then finishes what is in flight, for `grace` at most.
+    pub async fn run(mut self, stop: CancellationToken, grace: Duration) -> Left {
+        let mut look_ups: JoinSet<LookUp> = JoinSet::new();
+        let mut rebuilds: JoinSet<Result<(), String>> = JoinSet::new();
+        let mut board_tick = tokio::time::interval(BOARD_EVERY);
+        board_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let first = Action::Lease(self.lease_until());
+        self.apply(first, &mut look_ups, &mut rebuilds);
+        let mut give_up: Option<Instant> = None;
+        loop {
+            if give_up.is_some() && (self.core.unanswered() == 0 || give_up <= Some(Instant::now())) {
+                break;
+            }
+            let due = self.core.next_due().map(|due| self.started + due);
+            let wake = [due, give_up].into_iter().flatten().min();
+            // Every branch only returns a value: cancelling the others loses nothing.
+            let action = tokio::select! {
+                biased;
+                // 1. The lease first: without it nothing may be sent.
+                Ok(()) = self.lease.changed() => Action::Lease(self.lease_until()),
+                // 2. What ended makes room.
+                reports = self.sink.reports() => Action::Reports(reports),
+                Some(done) = rebuilds.join_next() => {
+                    Action::Rebuilt(done.unwrap_or_else(|error| Err(error.to_string())))
+                }
+                Some(done) = look_ups.join_next() => match done {
+                    Ok((topic, result)) => Action::LookedUp { topic, result },
+                    Err(_) => Action::Due,
+                },
+                () = at(wake) => Action::Due,
+                () = stop.cancelled(), if give_up.is_none() => {
+                    give_up = Some(Instant::now() + grace);
+                    for source in &self.sources {
+                        source.send(Command::Stop).ok();
+                    }
+                    Action::Due
+                }
+                _ = board_tick.tick() => Action::Due,
+                // 3. New work last.
+                Some((table, yielded)) = self.intake.recv(), if self.core.wants_events() => {
+                    Action::FromSource(table, yielded)
+                }
+            };
+            self.apply(action, &mut look_ups, &mut rebuilds);
+        }
+        Left { events: self.core.open(), unanswered: self.core.unanswered() }
+    }
+
+    fn apply(
+        &mut self,
+        action: Action,
+        look_ups: &mut JoinSet<LookUp>,
+        rebuilds: &mut JoinSet<Result<(), String>>,
+    ) {
+        let wall_ms = chrono::Utc::now().timestamp_millis();
+        let effects = self.core.apply(action, self.started.elapsed(), wall_ms, &*self.sink);
+        // A source that has ended takes no commands; what it would record is read again.
+        for (table, places) in effects.settled {
+            self.tell(table, Command::Settled(places));
+        }
+        for (table, holds) in effects.holds {
+            self.tell(table, Command::Hold(holds));
+        }
+        for table in effects.halt {
+            self.tell(table, Command::Halt);
+        }
+        for topic in effects.look_up {
+            let asked = self.sink.look_up(topic.clone(), LOOK_UP_WITHIN);
+            look_ups.spawn(async move { (topic, asked.await) });
+        }
+        if effects.rebuild {
+            let sink = self.sink.clone();
+            rebuilds.spawn(async move { sink.rebuild().await.map_err(|error| error.to_string()) });
+        }
+        if let Some(generation) = effects.restart {
+            for source in &self.sources {
+                source.send(Command::Restart { generation }).ok();
+            }
+        }
+        self.board.relay_turned(&self.core);
+    }
+
+    fn tell(&self, table: TableIx, command: Command) {
+        self.sources[table.0 as usize].send(command).ok();
+    }
+
+    /// Until when we may send, on the relay's clock.
+    fn lease_until(&mut self) -> Option<Duration> {
+        match &*self.lease.borrow_and_update() {
+            Lease::Standby { .. } => None,
+            Lease::Owner { until, .. } => Some(until.saturating_duration_since(self.started)),
+        }
+    }
+}
+
+/// Sleeps until then; for ever without a time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

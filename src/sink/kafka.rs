@@ -1,0 +1,293 @@
+//! The Kafka sink: librdkafka, idempotent, and strict about order.
+//!
+//! Two producers (see [`Unit`]): the pipelined one carries everything; the careful one tries the
+//! suspects of a batch that the broker refused. Delivery reports come on librdkafka's own thread
+//! and wait in one list until the relay fetches them.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rdkafka::{
+    ClientConfig, ClientContext, Message,
+    admin::{AdminClient, AdminOptions, ResourceSpecifier},
+    client::DefaultClientContext,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    error::{KafkaError, RDKafkaErrorCode},
+    message::{DeliveryResult, Header, OwnedHeaders},
+    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+};
+use tokio::sync::Notify;
+use tracing::{debug, error, info, warn};
+
+use super::{Report, Sink, Ticket, TopicFacts, Unit};
+use crate::record::Record;
+
+/// What the producers are made from.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub bootstrap_servers: String,
+    pub linger: Duration,
+    pub compression: String,
+    /// The relay's window, in events; librdkafka's own queue is never the limit.
+    pub in_flight_events: usize,
+    /// librdkafka properties of the user; `config` has refused those that break a guarantee.
+    pub properties: Vec<(String, String)>,
+}
+
+impl Settings {
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        // Defaults that the user may change come first, then the user's, then what is ours.
+        config
+            .set("client.id", "whippet")
+            .set("socket.keepalive.enable", "true")
+            .set("reconnect.backoff.ms", "50")
+            .set("reconnect.backoff.max.ms", "2000")
+            .set("topic.metadata.refresh.interval.ms", "30000");
+        for (name, value) in &self.properties {
+            config.set(name, value);
+        }
+        config
+            .set("bootstrap.servers", &self.bootstrap_servers)
+            .set("allow.auto.create.topics", "false");
+        config
+    }
+
+    fn producer(&self) -> ClientConfig {
+        let mut config = self.client();
+        config
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            // A refused batch makes the producer fatal instead of leaving a gap that later
+            // records of the same key would pass through.
+            .set("enable.gapless.guarantee", "true")
+            // Keys land where Java producers put them.
+            .set("partitioner", "murmur2_random")
+            // An expired message would let later ones pass: never. The stall has its own alarm.
+            .set("message.timeout.ms", "0")
+            .set("compression.type", &self.compression)
+            .set("linger.ms", (self.linger.as_secs_f64() * 1e3).to_string())
+            .set("batch.num.messages", "10000")
+            .set("batch.size", "1000000")
+            // The topic's limit decides, not the client's: refused early by the relay, and by the
+            // broker where the limit changed since.
+            .set("message.max.bytes", "1000000000")
+            // The relay's window is the limit of what is queued, so this queue is never full.
+            .set("queue.buffering.max.messages", (2 * self.in_flight_events).max(10_000).to_string())
+            .set("queue.buffering.max.kbytes", "2097151");
+        config
+    }
+}
+
+/// Delivery reports on their way from librdkafka's thread to the relay.
+#[derive(Debug, Default)]
+struct Mailbox {
+    reports: Mutex<Vec<Report>>,
+    arrived: Notify,
+}
+
+impl Mailbox {
+    fn put(&self, report: Report) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.push(report);
+        // One wake-up for each batch that the relay takes, not for each report.
+        if reports.len() == 1 {
+            self.arrived.notify_one();
+        }
+    }
+
+    fn take(&self) -> Vec<Report> {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = reports.len();
+        std::mem::replace(&mut *reports, Vec::with_capacity(room))
+    }
+}
+
+struct Context {
+    mailbox: Arc<Mailbox>,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_librdkafka(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Fatal) => error!(%reason, "kafka producer failed for good"),
+            _ => warn!(%error, %reason, "kafka is in trouble; the client goes on trying"),
+        }
+    }
+}
+
+/// librdkafka's own log lines; its chatter about reconnecting is for debugging.
+fn log_librdkafka(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error => debug!(facility, message, "librdkafka error"),
+        _ => debug!(facility, message, "librdkafka"),
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let result = match result {
+            Ok(_) => Ok(()),
+            Err((error, message)) => {
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                debug!(topic = message.topic(), partition = message.partition(), ?code, "refused");
+                Err(code)
+            }
+        };
+        self.mailbox.put(Report { ticket: Ticket::from_opaque(opaque), result });
+    }
+}
+
+type Client = ThreadedProducer<Context>;
+
+struct Producers {
+    main: Client,
+    /// Made when the first suspect comes: most relays never need it.
+    suspects: Option<Client>,
+}
+
+pub struct Kafka {
+    settings: Settings,
+    mailbox: Arc<Mailbox>,
+    producers: Mutex<Producers>,
+    /// Metadata and topic limits; apart from the producers, so that a rebuild leaves it alone.
+    admin: Arc<AdminClient<DefaultClientContext>>,
+}
+
+impl Kafka {
+    /// Makes the producers. Connects in the background: a broker that is down is no error.
+    pub fn new(settings: Settings) -> Result<Kafka, KafkaError> {
+        let mailbox = Arc::new(Mailbox::default());
+        let main = producer(&settings, &mailbox)?;
+        let admin = Arc::new(settings.client().create()?);
+        Ok(Kafka {
+            settings,
+            mailbox,
+            producers: Mutex::new(Producers { main, suspects: None }),
+            admin,
+        })
+    }
+}
+
+fn producer(settings: &Settings, mailbox: &Arc<Mailbox>) -> Result<Client, KafkaError> {
+    let context = Context { mailbox: mailbox.clone() };
+    Client::from_config_and_context(&settings.producer(), context)
+}
+
+impl Sink for Kafka {
+    fn send(
+        &self,
+        unit: Unit,
+        ticket: Ticket,
+        record: &Record<'_>,
+    ) -> Result<(), RDKafkaErrorCode> {
+        let mut producers = self.producers.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = match unit {
+            Unit::Main => &producers.main,
+            Unit::Suspects => {
+                if producers.suspects.is_none() {
+                    let made = producer(&self.settings, &self.mailbox)
+                        .map_err(|error| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))?;
+                    producers.suspects = Some(made);
+                }
+                producers.suspects.as_ref().ok_or(RDKafkaErrorCode::Fail)?
+            }
+        };
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        for (name, value) in &record.headers {
+            headers = headers.insert(Header { key: name, value: value.as_deref() });
+        }
+        let mut message: BaseRecord<'_, [u8], [u8], usize> =
+            BaseRecord::with_opaque_to(&record.topic, ticket.to_opaque()).headers(headers);
+        message.key = record.key.as_deref();
+        message.payload = record.payload;
+        message.partition = record.partition;
+        message.timestamp = record.timestamp_ms;
+        client
+            .send(message)
+            .map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
+    }
+
+    async fn reports(&self) -> Vec<Report> {
+        loop {
+            let reports = self.mailbox.take();
+            if !reports.is_empty() {
+                return reports;
+            }
+            self.mailbox.arrived.notified().await;
+        }
+    }
+
+    async fn rebuild(&self) -> Result<(), KafkaError> {
+        let fresh = Producers { main: producer(&self.settings, &self.mailbox)?, suspects: None };
+        let old = {
+            let mut producers = self.producers.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *producers, fresh)
+        };
+        if let Some((code, reason)) = old.main.client().fatal_error() {
+            info!(?code, reason, "the producer that is thrown away had failed");
+        }
+        // Purging and closing waits for librdkafka's threads.
+        tokio::task::spawn_blocking(move || drop(old)).await.ok();
+        Ok(())
+    }
+
+    fn look_up(
+        &self,
+        topic: String,
+        within: Duration,
+    ) -> impl Future<Output = Result<TopicFacts, RDKafkaErrorCode>> + Send + 'static {
+        let admin = self.admin.clone();
+        async move {
+            let partitions = {
+                let (admin, topic) = (admin.clone(), topic.clone());
+                tokio::task::spawn_blocking(move || partition_count(&admin, &topic, within))
+                    .await
+                    .unwrap_or(Err(RDKafkaErrorCode::Fail))?
+            };
+            Ok(TopicFacts { partitions, max_message_bytes: limit(&admin, &topic, within).await })
+        }
+    }
+}
+
+fn partition_count(
+    admin: &AdminClient<DefaultClientContext>,
+    topic: &str,
+    within: Duration,
+) -> Result<i32, RDKafkaErrorCode> {
+    let metadata = admin
+        .inner()
+        .fetch_metadata(Some(topic), within)
+        .map_err(|error| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))?;
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+        return Err(RDKafkaErrorCode::UnknownTopicOrPartition);
+    };
+    match found.error() {
+        Some(error) => Err(error.into()),
+        None if found.partitions().is_empty() => Err(RDKafkaErrorCode::UnknownTopicOrPartition),
+        None => Ok(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)),
+    }
+}
+
+/// The topic's `max.message.bytes`; `None` where we may not ask or the broker does not know it.
+async fn limit(
+    admin: &AdminClient<DefaultClientContext>,
+    topic: &str,
+    within: Duration,
+) -> Option<usize> {
+    let options = AdminOptions::new().request_timeout(Some(within));
+    let answers = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await.ok()?;
+    let resource = answers.into_iter().next()?.ok()?;
+    resource.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+}

@@ -1,0 +1,123 @@
+//! Where records go. A sink takes records without waiting and reports on each of them later.
+//!
+//! The contract between the relay and a sink:
+//!
+//! - [`Sink::send`] never waits. Every ticket that it accepted gets exactly one [`Report`], unless
+//!   the sink is rebuilt first: then the reports of the older generation mean nothing.
+//! - Records of one partition that were accepted by one producer appear in the order in which they
+//!   were sent, without a gap: when one is refused by the broker, the producer dies (`Fatal`)
+//!   rather than let a later one pass. See docs/decisions/0003-never-overtake.md.
+//! - A sink knows no table and no database.
+
+pub mod classify;
+mod kafka;
+#[cfg(test)]
+pub mod memory;
+
+use std::{future::Future, time::Duration};
+
+use rdkafka::types::RDKafkaErrorCode;
+
+pub use self::kafka::{Kafka, Settings};
+use crate::record::Record;
+
+/// Names one attempt at one event: which generation of the producers sent it, and the ledger's slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    pub generation: u32,
+    pub slot: u32,
+}
+
+impl Ticket {
+    /// The ticket as the opaque word that librdkafka carries: no allocation for each record.
+    pub fn to_opaque(self) -> usize {
+        (self.generation as usize) << 32 | self.slot as usize
+    }
+
+    pub fn from_opaque(opaque: usize) -> Ticket {
+        Ticket { generation: (opaque >> 32) as u32, slot: opaque as u32 }
+    }
+}
+
+/// What became of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    pub ticket: Ticket,
+    pub result: Result<(), RDKafkaErrorCode>,
+}
+
+/// What the caller does next; chosen by `classify`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Try again: the cause lies outside the record and ends by itself or by an operator.
+    Transient,
+    /// This record never: it parks its key.
+    Rejected,
+    /// This producer never: it is rebuilt, and what it had not delivered is read again.
+    Fatal,
+}
+
+impl Kind {
+    /// The value of the metric label `kind`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Kind::Transient => "transient",
+            Kind::Rejected => "rejected",
+            Kind::Fatal => "fatal",
+        }
+    }
+}
+
+/// Which of the two producers sends: the pipelined one, or the careful one that has one record in
+/// flight at a time and tries the suspects of a refused batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Main,
+    Suspects,
+}
+
+/// What is known about a topic that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicFacts {
+    pub partitions: i32,
+    /// `max.message.bytes` of the topic, where the broker tells it to us, in bytes.
+    pub max_message_bytes: Option<usize>,
+}
+
+pub trait Sink: Send + Sync + 'static {
+    /// Hands a record over without waiting. An error means that it was not taken.
+    fn send(
+        &self,
+        unit: Unit,
+        ticket: Ticket,
+        record: &Record<'_>,
+    ) -> Result<(), RDKafkaErrorCode>;
+
+    /// The reports that came in; waits for at least one.
+    /// Cancel safe: reports stay where they are until this returns.
+    fn reports(&self) -> impl Future<Output = Vec<Report>> + Send;
+
+    /// Throws both producers away with everything that they have not delivered, and makes new
+    /// ones. What an old one had already sent may still land, as a repeat.
+    fn rebuild(&self) -> impl Future<Output = Result<(), rdkafka::error::KafkaError>> + Send;
+
+    /// Asks the broker whether a topic is there and what it takes.
+    fn look_up(
+        &self,
+        topic: String,
+        within: Duration,
+    ) -> impl Future<Output = Result<TopicFacts, RDKafkaErrorCode>> + Send + 'static;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_survives_the_opaque_word() {
+        for (generation, slot) in [(0, 0), (1, u32::MAX), (u32::MAX, 7)] {
+            let ticket = Ticket { generation, slot };
+            assert_eq!(Ticket::from_opaque(ticket.to_opaque()), ticket);
+        }
+    }
+}

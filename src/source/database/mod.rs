@@ -1,0 +1,287 @@
+//! The source database, as the poller and the lease keeper use it: one module for each dialect, the
+//! same methods. All SQL is made here, from identifiers that were checked against the catalogue and
+//! quoted.
+
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+pub mod ddl;
+
+use std::time::Duration;
+
+use crate::{
+    config::{self, AfterPublish, Dialect},
+    event::{Event, Place},
+    source::{Hold, RouteKey},
+};
+
+/// What went wrong with the database, and what the operator can do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Setup(String),
+    #[error("the lease was taken by another relay (epoch {0} is not ours any more)")]
+    Fenced(i64),
+    #[error("{doing}: {source}")]
+    Sql {
+        doing: &'static str,
+        #[source]
+        source: sqlx::Error,
+    },
+}
+
+impl Error {
+    fn sql(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
+        move |source| Error::Sql { doing, source }
+    }
+}
+
+/// What a table's poller needs of the table: names as configured, columns in `Row` order.
+#[derive(Clone, Debug)]
+pub struct TableSpec {
+    /// `schema.table` or `table`.
+    pub name: String,
+    /// The columns that an event's row holds, in order.
+    pub columns: Vec<String>,
+    /// Columns among them that may be absent from the table: they are read as NULL.
+    pub optional: Vec<String>,
+    pub id: String,
+    pub payload: String,
+    pub sequence: Option<String>,
+    /// The mapped timestamp, else the creation time; whichever of them the table has.
+    pub timestamps: Vec<String>,
+    pub published_at: Option<String>,
+    pub after_publish: AfterPublish,
+    /// A payload above this is not read, in bytes.
+    pub max_payload: usize,
+}
+
+/// How far a poller has read, for tables with an integer order column.
+///
+/// Everything visible up to `cursor` was handed over, is held or is settled, except rows that commit
+/// late; those can only appear above `low`: no open transaction holds a smaller number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    pub low: i64,
+    pub cursor: i64,
+}
+
+impl Reach {
+    pub const NOTHING: Reach = Reach { low: i64::MIN, cursor: i64::MIN };
+}
+
+/// What one read may bring.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub rows: usize,
+    /// A payload above this many bytes comes as its length only and is fetched on its own.
+    pub inline_bytes: usize,
+}
+
+/// A row as it was read.
+#[derive(Debug)]
+pub struct Found {
+    pub event: Event,
+    /// The payload's length, where it is not in the row yet.
+    pub deferred_bytes: Option<u64>,
+}
+
+/// The number of rows that wait and the age of the oldest, by the database's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Backlog {
+    /// Capped: see [`BACKLOG_CAP`].
+    pub rows: u64,
+    pub oldest_seconds: Option<f64>,
+}
+
+/// Counting every row of a large backlog costs more than the number is worth.
+pub const BACKLOG_CAP: u64 = 100_000;
+
+/// A lease as the database granted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The fencing number: grows with every new owner.
+    pub epoch: i64,
+}
+
+/// The name of the lease that covers the whole source; buckets will have their own.
+pub const LEASE_NAME: &str = "source";
+
+/// A database, by its dialect.
+#[derive(Clone, Debug)]
+pub enum Database {
+    #[cfg(feature = "postgres")]
+    Postgres(postgres::Postgres),
+    #[cfg(feature = "sqlite")]
+    Sqlite(sqlite::Sqlite),
+}
+
+/// One outbox table of a database.
+#[derive(Debug)]
+pub enum Outbox {
+    #[cfg(feature = "postgres")]
+    Postgres(postgres::Outbox),
+    #[cfg(feature = "sqlite")]
+    Sqlite(sqlite::Outbox),
+}
+
+macro_rules! each {
+    ($self:expr, $inner:ident => $call:expr) => {
+        match $self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres($inner) => $call,
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite($inner) => $call,
+        }
+    };
+}
+
+impl Database {
+    /// Prepares a pool; connects when it is used.
+    pub fn new(source: &config::Source) -> Result<Database, Error> {
+        match source.dialect() {
+            #[cfg(feature = "postgres")]
+            Dialect::Postgres => Ok(Database::Postgres(postgres::Postgres::new(source)?)),
+            #[cfg(feature = "sqlite")]
+            Dialect::Sqlite => Ok(Database::Sqlite(sqlite::Sqlite::new(source)?)),
+            #[expect(unreachable_patterns, reason = "reached in builds without a source's feature")]
+            other => Err(Error::Setup(format!("this build has no support for {other:?}"))),
+        }
+    }
+
+    /// Connects, and makes the relay's own tables where they are missing.
+    pub async fn install(&self) -> Result<(), Error> {
+        each!(self, db => db.install().await)
+    }
+
+    /// Takes the lease if it is free or ours, and starts it anew.
+    pub async fn lease(&self, owner: &str, length: Duration) -> Result<Option<Grant>, Error> {
+        each!(self, db => db.lease(owner, length).await)
+    }
+
+    /// Gives the lease up, so that the next owner need not wait.
+    pub async fn release(&self, owner: &str) -> Result<(), Error> {
+        each!(self, db => db.release(owner).await)
+    }
+
+    /// Checks the table against the catalogue and makes its statements.
+    pub async fn outbox(&self, spec: &TableSpec) -> Result<Outbox, Error> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Database::Postgres(db) => Ok(Outbox::Postgres(db.outbox(spec).await?)),
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite(db) => Ok(Outbox::Sqlite(db.outbox(spec).await?)),
+        }
+    }
+
+    /// Waits for a hint that rows were committed; for ever where the dialect has none.
+    pub async fn hint(&self, table: &str) {
+        match self {
+            #[cfg(feature = "postgres")]
+            Database::Postgres(db) => db.hint(table).await,
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Outbox {
+    /// Whether reads go by an integer cursor; else each read starts at the head.
+    pub fn has_cursor(&self) -> bool {
+        each!(self, outbox => outbox.has_cursor())
+    }
+
+    /// The parked keys and the number of held events.
+    pub async fn parked(&self) -> Result<(Vec<RouteKey>, u64), Error> {
+        each!(self, outbox => outbox.parked().await)
+    }
+
+    /// One read: one statement, one snapshot. `known` are the places that were handed over and are
+    /// not recorded (all of them, or those above `reach.low` where there is a cursor), and
+    /// `skip_held` says whether the table has held rows to leave out.
+    pub async fn read(
+        &self,
+        reach: Reach,
+        known: &[Place],
+        limits: Limits,
+        skip_held: bool,
+    ) -> Result<Vec<Found>, Error> {
+        each!(self, outbox => outbox.read(reach, known, limits, skip_held).await)
+    }
+
+    /// The payload of one row; `None` where the row is gone or its payload is NULL.
+    pub async fn payload(&self, place: &Place) -> Result<Option<Vec<u8>>, Error> {
+        each!(self, outbox => outbox.payload(place).await)
+    }
+
+    /// Deletes or marks settled rows, if the lease is still of this epoch.
+    pub async fn record(&self, places: &[Place], epoch: i64) -> Result<(), Error> {
+        each!(self, outbox => outbox.record(places, epoch).await)
+    }
+
+    /// Commits holds, if the lease is still of this epoch.
+    pub async fn hold(&self, holds: &[Hold], epoch: i64) -> Result<(), Error> {
+        each!(self, outbox => outbox.hold(holds, epoch).await)
+    }
+
+    /// The transactions that may still commit rows with numbers given out before now.
+    pub async fn writers(&self) -> Result<Vec<String>, Error> {
+        each!(self, outbox => outbox.writers().await)
+    }
+
+    /// What waits in the table, held rows apart.
+    pub async fn backlog(&self) -> Result<Backlog, Error> {
+        each!(self, outbox => outbox.backlog().await)
+    }
+}
+
+/// A double-quoted identifier, safe in any statement of both dialects.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `schema.table` or `table`, quoted part by part.
+fn quoted_table(name: &str) -> String {
+    name.split('.').map(quoted).collect::<Vec<_>>().join(".")
+}
+
+/// A string literal, for constants inside statements.
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// The error for columns that are configured and not there.
+fn missing_columns(table: &str, missing: &[&str], present: &[String]) -> Error {
+    let named = |name: &&str| match nearest(name, present) {
+        Some(near) => format!("{name:?} (did you mean {near:?}?)"),
+        None => format!("{name:?}"),
+    };
+    Error::Setup(format!(
+        "table {table} has no column {}; it has {}. Map the names under `columns`, or make the \
+         table with `whippet sql`",
+        missing.iter().map(named).collect::<Vec<_>>().join(", "),
+        present.join(", "),
+    ))
+}
+
+fn nearest<'a>(name: &str, present: &'a [String]) -> Option<&'a str> {
+    present
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate.as_str()))
+        .filter(|(score, _)| *score > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_and_literals_cannot_break_out() {
+        assert_eq!(quoted_table("public.outbox"), r#""public"."outbox""#);
+        assert_eq!(quoted(r#"a"; drop table x"#), r#""a""; drop table x""#);
+        assert_eq!(literal("it's"), "'it''s'");
+    }
+}

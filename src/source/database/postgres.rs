@@ -1,0 +1,599 @@
+//! PostgreSQL 14 to 18.
+
+use std::{path::PathBuf, str::FromStr, time::Duration};
+
+use sqlx::{
+    AssertSqlSafe, Row as _,
+    postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgRow, PgSslMode},
+};
+use futures_util::TryStreamExt as _;
+
+use super::{
+    BACKLOG_CAP, Backlog, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl, literal,
+    missing_columns, quoted, quoted_table,
+};
+use crate::{
+    config::{self, AfterPublish, TlsMode},
+    event::{Event, Place, Row},
+    source::{Hold, RouteKey},
+};
+
+/// Seconds from the Unix epoch to PostgreSQL's, 2000-01-01 (src/include/datatype/timestamp.h).
+const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
+
+#[derive(Clone, Debug)]
+pub struct Postgres {
+    pool: PgPool,
+    options: PgConnectOptions,
+    password_file: Option<PathBuf>,
+    schema: String,
+}
+
+impl Postgres {
+    pub fn new(source: &config::Source) -> Result<Postgres, Error> {
+        let mut options = PgConnectOptions::from_str(source.url.expose())
+            .map_err(|error| Error::Setup(format!("source.url: {error}")))?
+            .application_name("whippet")
+            .ssl_mode(match source.tls.mode {
+                TlsMode::Disable => PgSslMode::Disable,
+                TlsMode::Prefer => PgSslMode::Prefer,
+                TlsMode::Require => PgSslMode::Require,
+                TlsMode::VerifyCa => PgSslMode::VerifyCa,
+                TlsMode::VerifyFull => PgSslMode::VerifyFull,
+            });
+        if let Some(ca) = &source.tls.ca_file {
+            options = options.ssl_root_cert(ca);
+        }
+        if let Some(cert) = &source.tls.cert_file {
+            options = options.ssl_client_cert(cert);
+        }
+        if let Some(key) = &source.tls.key_file {
+            options = options.ssl_client_key(key);
+        }
+        let pool = PgPoolOptions::new()
+            .max_connections(source.max_connections)
+            .acquire_timeout(Duration::from_secs(10))
+            // A dead connection shows as an error of the statement, which is tried again anyway.
+            .test_before_acquire(false)
+            .connect_lazy_with(options.clone());
+        Ok(Postgres {
+            pool,
+            options,
+            password_file: source.password_file.clone(),
+            schema: source.relay_schema.clone(),
+        })
+    }
+
+    /// Makes the relay's own tables where they are missing. Called again after every failure, so
+    /// this is also where a rotated password is taken up.
+    pub async fn install(&self) -> Result<(), Error> {
+        if let Some(file) = &self.password_file {
+            let password = std::fs::read_to_string(file).map_err(|error| {
+                Error::Setup(format!("source.password_file {}: {error}", file.display()))
+            })?;
+            let password = password.trim_end_matches(['\r', '\n']);
+            self.pool.set_connect_options(self.options.clone().password(password));
+        }
+        let there: bool = sqlx::query_scalar(
+            "SELECT to_regclass(format('%I.leases', $1)) IS NOT NULL \
+             AND to_regclass(format('%I.holds', $1)) IS NOT NULL",
+        )
+        .bind(&self.schema)
+        .fetch_one(&self.pool)
+        .await
+        .map_err(Error::sql("connect to the source database"))?;
+        if there {
+            return Ok(());
+        }
+        for statement in ddl::relay_tables_postgres(&self.schema) {
+            sqlx::query(AssertSqlSafe(statement)).execute(&self.pool).await.map_err(|source| {
+                match source.as_database_error().and_then(|error| error.code()).as_deref() {
+                    // insufficient_privilege
+                    Some("42501") => Error::Setup(format!(
+                        "the relay's own tables are missing from schema {} and this role may not \
+                         make them ({source}): run the statements of `whippet sql` as the owner \
+                         of the database",
+                        self.schema
+                    )),
+                    _ => Error::Sql { doing: "make the relay's own tables", source },
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    pub async fn lease(&self, owner: &str, length: Duration) -> Result<Option<Grant>, Error> {
+        // One statement by the database's clock: free, expired or ours. The epoch grows with every
+        // change of owner, and with every new start of the same one after its lease ran out.
+        let sql = format!(
+            "INSERT INTO {schema}.leases AS l (name, owner, epoch, expires_at) \
+             VALUES ($1, $2, 1, clock_timestamp() + make_interval(secs => $3)) \
+             ON CONFLICT (name) DO UPDATE SET \
+               owner = excluded.owner, expires_at = excluded.expires_at, \
+               epoch = CASE WHEN l.owner = excluded.owner AND l.expires_at > clock_timestamp() \
+                       THEN l.epoch ELSE l.epoch + 1 END \
+             WHERE l.owner = excluded.owner OR l.expires_at <= clock_timestamp() \
+             RETURNING epoch",
+            schema = quoted(&self.schema)
+        );
+        let epoch: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(LEASE_NAME)
+            .bind(owner)
+            .bind(length.as_secs_f64())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(Error::sql("renew the lease"))?;
+        Ok(epoch.map(|epoch| Grant { epoch }))
+    }
+
+    pub async fn release(&self, owner: &str) -> Result<(), Error> {
+        let sql = format!(
+            "UPDATE {schema}.leases SET expires_at = clock_timestamp() \
+             WHERE name = $1 AND owner = $2",
+            schema = quoted(&self.schema)
+        );
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(LEASE_NAME)
+            .bind(owner)
+            .execute(&self.pool)
+            .await
+            .map_err(Error::sql("release the lease"))?;
+        Ok(())
+    }
+
+    /// Waits for a NOTIFY on the channel named like the table. Errors end as "no hint for a while":
+    /// polling goes on underneath.
+    pub async fn hint(&self, table: &str) {
+        let heard = async {
+            let mut listener = PgListener::connect_with(&self.pool).await?;
+            listener.listen(table).await?;
+            listener.recv().await
+        };
+        if heard.await.is_err() {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    }
+
+    pub async fn outbox(&self, spec: &TableSpec) -> Result<Outbox, Error> {
+        let table = quoted_table(&spec.name);
+        let oid: Option<i64> = sqlx::query_scalar("SELECT to_regclass($1)::oid::bigint")
+            .bind(&table)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(Error::sql("look for the table"))?;
+        let Some(oid) = oid else {
+            return Err(Error::Setup(format!(
+                "table {} does not exist, or this role cannot see its schema: make it with \
+                 `whippet sql`, or mend tables[].name",
+                spec.name
+            )));
+        };
+        let columns: Vec<(String, String)> = sqlx::query_as(
+            "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute \
+             WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        )
+        .bind(oid)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(Error::sql("read the table's columns"))?;
+        // The sequence's lock tells which transactions have taken a number; without a sequence of
+        // its own, the lock on the table tells which have inserted.
+        let sequence_oid: Option<i64> = match &spec.sequence {
+            Some(sequence) if columns.iter().any(|(name, _)| name == sequence) => {
+                sqlx::query_scalar("SELECT pg_get_serial_sequence($1, $2)::regclass::oid::bigint")
+                    .bind(&table)
+                    .bind(sequence)
+                    .fetch_one(&self.pool)
+                    .await
+                    .map_err(Error::sql("look for the table's sequence"))?
+            }
+            _ => None,
+        };
+        Outbox::new(self, spec, &columns, sequence_oid.unwrap_or(oid))
+    }
+}
+
+/// How the timestamp column comes over the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clock {
+    None,
+    /// `timestamptz` in binary: microseconds since 2000-01-01.
+    Timestamp,
+    /// An integer column: milliseconds since the Unix epoch.
+    Millis,
+}
+
+#[derive(Debug)]
+pub struct Outbox {
+    pool: PgPool,
+    name: String,
+    place_is_int: bool,
+    clock: Clock,
+    columns: usize,
+    payload_index: Option<usize>,
+    max_payload: u64,
+    lock_oid: i64,
+    sql: Sql,
+}
+
+/// The statements of one table.
+#[derive(Debug)]
+struct Sql {
+    read: String,
+    read_skipping_held: String,
+    payload: String,
+    record: String,
+    hold: String,
+    parked: String,
+    held: String,
+    writers: &'static str,
+    backlog: String,
+}
+
+impl Outbox {
+    fn new(
+        db: &Postgres,
+        spec: &TableSpec,
+        columns: &[(String, String)],
+        lock_oid: i64,
+    ) -> Result<Outbox, Error> {
+        let type_of = |name: &str| {
+            columns.iter().find(|(column, _)| column == name).map(|(_, kind)| kind.as_str())
+        };
+        let missing: Vec<&str> = spec
+            .columns
+            .iter()
+            .chain(spec.sequence.iter())
+            .chain(spec.published_at.iter())
+            .map(String::as_str)
+            .filter(|name| type_of(name).is_none() && !spec.optional.iter().any(|o| o == name))
+            .collect();
+        if !missing.is_empty() {
+            let present: Vec<String> = columns.iter().map(|(name, _)| name.clone()).collect();
+            return Err(missing_columns(&spec.name, &missing, &present));
+        }
+        let place = spec.sequence.as_ref().unwrap_or(&spec.id);
+        let place_type = type_of(place).unwrap_or("text").to_owned();
+        let place_is_int = matches!(place_type.as_str(), "bigint" | "integer" | "smallint");
+
+        let timestamp = spec.timestamps.iter().find(|name| type_of(name).is_some());
+        let (clock, timestamp) = match timestamp.map(|name| (type_of(name), quoted(name))) {
+            None => (Clock::None, "NULL::text".to_owned()),
+            Some((Some("bigint" | "integer"), name)) => (Clock::Millis, format!("o.{name}::bigint")),
+            Some((_, name)) => (Clock::Timestamp, format!("o.{name}::timestamptz")),
+        };
+
+        let select = |name: &String| match type_of(name) {
+            None => "NULL::text".to_owned(),
+            Some("bytea" | "text" | "character varying" | "json") => format!("o.{}", quoted(name)),
+            Some(_) => format!("o.{}::text", quoted(name)),
+        };
+        let payload = quoted(&spec.payload);
+        let length = match type_of(&spec.payload) {
+            Some("bytea" | "text" | "character varying") => format!("octet_length(o.{payload})"),
+            _ => format!("octet_length(o.{payload}::text)"),
+        };
+        let mut cells = Vec::new();
+        for name in &spec.columns {
+            let cell = select(name);
+            if *name == spec.payload {
+                // `$5`: the longest payload that comes along.
+                cells.push(format!("CASE WHEN {length} <= $5 THEN {cell} END"));
+            } else {
+                cells.push(cell);
+            }
+        }
+        let place_cell = if place_is_int {
+            format!("o.{}::bigint", quoted(place))
+        } else {
+            format!("o.{}::text", quoted(place))
+        };
+        let list = format!("{place_cell}, {timestamp}, {length}, {}", cells.join(", "));
+
+        let table = quoted_table(&spec.name);
+        let seq = quoted(place);
+        let pending = match (&spec.after_publish, &spec.published_at) {
+            (AfterPublish::Mark, Some(column)) => format!(" AND o.{} IS NULL", quoted(column)),
+            _ => String::new(),
+        };
+        let schema = quoted(&db.schema);
+        let name = literal(&spec.name);
+        let unheld = format!(
+            " AND NOT EXISTS (SELECT FROM {schema}.holds h \
+              WHERE h.table_name = {name} AND h.place = o.{seq}::text)"
+        );
+        let read = |unheld: &str| {
+            if place_is_int {
+                // Late commits first, then the tail: one statement, one snapshot. When the late rows
+                // alone fill the read, no row of the tail may come yet.
+                format!(
+                    "WITH late AS MATERIALIZED ( \
+                       SELECT o.{seq}::bigint AS seq FROM {table} o \
+                       WHERE o.{seq} > $1 AND o.{seq} <= $2{pending}{unheld} \
+                       EXCEPT SELECT unnest($3::bigint[]) \
+                       ORDER BY 1 LIMIT $4) \
+                     SELECT x.* FROM late, LATERAL ( \
+                       SELECT {list} FROM {table} o WHERE o.{seq} = late.seq LIMIT 1) x \
+                     UNION ALL \
+                     (SELECT {list} FROM {table} o \
+                      WHERE o.{seq} > $2{pending}{unheld} \
+                        AND (SELECT count(*) FROM late) < $4 \
+                      ORDER BY o.{seq} LIMIT $4)"
+                )
+            } else {
+                // No number to go by: every read starts at the head and leaves out what is known.
+                let order = match &spec.sequence {
+                    Some(_) => format!(" ORDER BY o.{seq}"),
+                    None => String::new(),
+                };
+                format!(
+                    "SELECT {list} FROM {table} o \
+                     WHERE $1::bigint IS NOT NULL AND $2::bigint IS NOT NULL \
+                       AND NOT (o.{seq} = ANY($3::text[]::{place_type}[])){pending}{unheld}{order} \
+                     LIMIT $4"
+                )
+            }
+        };
+        let places = if place_is_int {
+            "ANY($1::bigint[])".to_owned()
+        } else {
+            format!("ANY($1::text[]::{place_type}[])")
+        };
+        let fence = format!("(SELECT epoch FROM {schema}.leases WHERE name = {}) = $2", literal(LEASE_NAME));
+        let record = match (&spec.after_publish, &spec.published_at) {
+            (AfterPublish::Mark, Some(column)) => format!(
+                "UPDATE {table} o SET {} = now() WHERE o.{seq} = {places}{pending} AND {fence}",
+                quoted(column)
+            ),
+            _ => format!("DELETE FROM {table} o WHERE o.{seq} = {places} AND {fence}"),
+        };
+        let payload_place = if place_is_int { "$1::bigint" } else { "$1::text" };
+        let sql = Sql {
+            read: read(""),
+            read_skipping_held: read(&unheld),
+            payload: format!(
+                "SELECT {} FROM {table} o WHERE o.{seq} = {payload_place}::{place_type}",
+                select(&spec.payload)
+            ),
+            record,
+            hold: format!(
+                "INSERT INTO {schema}.holds \
+                   (table_name, place, event_id, topic, key, state, cause, reason, attempts) \
+                 SELECT {name}, p, i, t, k, 'parked', c, r, a FROM unnest( \
+                   $1::text[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::text[], $8::int[]) \
+                   AS held(p, i, t, k, c, r, a) \
+                 WHERE {fence} \
+                 ON CONFLICT (table_name, place) DO NOTHING"
+            ),
+            parked: format!(
+                "SELECT DISTINCT topic, key FROM {schema}.holds \
+                 WHERE table_name = {name} AND state = 'parked' AND topic <> ''"
+            ),
+            held: format!("SELECT count(*) FROM {schema}.holds WHERE table_name = {name}"),
+            writers: "SELECT DISTINCT virtualtransaction FROM pg_locks \
+                      WHERE locktype = 'relation' AND relation = $1::bigint::oid \
+                        AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+                        AND mode = 'RowExclusiveLock' AND pid IS DISTINCT FROM pg_backend_pid()",
+            backlog: format!(
+                "SELECT (SELECT count(*) FROM (SELECT FROM {table} o WHERE true{pending}{unheld} \
+                   LIMIT {BACKLOG_CAP}) waiting), \
+                 (SELECT extract(epoch FROM clock_timestamp() - {oldest})::float8 FROM {table} o \
+                   WHERE true{pending}{unheld} ORDER BY o.{seq} LIMIT 1)",
+                oldest = match clock {
+                    Clock::None => "NULL::timestamptz".to_owned(),
+                    Clock::Timestamp => timestamp.clone(),
+                    Clock::Millis => format!("to_timestamp({timestamp} / 1000.0)"),
+                }
+            ),
+        };
+        Ok(Outbox {
+            pool: db.pool.clone(),
+            name: spec.name.clone(),
+            place_is_int,
+            clock,
+            columns: spec.columns.len(),
+            payload_index: spec.columns.iter().position(|name| *name == spec.payload),
+            max_payload: spec.max_payload as u64,
+            lock_oid,
+            sql,
+        })
+    }
+
+    pub fn has_cursor(&self) -> bool {
+        self.place_is_int
+    }
+
+    pub async fn parked(&self) -> Result<(Vec<RouteKey>, u64), Error> {
+        let keys = sqlx::query_as(AssertSqlSafe(self.sql.parked.as_str()))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(Error::sql("read the parked keys"))?;
+        let held: i64 = sqlx::query_scalar(AssertSqlSafe(self.sql.held.as_str()))
+            .fetch_one(&self.pool)
+            .await
+            .map_err(Error::sql("count the held events"))?;
+        Ok((keys, held.unsigned_abs()))
+    }
+
+    pub async fn read(
+        &self,
+        reach: Reach,
+        known: &[Place],
+        limits: Limits,
+        skip_held: bool,
+    ) -> Result<Vec<Found>, Error> {
+        let sql = if skip_held { &self.sql.read_skipping_held } else { &self.sql.read };
+        let query = sqlx::query(AssertSqlSafe(sql.as_str())).bind(reach.low).bind(reach.cursor);
+        let query = match self.place_is_int {
+            true => query.bind(ints(known)),
+            false => query.bind(texts(known)),
+        };
+        let query = query
+            .bind(i64::try_from(limits.rows).unwrap_or(i64::MAX))
+            .bind(i32::try_from(limits.inline_bytes).unwrap_or(i32::MAX));
+        let mut found = Vec::new();
+        {
+            let mut rows = query.fetch(&self.pool);
+            while let Some(row) = rows.try_next().await.map_err(Error::sql("read the outbox"))? {
+                found.push(self.decode(&row).map_err(Error::sql("read the outbox"))?);
+            }
+        }
+        if self.place_is_int {
+            // The statement gives the late rows and the tail in order, one after the other.
+            found.sort_by(|a, b| a.event.place.cmp(&b.event.place));
+        }
+        Ok(found)
+    }
+
+    fn decode(&self, row: &PgRow) -> Result<Found, sqlx::Error> {
+        const FIXED: usize = 3;
+        let place = if self.place_is_int {
+            Place::Int(row.try_get(0)?)
+        } else {
+            Place::Text(row.try_get::<&str, _>(0)?.into())
+        };
+        let timestamp_ms = match self.clock {
+            Clock::None => None,
+            Clock::Millis => row.try_get(1)?,
+            Clock::Timestamp => bytes(row, 1)?.and_then(|raw| {
+                let micros = i64::from_be_bytes(raw.try_into().ok()?);
+                Some(micros.div_euclid(1000) + POSTGRES_EPOCH_SECONDS * 1000)
+            }),
+        };
+        let length: Option<i32> = row.try_get(2)?;
+        let mut size = 0;
+        for index in 0..self.columns {
+            size += bytes(row, FIXED + index)?.map_or(0, <[u8]>::len);
+        }
+        let mut cells = Row::with_capacity(self.columns, size);
+        let mut payload_came = true;
+        for index in 0..self.columns {
+            let cell = bytes(row, FIXED + index)?;
+            if Some(index) == self.payload_index {
+                payload_came = cell.is_some();
+            }
+            cells.push(cell);
+        }
+        let length = length.map(|length| u64::from(length.unsigned_abs()));
+        let missing = length.filter(|_| !payload_came);
+        Ok(Found {
+            event: Event {
+                place,
+                row: cells,
+                timestamp_ms,
+                unread_bytes: missing.filter(|bytes| *bytes > self.max_payload),
+            },
+            deferred_bytes: missing.filter(|bytes| *bytes <= self.max_payload),
+        })
+    }
+
+    pub async fn payload(&self, place: &Place) -> Result<Option<Vec<u8>>, Error> {
+        let query = sqlx::query(AssertSqlSafe(self.sql.payload.as_str()));
+        let query = match place {
+            Place::Int(n) => query.bind(*n),
+            Place::Text(text) => query.bind(&**text),
+        };
+        let row = query
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(Error::sql("read a large payload"))?;
+        match row {
+            None => Ok(None),
+            Some(row) => {
+                let cell = bytes(&row, 0).map_err(Error::sql("read a large payload"))?;
+                Ok(cell.map(<[u8]>::to_vec))
+            }
+        }
+    }
+
+    pub async fn record(&self, places: &[Place], epoch: i64) -> Result<(), Error> {
+        let query = sqlx::query(AssertSqlSafe(self.sql.record.as_str()));
+        let query = match self.place_is_int {
+            true => query.bind(ints(places)),
+            false => query.bind(texts(places)),
+        };
+        let done = query
+            .bind(epoch)
+            .execute(&self.pool)
+            .await
+            .map_err(Error::sql("record what was published"))?;
+        if done.rows_affected() == 0 && !places.is_empty() {
+            self.check_fence(epoch).await?;
+        }
+        Ok(())
+    }
+
+    pub async fn hold(&self, holds: &[Hold], epoch: i64) -> Result<(), Error> {
+        let done = sqlx::query(AssertSqlSafe(self.sql.hold.as_str()))
+            .bind(holds.iter().map(|hold| hold.place.to_string()).collect::<Vec<_>>())
+            .bind(epoch)
+            .bind(holds.iter().map(|hold| hold.event_id.clone()).collect::<Vec<_>>())
+            .bind(holds.iter().map(|hold| hold.topic.clone()).collect::<Vec<_>>())
+            .bind(holds.iter().map(|hold| hold.key.clone()).collect::<Vec<_>>())
+            .bind(holds.iter().map(|hold| hold.cause.to_owned()).collect::<Vec<_>>())
+            .bind(holds.iter().map(|hold| hold.reason.clone()).collect::<Vec<_>>())
+            .bind(holds.iter().map(|hold| hold.attempts.cast_signed()).collect::<Vec<_>>())
+            .execute(&self.pool)
+            .await
+            .map_err(Error::sql("hold events"))?;
+        if done.rows_affected() == 0 {
+            self.check_fence(epoch).await?;
+        }
+        Ok(())
+    }
+
+    /// Nothing was written: because the lease is not ours any more?
+    async fn check_fence(&self, epoch: i64) -> Result<(), Error> {
+        let schema = self.sql.held.split(" FROM ").nth(1).and_then(|rest| rest.split('.').next());
+        let sql = format!("SELECT epoch FROM {}.leases WHERE name = $1", schema.unwrap_or("whippet"));
+        let current: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(LEASE_NAME)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(Error::sql("check the lease"))?;
+        if current == Some(epoch) { Ok(()) } else { Err(Error::Fenced(epoch)) }
+    }
+
+    pub async fn writers(&self) -> Result<Vec<String>, Error> {
+        sqlx::query_scalar(self.sql.writers)
+            .bind(self.lock_oid)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(Error::sql("look for open transactions"))
+    }
+
+    pub async fn backlog(&self) -> Result<Backlog, Error> {
+        let (rows, oldest_seconds): (i64, Option<f64>) =
+            sqlx::query_as(AssertSqlSafe(self.sql.backlog.as_str()))
+                .fetch_one(&self.pool)
+                .await
+                .map_err(Error::sql("count what waits"))?;
+        Ok(Backlog { rows: rows.unsigned_abs(), oldest_seconds })
+    }
+
+    /// The table, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// A column's bytes as PostgreSQL sent them in binary: for bytea, text, varchar and json these are
+/// the value itself (src/backend/utils/adt: `byteasend`, `textsend`, `json_send`).
+fn bytes(row: &PgRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
+    let value = row.try_get_raw(index)?;
+    match sqlx::ValueRef::is_null(&value) {
+        true => Ok(None),
+        false => value.as_bytes().map(Some).map_err(sqlx::Error::Decode),
+    }
+}
+
+fn ints(places: &[Place]) -> Vec<i64> {
+    places.iter().filter_map(|place| match place {
+        Place::Int(n) => Some(*n),
+        Place::Text(_) => None,
+    }).collect()
+}
+
+fn texts(places: &[Place]) -> Vec<String> {
+    places.iter().map(Place::to_string).collect()
+}

@@ -1,0 +1,413 @@
+//! SQLite: for the demo, and for the ingest spool to come.
+//!
+//! Writers take turns, so a number from AUTOINCREMENT is also the commit order: no row appears below
+//! the cursor, and one connection at a time is enough.
+
+use std::{str::FromStr, time::Duration};
+
+use futures_util::TryStreamExt as _;
+use sqlx::{
+    AssertSqlSafe, Row as _, ValueRef as _,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow},
+};
+
+use super::{
+    BACKLOG_CAP, Backlog, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl, literal,
+    missing_columns, quoted,
+};
+use crate::{
+    config::{self, AfterPublish},
+    event::{Event, Place, Row},
+    source::{Hold, RouteKey},
+};
+
+#[derive(Clone, Debug)]
+pub struct Sqlite {
+    pool: SqlitePool,
+    prefix: String,
+}
+
+impl Sqlite {
+    pub fn new(source: &config::Source) -> Result<Sqlite, Error> {
+        let options = SqliteConnectOptions::from_str(source.url.expose())
+            .map_err(|error| Error::Setup(format!("source.url: {error}")))?
+            .journal_mode(SqliteJournalMode::Wal)
+            .busy_timeout(Duration::from_secs(5));
+        let pool = SqlitePoolOptions::new()
+            .max_connections(source.max_connections)
+            .connect_lazy_with(options);
+        Ok(Sqlite { pool, prefix: source.relay_schema.clone() })
+    }
+
+    pub async fn install(&self) -> Result<(), Error> {
+        for statement in ddl::relay_tables_sqlite(&self.prefix) {
+            sqlx::query(AssertSqlSafe(statement))
+                .execute(&self.pool)
+                .await
+                .map_err(Error::sql("make the relay's own tables"))?;
+        }
+        Ok(())
+    }
+
+    pub async fn lease(&self, owner: &str, length: Duration) -> Result<Option<Grant>, Error> {
+        // Seconds since the Unix epoch, with fractions: the database and the relay share one host.
+        let sql = format!(
+            "INSERT INTO {leases} AS l (name, owner, epoch, expires_at) \
+             VALUES (?1, ?2, 1, unixepoch('subsec') + ?3) \
+             ON CONFLICT (name) DO UPDATE SET \
+               epoch = CASE WHEN l.owner = excluded.owner AND l.expires_at > unixepoch('subsec') \
+                       THEN l.epoch ELSE l.epoch + 1 END, \
+               owner = excluded.owner, expires_at = excluded.expires_at \
+             WHERE l.owner = excluded.owner OR l.expires_at <= unixepoch('subsec') \
+             RETURNING epoch",
+            leases = self.own("leases")
+        );
+        let epoch: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(LEASE_NAME)
+            .bind(owner)
+            .bind(length.as_secs_f64())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(Error::sql("renew the lease"))?;
+        Ok(epoch.map(|epoch| Grant { epoch }))
+    }
+
+    pub async fn release(&self, owner: &str) -> Result<(), Error> {
+        let sql = format!(
+            "UPDATE {} SET expires_at = 0 WHERE name = ?1 AND owner = ?2",
+            self.own("leases")
+        );
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(LEASE_NAME)
+            .bind(owner)
+            .execute(&self.pool)
+            .await
+            .map_err(Error::sql("release the lease"))?;
+        Ok(())
+    }
+
+    pub async fn outbox(&self, spec: &TableSpec) -> Result<Outbox, Error> {
+        let columns: Vec<(String, String)> =
+            sqlx::query_as("SELECT name, upper(type) FROM pragma_table_info(?1)")
+                .bind(&spec.name)
+                .fetch_all(&self.pool)
+                .await
+                .map_err(Error::sql("read the table's columns"))?;
+        if columns.is_empty() {
+            return Err(Error::Setup(format!(
+                "table {} does not exist: make it with `whippet sql`, or mend tables[].name",
+                spec.name
+            )));
+        }
+        Outbox::new(self, spec, &columns)
+    }
+
+    fn own(&self, name: &str) -> String {
+        quoted(&format!("{}_{name}", self.prefix))
+    }
+}
+
+#[derive(Debug)]
+pub struct Outbox {
+    pool: SqlitePool,
+    place_is_int: bool,
+    timestamp_is_text: bool,
+    columns: usize,
+    payload_index: Option<usize>,
+    max_payload: u64,
+    read: String,
+    read_skipping_held: String,
+    payload: String,
+    record: String,
+    hold: String,
+    parked: String,
+    held: String,
+    epoch: String,
+    backlog: String,
+}
+
+impl Outbox {
+    fn new(db: &Sqlite, spec: &TableSpec, columns: &[(String, String)]) -> Result<Outbox, Error> {
+        let type_of = |name: &str| {
+            columns.iter().find(|(column, _)| column == name).map(|(_, kind)| kind.as_str())
+        };
+        let missing: Vec<&str> = spec
+            .columns
+            .iter()
+            .chain(spec.sequence.iter())
+            .chain(spec.published_at.iter())
+            .map(String::as_str)
+            .filter(|name| type_of(name).is_none() && !spec.optional.iter().any(|o| o == name))
+            .collect();
+        if !missing.is_empty() {
+            let present: Vec<String> = columns.iter().map(|(name, _)| name.clone()).collect();
+            return Err(missing_columns(&spec.name, &missing, &present));
+        }
+        let place = spec.sequence.as_ref().unwrap_or(&spec.id);
+        let place_is_int = type_of(place).is_some_and(|kind| kind.contains("INT"));
+        let timestamp = spec.timestamps.iter().find(|name| type_of(name).is_some());
+        let timestamp_is_text =
+            timestamp.is_some_and(|name| !type_of(name).is_some_and(|kind| kind.contains("INT")));
+
+        let table = quoted(&spec.name);
+        let seq = quoted(place);
+        let (holds, leases) = (db.own("holds"), db.own("leases"));
+        let name = literal(&spec.name);
+        let payload = quoted(&spec.payload);
+        let length = format!("length(CAST(o.{payload} AS BLOB))");
+        let cells: Vec<String> = spec
+            .columns
+            .iter()
+            .map(|column| match type_of(column) {
+                None => "NULL".to_owned(),
+                Some(_) => {
+                    // Text and blobs untouched; a number as its text.
+                    let cell = quoted(column);
+                    let cell = format!(
+                        "CASE typeof(o.{cell}) WHEN 'blob' THEN o.{cell} ELSE CAST(o.{cell} AS TEXT) END"
+                    );
+                    match *column == spec.payload {
+                        true => format!("CASE WHEN {length} <= ?4 THEN {cell} END"),
+                        false => cell,
+                    }
+                }
+            })
+            .collect();
+        let timestamp_cell = match timestamp {
+            None => "NULL".to_owned(),
+            Some(column) if timestamp_is_text => {
+                // ISO 8601 text, as CURRENT_TIMESTAMP writes it: UTC.
+                format!("CAST(round(unixepoch(o.{}, 'subsec') * 1000) AS INTEGER)", quoted(column))
+            }
+            Some(column) => format!("o.{}", quoted(column)),
+        };
+        let place_cell = match place_is_int {
+            true => format!("o.{seq}"),
+            false => format!("CAST(o.{seq} AS TEXT)"),
+        };
+        let pending = match (&spec.after_publish, &spec.published_at) {
+            (AfterPublish::Mark, Some(column)) => format!(" AND o.{} IS NULL", quoted(column)),
+            _ => String::new(),
+        };
+        let unheld = format!(
+            " AND NOT EXISTS (SELECT 1 FROM {holds} h \
+              WHERE h.table_name = {name} AND h.place = CAST(o.{seq} AS TEXT))"
+        );
+        let read = |unheld: &str| {
+            let list = format!("{place_cell}, {timestamp_cell}, {length}, {}", cells.join(", "));
+            // `?1`: the cursor. `?2`: what is known, as JSON, where there is no cursor.
+            let from = match place_is_int {
+                true => format!("o.{seq} > ?1 AND ?2 IS NOT NULL"),
+                false => format!("?1 IS NOT NULL AND CAST(o.{seq} AS TEXT) NOT IN (SELECT value FROM json_each(?2))"),
+            };
+            let order = if spec.sequence.is_some() { format!(" ORDER BY o.{seq}") } else { String::new() };
+            format!("SELECT {list} FROM {table} o WHERE {from}{pending}{unheld}{order} LIMIT ?3")
+        };
+        let places = match place_is_int {
+            true => "(SELECT value FROM json_each(?1))",
+            false => "(SELECT CAST(value AS TEXT) FROM json_each(?1))",
+        };
+        let matches = match place_is_int {
+            true => format!("{seq} IN {places}"),
+            false => format!("CAST({seq} AS TEXT) IN {places}"),
+        };
+        let fence = format!("(SELECT epoch FROM {leases} WHERE name = {}) = ?2", literal(LEASE_NAME));
+        let record = match (&spec.after_publish, &spec.published_at) {
+            (AfterPublish::Mark, Some(column)) => format!(
+                "UPDATE {table} SET {} = strftime('%Y-%m-%dT%H:%M:%fZ') WHERE {matches} AND {fence}",
+                quoted(column)
+            ),
+            _ => format!("DELETE FROM {table} WHERE {matches} AND {fence}"),
+        };
+        let age = match (timestamp, timestamp_is_text) {
+            (None, _) => "NULL".to_owned(),
+            (Some(_), _) => format!("unixepoch('subsec') - {timestamp_cell} / 1000.0"),
+        };
+        Ok(Outbox {
+            pool: db.pool.clone(),
+            place_is_int,
+            timestamp_is_text,
+            columns: spec.columns.len(),
+            payload_index: spec.columns.iter().position(|column| *column == spec.payload),
+            max_payload: spec.max_payload as u64,
+            read: read(""),
+            read_skipping_held: read(&unheld),
+            payload: format!("SELECT CAST(o.{payload} AS BLOB) FROM {table} o WHERE o.{seq} = ?1"),
+            record,
+            hold: format!(
+                "INSERT INTO {holds} (table_name, place, event_id, topic, key, state, cause, reason, attempts) \
+                 SELECT {name}, ?1, ?3, ?4, ?5, 'parked', ?6, ?7, ?8 WHERE {fence} \
+                 ON CONFLICT (table_name, place) DO NOTHING"
+            ),
+            parked: format!(
+                "SELECT DISTINCT topic, key FROM {holds} \
+                 WHERE table_name = {name} AND state = 'parked' AND topic <> ''"
+            ),
+            held: format!("SELECT count(*) FROM {holds} WHERE table_name = {name}"),
+            epoch: format!("SELECT epoch FROM {leases} WHERE name = {}", literal(LEASE_NAME)),
+            backlog: format!(
+                "SELECT (SELECT count(*) FROM (SELECT 1 FROM {table} o WHERE true{pending}{unheld} \
+                   LIMIT {BACKLOG_CAP})), \
+                 (SELECT {age} FROM {table} o WHERE true{pending}{unheld} ORDER BY o.{seq} LIMIT 1)"
+            ),
+        })
+    }
+
+    pub fn has_cursor(&self) -> bool {
+        self.place_is_int
+    }
+
+    pub async fn parked(&self) -> Result<(Vec<RouteKey>, u64), Error> {
+        let keys = sqlx::query_as(AssertSqlSafe(self.parked.as_str()))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(Error::sql("read the parked keys"))?;
+        let held: i64 = sqlx::query_scalar(AssertSqlSafe(self.held.as_str()))
+            .fetch_one(&self.pool)
+            .await
+            .map_err(Error::sql("count the held events"))?;
+        Ok((keys, held.unsigned_abs()))
+    }
+
+    pub async fn read(
+        &self,
+        reach: Reach,
+        known: &[Place],
+        limits: Limits,
+        skip_held: bool,
+    ) -> Result<Vec<Found>, Error> {
+        let sql = if skip_held { &self.read_skipping_held } else { &self.read };
+        let known = if self.place_is_int { "[]".to_owned() } else { json(known) };
+        let mut rows = sqlx::query(AssertSqlSafe(sql.as_str()))
+            .bind(reach.cursor)
+            .bind(known)
+            .bind(i64::try_from(limits.rows).unwrap_or(i64::MAX))
+            .bind(i64::try_from(limits.inline_bytes).unwrap_or(i64::MAX))
+            .fetch(&self.pool);
+        let mut found = Vec::new();
+        while let Some(row) = rows.try_next().await.map_err(Error::sql("read the outbox"))? {
+            found.push(self.decode(&row).map_err(Error::sql("read the outbox"))?);
+        }
+        Ok(found)
+    }
+
+    fn decode(&self, row: &SqliteRow) -> Result<Found, sqlx::Error> {
+        const FIXED: usize = 3;
+        let place = match self.place_is_int {
+            true => Place::Int(row.try_get(0)?),
+            false => Place::Text(row.try_get::<&str, _>(0)?.into()),
+        };
+        let length: Option<i64> = row.try_get(2)?;
+        let mut cells = Row::with_capacity(self.columns, 256);
+        let mut payload_came = true;
+        for index in 0..self.columns {
+            let null = row.try_get_raw(FIXED + index)?.is_null();
+            let cell: Option<&[u8]> = match null {
+                true => None,
+                // A text column decodes as bytes too, once its type is not checked.
+                false => Some(row.try_get_unchecked(FIXED + index)?),
+            };
+            if Some(index) == self.payload_index {
+                payload_came = !null;
+            }
+            cells.push(cell);
+        }
+        let missing = length.map(i64::unsigned_abs).filter(|_| !payload_came);
+        Ok(Found {
+            event: Event {
+                place,
+                row: cells,
+                timestamp_ms: row.try_get_unchecked(1)?,
+                unread_bytes: missing.filter(|bytes| *bytes > self.max_payload),
+            },
+            deferred_bytes: missing.filter(|bytes| *bytes <= self.max_payload),
+        })
+    }
+
+    pub async fn payload(&self, place: &Place) -> Result<Option<Vec<u8>>, Error> {
+        let query = sqlx::query_scalar(AssertSqlSafe(self.payload.as_str()));
+        let query = match place {
+            Place::Int(n) => query.bind(*n),
+            Place::Text(text) => query.bind(text.to_string()),
+        };
+        let payload: Option<Option<Vec<u8>>> = query
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(Error::sql("read a large payload"))?;
+        Ok(payload.flatten())
+    }
+
+    pub async fn record(&self, places: &[Place], epoch: i64) -> Result<(), Error> {
+        let done = sqlx::query(AssertSqlSafe(self.record.as_str()))
+            .bind(json(places))
+            .bind(epoch)
+            .execute(&self.pool)
+            .await
+            .map_err(Error::sql("record what was published"))?;
+        if done.rows_affected() == 0 && !places.is_empty() {
+            self.check_fence(epoch).await?;
+        }
+        Ok(())
+    }
+
+    pub async fn hold(&self, holds: &[Hold], epoch: i64) -> Result<(), Error> {
+        let mut transaction =
+            self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(Error::sql("hold events"))?;
+        let mut held = 0;
+        for hold in holds {
+            let done = sqlx::query(AssertSqlSafe(self.hold.as_str()))
+                .bind(hold.place.to_string())
+                .bind(epoch)
+                .bind(&hold.event_id)
+                .bind(&hold.topic)
+                .bind(&hold.key)
+                .bind(hold.cause)
+                .bind(&hold.reason)
+                .bind(hold.attempts)
+                .execute(&mut *transaction)
+                .await
+                .map_err(Error::sql("hold events"))?;
+            held += done.rows_affected();
+        }
+        transaction.commit().await.map_err(Error::sql("hold events"))?;
+        if held == 0 {
+            self.check_fence(epoch).await?;
+        }
+        Ok(())
+    }
+
+    async fn check_fence(&self, epoch: i64) -> Result<(), Error> {
+        let current: Option<i64> = sqlx::query_scalar(AssertSqlSafe(self.epoch.as_str()))
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(Error::sql("check the lease"))?;
+        if current == Some(epoch) { Ok(()) } else { Err(Error::Fenced(epoch)) }
+    }
+
+    /// Writers take turns: none can hold a number that is lower than one already committed.
+    #[expect(clippy::unused_async, reason = "the same shape as the other dialect's")]
+    pub async fn writers(&self) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
+
+    pub async fn backlog(&self) -> Result<Backlog, Error> {
+        let (rows, oldest_seconds): (i64, Option<f64>) =
+            sqlx::query_as(AssertSqlSafe(self.backlog.as_str()))
+                .fetch_one(&self.pool)
+                .await
+                .map_err(Error::sql("count what waits"))?;
+        Ok(Backlog { rows: rows.unsigned_abs(), oldest_seconds })
+    }
+}
+
+/// Places as a JSON array: SQLite takes no array parameters.
+fn json(places: &[Place]) -> String {
+    let values: Vec<serde_json::Value> = places
+        .iter()
+        .map(|place| match place {
+            Place::Int(n) => (*n).into(),
+            Place::Text(text) => (**text).into(),
+        })
+        .collect();
+    serde_json::Value::Array(values).to_string()
+}
