@@ -66,7 +66,7 @@ impl App {
             linger: config.kafka.linger,
             compression: config.kafka.compression.as_str().to_owned(),
             in_flight_events: config.limits.in_flight_events,
-            properties: config.kafka.properties.clone().into_iter().collect(),
+            properties: config.kafka.properties.clone(),
         })
         .context("kafka")?;
         let (lease, leased) = watch::channel(Lease::Standby);
@@ -271,7 +271,7 @@ fn record_spec(table: &config::Table) -> Spec {
         allow: table.headers.allow.clone(),
         deny: table.headers.deny.clone(),
         headers_max_bytes: table.headers.max_bytes,
-        event_type_header: table.event_type_header,
+        event_type_header: table.event_type_header(),
     }
 }
 

@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::{BAD_CONFIG, DONE, FAILED};
 use crate::{
     app::App,
-    config::{self, Config, LogFormat},
+    config::{self, Config, Level, LogFormat},
 };
 
 pub fn run(path: &Path) -> u8 {
@@ -105,7 +105,15 @@ pub async fn stop_on_signal(stop: CancellationToken) {
 }
 
 fn log(config: &Config) {
-    let filter = EnvFilter::try_new(&config.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let level = match config.log.level {
+        Level::Error => "error",
+        Level::Warn => "warn",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    };
+    // Libraries only when something is wrong with them.
+    let filter = EnvFilter::new(format!("error,whippet={level}"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log.format {
         LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::{error, info, warn};
 
 use super::{
-    lanes::{Gate, Lane, Lanes, Waiting},
+    lanes::{Gate, Lanes, Waiting},
     ledger::{Entry, Ledger},
     retry::{Decision, Policy, decide},
     topics::{State, Topics},
@@ -419,9 +419,9 @@ impl Core {
     fn failed_in_pipeline(&mut self, ticket: Ticket, code: Code, now: Duration) {
         let Some(entry) = self.ledger.returned(ticket) else { return };
         let (table, place, topic) = (entry.table, entry.place.clone(), entry.topic);
-        let name = &self.tables[table.0 as usize].name;
+        let rules = self.tables[table.0 as usize].clone();
         let kind = classify::classify(code);
-        self.metrics.publish_failures(name, kind.label()).inc();
+        self.metrics.publish_failures(&rules.name, kind.label()).inc();
         if classify::is_about_topic(code) {
             self.block_topic(topic, code, now);
         } else if kind == Kind::Rejected {
@@ -429,7 +429,7 @@ impl Core {
         }
         if self.phase == Phase::Running {
             warn!(
-                table = name.as_str(), place = %place, error = %code, kind = kind.label(),
+                table = rules.name.as_str(), place = %place, error = %code, kind = kind.label(),
                 "kafka did not take a record; the producer is rebuilt and what it had is read again"
             );
             self.phase = Phase::Failing { since: now };

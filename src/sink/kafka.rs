@@ -5,6 +5,7 @@
 //! and wait in one list until the relay fetches them.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,7 +23,7 @@ use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
 use super::{Report, Sink, Ticket, TopicFacts, Unit};
-use crate::record::Record;
+use crate::{config::Secret, record::Record};
 
 /// What the producers are made from.
 #[derive(Clone, Debug)]
@@ -33,7 +34,7 @@ pub struct Settings {
     /// The relay's window, in events; librdkafka's own queue is never the limit.
     pub in_flight_events: usize,
     /// librdkafka properties of the user; `config` has refused those that break a guarantee.
-    pub properties: Vec<(String, String)>,
+    pub properties: BTreeMap<String, Secret>,
 }
 
 impl Settings {
@@ -47,7 +48,7 @@ impl Settings {
             .set("reconnect.backoff.max.ms", "2000")
             .set("topic.metadata.refresh.interval.ms", "30000");
         for (name, value) in &self.properties {
-            config.set(name, value);
+            config.set(name, value.expose());
         }
         config
             .set("bootstrap.servers", &self.bootstrap_servers)

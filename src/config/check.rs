@@ -1,0 +1,167 @@
+//! What the schema cannot say: values that have to fit each other, and librdkafka's properties.
+
+use std::{collections::BTreeSet, path::Path, str::FromStr as _, time::Duration};
+
+use rdkafka::{ClientConfig, error::KafkaError};
+
+use super::{AfterPublish, Config, Dialect, Order, Source, Table, Wake, error::Problems};
+use crate::record::Template;
+
+pub(super) fn check(config: &Config, problems: &mut Problems) {
+    source(&config.source, problems);
+    kafka(config, problems);
+    let least = Duration::from_secs(1);
+    if config.replicas.lease < least {
+        problems.add("replicas.lease", "expected at least 1s: it is renewed several times in its length");
+    }
+    if config.limits.in_flight_bytes < 64 << 10 {
+        problems.add("limits.in_flight_bytes", "expected at least 64KiB");
+    }
+    let mut names = BTreeSet::new();
+    for (index, one) in config.tables.iter().enumerate() {
+        let path = format!("tables[{index}]");
+        if !names.insert(one.name.as_str()) {
+            problems.add(&format!("{path}.name"), format!("table {} is there twice", one.name));
+        }
+        table(one, config.source.dialect(), &path, problems);
+    }
+}
+
+fn source(source: &Source, problems: &mut Problems) {
+    let url = source.url.expose();
+    match url.split_once(':').map(|(scheme, _)| scheme) {
+        Some("postgres" | "postgresql") if cfg!(feature = "postgres") => {
+            #[cfg(feature = "postgres")]
+            if sqlx::postgres::PgConnectOptions::from_str(url).is_err() {
+                problems.add("source.url", "not a URL such as postgres://user@host:5432/database");
+            }
+        }
+        Some("sqlite") if cfg!(feature = "sqlite") => {
+            if url.contains(":memory:") || url.contains("mode=memory") {
+                problems.add("source.url", "a database in memory belongs to one connection: name a file");
+            }
+            #[cfg(feature = "sqlite")]
+            if sqlx::sqlite::SqliteConnectOptions::from_str(url).is_err() {
+                problems.add("source.url", "not a URL such as sqlite:///var/lib/app/shop.db");
+            }
+        }
+        Some("mysql" | "mariadb") => {
+            problems.add("source.url", "MySQL and MariaDB are still to come; expected postgres:// or sqlite://");
+        }
+        _ => problems.add("source.url", "expected postgres://user@host:5432/database or sqlite://path/to/file.db"),
+    }
+    for (key, file) in [
+        ("source.password_file", &source.password_file),
+        ("source.tls.ca_file", &source.tls.ca_file),
+        ("source.tls.cert_file", &source.tls.cert_file),
+        ("source.tls.key_file", &source.tls.key_file),
+    ] {
+        if let Some(file) = file
+            && !Path::new(file).is_file()
+        {
+            problems.warn(key, &format!("there is no file {} (yet)", file.display()));
+        }
+    }
+    if source.tls.cert_file.is_some() != source.tls.key_file.is_some() {
+        problems.add("source.tls", "cert_file and key_file belong together");
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if source.relay_schema.is_empty() || !source.relay_schema.chars().all(plain) {
+        problems.add("source.relay_schema", "expected letters, digits and _");
+    }
+}
+
+/// librdkafka properties that are Whippet's business: name, the values that change nothing, and why
+/// the others are refused.
+const OURS: [(&str, &[&str], &str); 21] = [
+    ("bootstrap.servers", &[], "set kafka.bootstrap_servers"),
+    ("metadata.broker.list", &[], "set kafka.bootstrap_servers"),
+    ("linger.ms", &[], "set kafka.linger"),
+    ("queue.buffering.max.ms", &[], "set kafka.linger"),
+    ("compression.type", &[], "set kafka.compression"),
+    ("compression.codec", &[], "set kafka.compression"),
+    ("acks", &["all", "-1"], "fewer acknowledgements lose events"),
+    ("request.required.acks", &["all", "-1"], "fewer acknowledgements lose events"),
+    ("enable.idempotence", &["true"], "without it a retry reorders events"),
+    ("enable.gapless.guarantee", &["true"], "without it later events of a key pass a failed one"),
+    ("max.in.flight", &["1", "2", "3", "4", "5"], "more than 5 reorder events"),
+    ("max.in.flight.requests.per.connection", &["1", "2", "3", "4", "5"], "more than 5 reorder events"),
+    ("message.timeout.ms", &["0"], "an expired event would let later ones pass"),
+    ("delivery.timeout.ms", &["0"], "an expired event would let later ones pass"),
+    ("message.send.max.retries", &["2147483647"], "retries never end"),
+    ("retries", &["2147483647"], "retries never end"),
+    ("partitioner", &["murmur2_random"], "keys have to land where Java producers put them"),
+    ("transactional.id", &[], "exactly-once delivery is still to come"),
+    ("queuing.strategy", &["fifo"], "it reorders events"),
+    ("delivery.report.only.error", &["false"], "without reports nothing is ever settled"),
+    ("allow.auto.create.topics", &["false"], "a topic is never created by accident"),
+];
+
+fn kafka(config: &Config, problems: &mut Problems) {
+    if config.kafka.bootstrap_servers.trim().is_empty() {
+        problems.add("kafka.bootstrap_servers", "expected host:port, comma-separated");
+    }
+    for (name, value) in &config.kafka.properties {
+        let path = format!("kafka.properties.{name}");
+        let ours = OURS.iter().find(|(ours, ..)| ours == name);
+        match ours {
+            Some((_, [], why)) => problems.add_key(&path, format!("refused: {why}")),
+            Some((_, fine, why)) if !fine.contains(&value.expose()) => {
+                problems.add(&path, format!("refused: {why}; leave it out"));
+            }
+            Some(_) => {}
+            None => {
+                // librdkafka checks name and value one by one, without connecting.
+                let mut client = ClientConfig::new();
+                client.set(name, value.expose());
+                if let Err(KafkaError::ClientConfig(_, why, ..)) = client.create_native_config() {
+                    // Its sentences may repeat the value, which may be a secret.
+                    let why = why.replace(value.expose(), "…");
+                    problems.add_key(&path, format!("librdkafka says: {why}"));
+                }
+            }
+        }
+    }
+}
+
+fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
+    let at = |key: &str| format!("{path}.{key}");
+    let parts: Vec<&str> = table.name.split('.').collect();
+    let most = if dialect == Dialect::Sqlite { 1 } else { 2 };
+    if parts.len() > most || parts.iter().any(|part| part.trim().is_empty()) {
+        let shape = if most == 1 { "table" } else { "table or schema.table" };
+        problems.add(&at("name"), format!("expected {shape}"));
+    }
+    for (key, template) in [("topic", &table.topic), ("key", &table.key)] {
+        if let Some(source) = template
+            && let Err(error) = Template::parse(source)
+        {
+            problems.add(&at(key), format!("not a template: {error}"));
+        }
+    }
+    if table.topic.is_none() && table.columns.topic.is_none() {
+        problems.missing(&at("topic"), "a template such as orders.{aggregatetype}, or columns.topic");
+    }
+    if table.after_publish == AfterPublish::Mark && table.columns.published_at.is_none() {
+        problems.missing(&at("columns.published_at"), "the column that after_publish: mark sets");
+    }
+    if table.poll.min_interval > table.poll.max_interval {
+        problems.add(&at("poll.min_interval"), "longer than poll.max_interval");
+    }
+    if table.poll.max_interval.is_zero() {
+        problems.add(&at("poll.max_interval"), "a pause of nothing would keep the database busy for nothing");
+    }
+    if table.poll.wake == Wake::Notify && dialect == Dialect::Sqlite {
+        problems.add(&at("poll.wake"), "notify needs PostgreSQL");
+    }
+    if table.retry.initial > table.retry.max {
+        problems.add(&at("retry.initial"), "longer than retry.max");
+    }
+    // An array of bytes in one message of the database: 1 GiB is PostgreSQL's limit for a value.
+    if table.payload.max_bytes > 1 << 30 {
+        problems.add(&at("payload.max_bytes"), "expected at most 1GiB");
+    }
+    if table.order == Order::Table && (table.key.is_some() || table.columns.key.is_some()) {
+        problems.warn(&at("order"), "order: table is seen as such on a topic of one partition only");
+    }
+}

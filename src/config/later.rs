@@ -1,0 +1,161 @@
+//! Keys of the contract whose feature is still to come. One that asks for nothing (its default) is
+//! accepted; any other value is refused with a sentence, never ignored.
+
+use serde_json::{Value, json};
+
+use super::error::{Problems, join};
+
+/// Path (`[]` for every element), the value that asks for nothing, and what is missing.
+const KEYS: [(&str, &str, &str); 30] = [
+    ("source.stream", "", STREAM),
+    ("kafka.delivery", "at_least_once", EXACTLY_ONCE),
+    ("kafka.eos_units", "4", EXACTLY_ONCE),
+    ("kafka.position_topic", "whippet.positions", EXACTLY_ONCE),
+    ("kafka.create_topics", "", "creating topics is still to come: create them before the relay starts"),
+    ("object_store", "", "the object store is still to come"),
+    ("replicas.mode", "auto", "one relay owns a source and others stand by; nothing else can be chosen yet"),
+    ("replicas.buckets", "64", "sharing the work among replicas is still to come: one owns the source, others stand by"),
+    ("admin.token_file", "", "the verbs that change something are still to come: the admin address only reads"),
+    ("log.context", "", "context headers in log lines are still to come"),
+    ("telemetry", "", "traces are still to come"),
+    ("ingest", "", "ingest is still to come"),
+    ("tables[].capture", "poll", STREAM),
+    ("tables[].rows", "stay", STREAM),
+    ("tables[].columns.tx", "", "after_publish: keep is still to come"),
+    ("tables[].headers.blob", "", "one header that carries them all is still to come"),
+    ("tables[].payload.content_type", "application/json", "content types are still to come"),
+    ("tables[].payload.encode.codec", "none", "encoding payloads is still to come"),
+    ("tables[].payload.encode.above", "64KiB", "encoding payloads is still to come"),
+    ("tables[].payload.inline_max", "auto", "the topic's own limit decides; another is still to come"),
+    ("tables[].payload.oversize", "park", "claim checks, chunks and dead letters are still to come: an oversize event is parked"),
+    ("tables[].payload.reference", "", "claim checks are still to come"),
+    ("tables[].payload.chunk", "", "chunks are still to come"),
+    ("tables[].on_failure", "park", "an event that can never be published is parked; dead letters and halting are still to come"),
+    ("tables[].dead_letter", "", "dead letters are still to come"),
+    ("tables[].retry.give_up_after", "never", "giving up is still to come: retries never end"),
+    ("tables[].retention.published", "never", "retention is still to come"),
+    ("tables[].envelope", "none", "CloudEvents are still to come"),
+    ("tables[].after_publish", KEEP, "keep is still to come: choose delete or mark"),
+    ("tables[].name", MESSAGE, "logical messages are still to come: name a table"),
+];
+
+const STREAM: &str = "streaming the log is still to come: tables are polled";
+const EXACTLY_ONCE: &str = "exactly-once delivery is still to come: delivery is at_least_once";
+/// These two keys are there; only one value of theirs is still to come.
+const KEEP: &str = "not keep";
+const MESSAGE: &str = "not message:";
+
+/// Takes the keys to come out of the tree, and reports those that ask for something.
+pub(super) fn refuse(tree: &mut Value, problems: &mut Problems) {
+    for (pattern, nothing, sentence) in KEYS {
+        visit(tree, pattern, String::new(), &mut |parent, key, path| {
+            let text = parent[key].as_str().unwrap_or_default();
+            let refused = match nothing {
+                KEEP => text == "keep",
+                MESSAGE => text.starts_with("message:"),
+                _ => !asks_for_nothing(&parent[key], nothing),
+            };
+            if refused {
+                problems.add_key(path, sentence);
+            }
+            if let Value::Object(parent) = parent
+                && (refused || !matches!(nothing, KEEP | MESSAGE))
+            {
+                // A name or an `after_publish` that was reported is replaced by a harmless one, so
+                // that the rest is checked too.
+                match nothing {
+                    KEEP => parent.insert(key.to_owned(), "delete".into()),
+                    MESSAGE => parent.insert(key.to_owned(), "outbox".into()),
+                    _ => parent.shift_remove(key),
+                };
+            }
+        });
+    }
+    // What is left of a mapping all of whose keys are still to come.
+    for pattern in ["tables[].payload.encode", "tables[].retention"] {
+        visit(tree, pattern, String::new(), &mut |parent, key, _| {
+            if let Value::Object(parent) = parent
+                && parent[key].as_object().is_none_or(serde_json::Map::is_empty)
+            {
+                parent.shift_remove(key);
+            }
+        });
+    }
+}
+
+fn asks_for_nothing(value: &Value, nothing: &str) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::String(text) => text == nothing && !nothing.is_empty(),
+        _ => false,
+    }
+}
+
+/// Calls `found` with the parent, the key and the path of every place that `pattern` matches.
+fn visit(tree: &mut Value, pattern: &str, at: String, found: &mut dyn FnMut(&mut Value, &str, &str)) {
+    let Some((level, rest)) = pattern.split_once('.') else {
+        if tree.get(pattern).is_some() {
+            found(tree, pattern, &join(&at, pattern));
+        }
+        return;
+    };
+    match level.strip_suffix("[]") {
+        None => {
+            if let Some(child) = tree.get_mut(level) {
+                visit(child, rest, join(&at, level), found);
+            }
+        }
+        Some(list) => {
+            let Some(Value::Array(items)) = tree.get_mut(list) else { return };
+            for (index, item) in items.iter_mut().enumerate() {
+                visit(item, rest, format!("{}[{index}]", join(&at, list)), found);
+            }
+        }
+    }
+}
+
+/// The schema, for editors, with the keys that only their default can be given to.
+pub(super) fn with_keys_to_come(mut schema: Value) -> Value {
+    for (pattern, nothing, sentence) in KEYS {
+        if matches!(nothing, KEEP | MESSAGE) {
+            continue;
+        }
+        let mut node = &mut schema;
+        let mut levels = pattern.split('.').peekable();
+        while let Some(level) = levels.next() {
+            let name = level.trim_end_matches("[]");
+            let properties = &mut node["properties"];
+            if levels.peek().is_none() {
+                properties[name] = match nothing {
+                    "" => json!({ "type": "null", "description": sentence }),
+                    nothing => json!({ "enum": [nothing, null], "description": sentence }),
+                };
+                break;
+            }
+            if properties.get(name).is_none() {
+                properties[name] =
+                    json!({ "type": "object", "additionalProperties": false, "properties": {} });
+            }
+            node = &mut properties[name];
+            if level.ends_with("[]") {
+                node = &mut node["items"];
+            }
+        }
+    }
+    let mut defaults = schema["properties"]["tables"]["items"].clone();
+    if let Value::Object(defaults) = &mut defaults {
+        defaults.shift_remove("required");
+        defaults.insert("description".into(), "Any key of a table, for all of them.".into());
+    }
+    schema["properties"]["defaults"] = defaults;
+    // `columns` is filled in by the preset.
+    schema["properties"]["tables"]["items"]["required"] = json!(["name"]);
+    for table in ["/properties/tables/items", "/properties/defaults"] {
+        if let Some(Value::Object(columns)) = schema.pointer_mut(&format!("{table}/properties/columns")) {
+            columns.shift_remove("required");
+        }
+    }
+    schema
+}

@@ -1,0 +1,339 @@
+//! The configuration file: what its keys mean, their defaults, and what is wrong with one.
+//!
+//! A file becomes a [`Config`] in steps, each a module: `yaml` reads texts with their places,
+//! `interpolate` replaces `${…}`, `layers` lays the environment over it, `tables` fills in
+//! `defaults` and presets, `later` refuses what is still to come, `shape` gives the texts their
+//! types by the schema, and `check` looks at the whole. Every step goes on after a problem, so that
+//! all of them are told at once.
+
+mod check;
+mod error;
+mod interpolate;
+mod later;
+mod layers;
+mod secret;
+mod shape;
+mod table;
+mod tables;
+mod units;
+mod yaml;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+pub use self::{
+    error::{Error, Place, Problem},
+    secret::Secret,
+    table::{
+        AfterPublish, Columns, Headers, Hold, Jitter, Order, Payload, Poll, Preset, Retry, Table,
+        Wake,
+    },
+};
+use self::error::Problems;
+
+/// The whole configuration.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Whippet configuration")]
+pub struct Config {
+    pub source: Source,
+    pub kafka: Kafka,
+    #[serde(default)]
+    pub limits: Limits,
+    #[serde(default)]
+    pub replicas: Replicas,
+    #[serde(default)]
+    pub admin: Admin,
+    #[serde(default)]
+    pub log: Log,
+    #[serde(default)]
+    pub shutdown: Shutdown,
+    /// The outbox tables; order matters only for messages.
+    #[schemars(length(min = 1))]
+    pub tables: Vec<Table>,
+    /// What works, but perhaps not as intended.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
+}
+
+/// The database that has the outbox.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// postgres://user@host:5432/database or sqlite://path/to/file.db
+    pub url: Secret,
+    /// Holds the password; read again whenever connecting failed, so that it can be rotated.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
+    #[serde(default)]
+    pub tls: Tls,
+    /// Connections of one relay to the database, at most.
+    #[serde(default = "Source::max_connections")]
+    #[schemars(range(min = 2, max = 100))]
+    pub max_connections: u32,
+    /// Where the relay keeps its own tables. SQLite: the prefix of their names.
+    #[serde(default = "Source::relay_schema")]
+    pub relay_schema: String,
+}
+
+/// The SQL dialect of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    Postgres,
+    Sqlite,
+}
+
+impl Source {
+    fn max_connections() -> u32 {
+        4
+    }
+
+    fn relay_schema() -> String {
+        "whippet".into()
+    }
+
+    /// By the scheme of the URL; `check` has refused all others.
+    pub fn dialect(&self) -> Dialect {
+        match self.url.expose().starts_with("sqlite:") {
+            true => Dialect::Sqlite,
+            false => Dialect::Postgres,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    pub mode: TlsMode,
+    /// The certificate authority of the server, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// The client's certificate, PEM.
+    pub cert_file: Option<PathBuf>,
+    /// The key of `cert_file`, PEM.
+    pub key_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsMode {
+    Disable,
+    #[default]
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// Where events go.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Kafka {
+    /// host:port, comma-separated.
+    pub bootstrap_servers: String,
+    /// How long a batch waits for more records.
+    #[serde(default = "Kafka::linger", with = "units::duration")]
+    #[schemars(with = "units::DurationText")]
+    pub linger: Duration,
+    #[serde(default)]
+    pub compression: Compression,
+    /// librdkafka's own properties, such as security.protocol; one that would break a guarantee is
+    /// refused.
+    #[serde(default)]
+    pub properties: BTreeMap<String, Secret>,
+}
+
+impl Kafka {
+    fn linger() -> Duration {
+        Duration::from_millis(1)
+    }
+}
+
+/// Of each Kafka batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    None,
+    #[default]
+    Lz4,
+    Zstd,
+    Snappy,
+    Gzip,
+}
+
+impl Compression {
+    /// As librdkafka names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Compression::None => "none",
+            Compression::Lz4 => "lz4",
+            Compression::Zstd => "zstd",
+            Compression::Snappy => "snappy",
+            Compression::Gzip => "gzip",
+        }
+    }
+}
+
+/// What may be in flight: read and not settled, over all tables.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub in_flight_events: usize,
+    #[serde(with = "units::size")]
+    #[schemars(with = "units::SizeText")]
+    pub in_flight_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { in_flight_events: 100_000, in_flight_bytes: 12 << 20 }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Replicas {
+    /// How long a relay owns the source without renewing; a dead one is replaced after this.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::DurationText")]
+    pub lease: Duration,
+}
+
+impl Default for Replicas {
+    fn default() -> Replicas {
+        Replicas { lease: Duration::from_secs(10) }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Metrics, probes and status; null for none.
+    #[schemars(with = "Option<units::AddressText>")]
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for Admin {
+    fn default() -> Admin {
+        Admin { listen: Some(SocketAddr::from(([127, 0, 0, 1], 9464))) }
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub level: Level,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    #[default]
+    Json,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shutdown {
+    /// How long SIGTERM waits for what is in flight.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::DurationText")]
+    pub grace: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Shutdown {
+        Shutdown { grace: Duration::from_secs(20) }
+    }
+}
+
+/// Reads a file, under the environment of this process.
+pub fn load(path: &Path) -> Result<Config, Error> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    // A variable that is not UTF-8 cannot be one of ours.
+    let env = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    parse(&path.display().to_string(), &text, &env)
+}
+
+/// Reads the text of a file called `name` in messages.
+pub fn parse(name: &str, text: &str, env: &BTreeMap<String, String>) -> Result<Config, Error> {
+    let (mut tree, places) = yaml::read(name, text)?;
+    let mut problems = Problems::new(places);
+    let overrides = layers::overrides(env, &mut problems);
+    interpolate::apply(&mut tree, env, &mut problems);
+    let mut tree = layers::merge(tree, overrides, &mut problems);
+    let explicit = tables::fill_in(&mut tree, &mut problems);
+    later::refuse(&mut tree, &mut problems);
+    let shaped = shape::shape(tree, &shape::schema(), &mut problems);
+    // What the schema lets through deserializes; were it not so, that is a problem too.
+    let mut config = shaped.and_then(|shaped| {
+        serde_json::from_value::<Config>(shaped)
+            .map_err(|error| problems.add("", error.to_string()))
+            .ok()
+    });
+    if let Some(config) = &mut config {
+        for (table, explicit) in config.tables.iter_mut().zip(&explicit) {
+            table.columns.required = required(table, explicit);
+        }
+        check::check(config, &mut problems);
+    }
+    let (mut config, warnings) = problems.finish(config)?;
+    config.warnings = warnings;
+    Ok(config)
+}
+
+/// The columns without which a table cannot be relayed as configured: those that the user named,
+/// and those that every event needs. A preset's others may be missing, as if they were NULL.
+fn required(table: &Table, explicit: &BTreeSet<String>) -> BTreeSet<String> {
+    let columns = &table.columns;
+    let by_role = columns.by_role();
+    let named = by_role.iter().filter(|(role, _)| explicit.contains(*role)).map(|(_, name)| *name);
+    let templates = [&table.topic, &table.key].into_iter().flatten();
+    let templates: Vec<crate::record::Template> =
+        templates.filter_map(|source| crate::record::Template::parse(source).ok()).collect();
+    let marked = columns.published_at.as_ref().filter(|_| table.after_publish == AfterPublish::Mark);
+    let routed = columns.topic.as_ref().filter(|_| table.topic.is_none());
+    [&columns.id, &columns.payload]
+        .into_iter()
+        .chain(&columns.sequence)
+        .chain(marked)
+        .chain(routed)
+        .chain(&table.headers.from)
+        .map(String::as_str)
+        .chain(named)
+        .chain(templates.iter().flat_map(|template| template.columns()))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The JSON Schema of the file, with the keys that are still to come.
+pub fn schema() -> Value {
+    later::with_keys_to_come(shape::schema())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,280 @@
+//! One outbox table.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer};
+
+use super::units;
+
+/// An outbox table, and how its rows become records.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Table {
+    /// schema.table or table
+    pub name: String,
+    /// Fills `columns`, `topic` and `headers`; what is written beside it wins.
+    #[serde(default)]
+    pub preset: Preset,
+    pub columns: Columns,
+    /// Template over columns, such as orders.{aggregatetype}; wins over the topic column.
+    #[serde(default)]
+    pub topic: Option<String>,
+    /// Template over columns; wins over the key column.
+    #[serde(default)]
+    pub key: Option<String>,
+    #[serde(default)]
+    pub headers: Headers,
+    #[serde(default)]
+    pub order: Order,
+    #[serde(default)]
+    pub after_publish: AfterPublish,
+    #[serde(default)]
+    pub poll: Poll,
+    #[serde(default)]
+    pub payload: Payload,
+    #[serde(default)]
+    pub hold: Hold,
+    #[serde(default)]
+    pub retry: Retry,
+}
+
+impl Table {
+    /// Debezium's outbox router sends `id` only.
+    pub fn event_type_header(&self) -> bool {
+        self.preset != Preset::Debezium
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// The table that `whippet sql` makes.
+    #[default]
+    Whippet,
+    /// The table that Debezium's outbox event router reads.
+    Debezium,
+}
+
+/// Which column has what; null for none.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Columns {
+    /// The event's id: what consumers deduplicate on.
+    pub id: String,
+    /// The order column, filled from a sequence.
+    #[serde(default)]
+    pub sequence: Option<String>,
+    #[serde(default)]
+    pub topic: Option<String>,
+    #[serde(default)]
+    pub key: Option<String>,
+    #[serde(default, rename = "type")]
+    pub kind: Option<String>,
+    pub payload: String,
+    /// A JSON object of strings.
+    #[serde(default)]
+    pub headers: Option<String>,
+    #[serde(default)]
+    pub created_at: Option<String>,
+    /// Set by `after_publish: mark`.
+    #[serde(default)]
+    pub published_at: Option<String>,
+    #[serde(default)]
+    pub partition: Option<String>,
+    /// The record's timestamp, where it is not `created_at`.
+    #[serde(default)]
+    pub timestamp: Option<String>,
+    /// Becomes the header `version`.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// java.util.Properties text whose entries become headers, as Debezium writes it.
+    #[serde(default)]
+    pub tracing_span_context: Option<String>,
+    /// Columns that the table must have.
+    #[serde(skip)]
+    pub required: BTreeSet<String>,
+}
+
+impl Columns {
+    /// The mapped columns, by the key that maps them.
+    pub fn by_role(&self) -> Vec<(&'static str, &str)> {
+        let optional = [
+            ("sequence", &self.sequence),
+            ("topic", &self.topic),
+            ("key", &self.key),
+            ("type", &self.kind),
+            ("headers", &self.headers),
+            ("created_at", &self.created_at),
+            ("published_at", &self.published_at),
+            ("partition", &self.partition),
+            ("timestamp", &self.timestamp),
+            ("version", &self.version),
+            ("tracing_span_context", &self.tracing_span_context),
+        ];
+        [("id", self.id.as_str()), ("payload", self.payload.as_str())]
+            .into_iter()
+            .chain(optional.into_iter().filter_map(|(role, name)| Some((role, name.as_deref()?))))
+            .collect()
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Headers {
+    /// Columns that become headers of the same name.
+    pub from: Vec<String>,
+    /// Headers of every record.
+    #[serde(rename = "static", deserialize_with = "in_order")]
+    #[schemars(with = "std::collections::BTreeMap<String, String>")]
+    pub fixed: Vec<(String, String)>,
+    /// Globs over the names of the row's own headers, without regard to case.
+    pub allow: Vec<String>,
+    /// Wins over `allow`.
+    pub deny: Vec<String>,
+    /// The budget of all headers of a record.
+    #[serde(with = "units::size")]
+    #[schemars(with = "units::SizeText")]
+    pub max_bytes: usize,
+}
+
+impl Default for Headers {
+    fn default() -> Headers {
+        Headers {
+            from: Vec::new(),
+            fixed: Vec::new(),
+            allow: vec!["*".into()],
+            deny: Vec::new(),
+            max_bytes: 16 << 10,
+        }
+    }
+}
+
+/// A mapping, in the order in which it is written.
+fn in_order<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, String)>, D::Error> {
+    let map = serde_json::Map::deserialize(from)?;
+    let text = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(map.into_iter().map(|(name, value)| (name, text(value))).collect())
+}
+
+/// What may not overtake what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Events of one (topic, key).
+    #[default]
+    Key,
+    /// Events of the whole table.
+    Table,
+    None,
+}
+
+/// What becomes of a published row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AfterPublish {
+    #[default]
+    Delete,
+    /// `columns.published_at` is set.
+    Mark,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Poll {
+    /// Rows that one read may bring.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub batch: usize,
+    /// The pause after a read that was not full.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::DurationText")]
+    pub min_interval: Duration,
+    /// Where the pause grows to while nothing comes.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::DurationText")]
+    pub max_interval: Duration,
+    /// notify: a NOTIFY on the channel called like the table wakes the poller (PostgreSQL).
+    pub wake: Wake,
+}
+
+impl Default for Poll {
+    fn default() -> Poll {
+        Poll {
+            batch: 2000,
+            min_interval: Duration::from_millis(5),
+            max_interval: Duration::from_millis(250),
+            wake: Wake::None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Wake {
+    #[default]
+    None,
+    Notify,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Payload {
+    /// A row with a larger payload is parked unread.
+    #[serde(with = "units::size")]
+    #[schemars(with = "units::SizeText")]
+    pub max_bytes: usize,
+}
+
+impl Default for Payload {
+    fn default() -> Payload {
+        Payload { max_bytes: 256 << 20 }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hold {
+    /// Events that may be held; past it the table halts and alerts.
+    #[schemars(range(min = 1))]
+    pub max_events: u64,
+}
+
+impl Default for Hold {
+    fn default() -> Hold {
+        Hold { max_events: 100_000 }
+    }
+}
+
+/// The pauses between tries, which never end.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retry {
+    /// The longest first pause; it doubles from try to try.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::DurationText")]
+    pub initial: Duration,
+    /// The longest pause of all.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::DurationText")]
+    pub max: Duration,
+    pub jitter: Jitter,
+}
+
+impl Default for Retry {
+    fn default() -> Retry {
+        Retry {
+            initial: Duration::from_millis(100),
+            max: Duration::from_secs(30),
+            jitter: Jitter::Full,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Jitter {
+    /// A pause is anything from zero to the longest of its turn.
+    #[default]
+    Full,
+    None,
+}

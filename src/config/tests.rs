@@ -1,0 +1,201 @@
+use std::collections::BTreeMap;
+
+use super::*;
+
+const MINIMAL: &str = "\
+source: { url: postgres://relay@localhost/shop }
+kafka: { bootstrap_servers: localhost:9092 }
+tables: [{ name: outbox }]
+";
+
+fn read(text: &str) -> Result<Config, String> {
+    read_with(text, &[])
+}
+
+fn read_with(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    parse("w.yaml", text, &env).map_err(|error| error.to_string())
+}
+
+#[test]
+fn three_keys_are_enough() {
+    let config = read(MINIMAL).unwrap();
+    let table = &config.tables[0];
+    assert_eq!(table.columns.sequence.as_deref(), Some("seq"));
+    assert_eq!((table.order, table.after_publish), (Order::Key, AfterPublish::Delete));
+    assert_eq!(config.limits.in_flight_bytes, 12 << 20);
+    assert_eq!(config.admin.listen, Some("127.0.0.1:9464".parse().unwrap()));
+    assert_eq!(table.retry.max, Duration::from_secs(30));
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let required: Vec<&str> = table.columns.required.iter().map(String::as_str).collect();
+    assert_eq!(required, ["id", "payload", "seq", "topic"]);
+}
+
+#[test]
+fn a_table_wins_over_defaults_and_defaults_over_the_preset() {
+    let config = read(
+        "source: { url: postgres://localhost/shop }
+kafka: { bootstrap_servers: k:9092 }
+defaults: { poll: { batch: 7, max_interval: 1s }, columns: { key: k }, headers: { static: { z: 1, a: 2 } } }
+tables:
+  - { name: a, poll: { batch: 9 } }
+  - { name: b, preset: debezium, columns: { sequence: seq } }
+",
+    )
+    .unwrap();
+    let [a, b] = &config.tables[..] else { panic!("two tables") };
+    assert_eq!((a.poll.batch, a.poll.max_interval), (9, Duration::from_secs(1)));
+    assert_eq!(a.columns.key.as_deref(), Some("k"));
+    assert_eq!(b.columns.key.as_deref(), Some("k"));
+    assert_eq!(b.topic.as_deref(), Some("outbox.event.{aggregatetype}"));
+    assert_eq!((b.order, b.event_type_header()), (Order::Key, false));
+    assert!(b.columns.required.contains("aggregatetype"));
+    let fixed: Vec<&str> = a.headers.fixed.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(fixed, ["z", "a"], "in the order of the file");
+}
+
+#[test]
+fn without_an_order_column_there_is_no_order_and_a_warning() {
+    let text = MINIMAL.replace("{ name: outbox }", "{ name: outbox, preset: debezium }");
+    let config = read(&text).unwrap();
+    assert_eq!(config.tables[0].order, Order::None);
+    assert!(config.warnings[0].contains("no columns.sequence"), "{:?}", config.warnings);
+    let text = MINIMAL.replace("{ name: outbox }", "{ name: outbox, preset: debezium, order: key }");
+    assert!(read(&text).unwrap_err().contains("w.yaml:3:"), "{:?}", read(&text));
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_every_scalar_may_refer_to_it() {
+    let text = "\
+source: { url: \"postgres://relay:${PW}@${HOST:-db}/shop\" }
+kafka: { bootstrap_servers: x:1, properties: { sasl.username: ${PW} } }
+tables: [{ name: outbox, poll: { batch: \"${BATCH}\" } }]
+";
+    let env = [
+        ("PW", "s3cret"),
+        ("BATCH", "12"),
+        ("WHIPPET__KAFKA__BOOTSTRAP_SERVERS", "k:9092"),
+        ("WHIPPET__KAFKA__LINGER", "5ms"),
+        ("WHIPPET__TABLES__0__ORDER", "table"),
+    ];
+    let config = read_with(text, &env).unwrap();
+    assert_eq!(config.source.url.expose(), "postgres://relay:s3cret@db/shop");
+    assert_eq!(config.kafka.bootstrap_servers, "k:9092");
+    assert_eq!(config.kafka.linger, Duration::from_millis(5));
+    assert_eq!((config.tables[0].poll.batch, config.tables[0].order), (12, Order::Table));
+    assert!(!format!("{config:?}").contains("s3cret"));
+    let wrong = [("PW", "s3cret"), ("BATCH", "s3cret")];
+    let said = read_with(text, &wrong).unwrap_err();
+    assert!(said.contains("tables[0].poll.batch") && !said.contains("s3cret"), "{said}");
+    let said = read_with(text, &[("PW", "x"), ("BATCH", "1"), ("WHIPPET__KAFKA__LINGER", "s3cret")]).unwrap_err();
+    assert!(said.contains("environment variable WHIPPET__KAFKA__LINGER: kafka.linger"), "{said}");
+    assert!(!said.contains("s3cret"), "{said}");
+}
+
+/// Each broken file with the place and the words of what is said about it.
+#[test]
+fn every_error_names_its_place_and_what_was_expected() {
+    let with = |from: &str, to: &str| MINIMAL.replace(from, to);
+    let cases = [
+        (with("tables:", "tabels:"), "w.yaml:3:1: tabels: unknown key; did you mean `tables`?"),
+        (with("{ name: outbox }", "{ name: outbox, topik: x }"), "w.yaml:3:26: tables[0].topik: unknown key; did you mean `topic`?"),
+        (with("{ name: outbox }", "{ name: outbox, poll: { batch: many } }"), "w.yaml:3:41: tables[0].poll.batch: expected a whole number from 1 to 100000, found `many`"),
+        (with("{ name: outbox }", "{ name: outbox, order: kee }"), "tables[0].order: expected one of key, table, none, found `kee`; did you mean `key`?"),
+        (with("{ name: outbox }", "{ name: outbox, retry: { max: 5 } }"), "tables[0].retry.max: expected a duration such as 250ms, 5s or 2m, found `5`"),
+        (with("{ name: outbox }", "outbox"), "tables[0]: expected a mapping of keys"),
+        (with("{ name: outbox }", "{ name: outbox, topic: \"a{b\" }"), "tables[0].topic: not a template: a { without its }"),
+        (with("{ name: outbox }", "{ name: outbox, capture: stream }"), "tables[0].capture: streaming the log is still to come"),
+        (with("{ name: outbox }", "{ name: outbox, after_publish: keep }"), "tables[0].after_publish: keep is still to come"),
+        (with("{ name: outbox }", "{ name: \"message:x\" }"), "tables[0].name: logical messages are still to come"),
+        (with("{ name: outbox }", "{ name: outbox, payload: { oversize: claim_check } }"), "tables[0].payload.oversize: claim checks"),
+        (with("{ name: outbox }", "{ name: outbox }, { name: outbox }"), "tables[1].name: table outbox is there twice"),
+        (with("[{ name: outbox }]", "[]"), "tables: expected at least 1 element(s)"),
+        (with("tables: [{ name: outbox }]\n", ""), "tables: missing; expected a list"),
+        (with("postgres://relay@localhost/shop", "mysql://x/y"), "w.yaml:1:16: source.url: MySQL and MariaDB are still to come"),
+        (with("postgres://relay@localhost/shop", "\"sqlite::memory:\""), "source.url: a database in memory"),
+        (with("postgres://relay@localhost/shop", "\"${NOWHERE}\""), "source.url: `${NOWHERE}` cannot be resolved: the variable is not set"),
+        (with("localhost:9092 }", "localhost:9092, properties: { acks: 1 } }"), "kafka.properties.acks: refused: fewer acknowledgements lose events"),
+        (with("localhost:9092 }", "localhost:9092, properties: { sasl.mechanis: x } }"), "kafka.properties.sasl.mechanis: librdkafka says: No such configuration property"),
+        (with("localhost:9092 }", "localhost:9092, delivery: exactly_once }"), "kafka.delivery: exactly-once delivery is still to come"),
+        (with("tables:", "  tables:"), "malformed YAML"),
+        (format!("{MINIMAL}admin: {{ listen: localhost }}\n"), "admin.listen: expected an IP address and a port"),
+        (format!("{MINIMAL}source: {{}}\n"), "malformed YAML"),
+        (String::new(), "source: missing"),
+    ];
+    for (text, expected) in cases {
+        let said = read(&text).expect_err(&text);
+        assert!(said.contains(expected), "\n{text}\nsaid     {said}\nexpected {expected}");
+        assert!(said.starts_with("w.yaml"), "{said}");
+    }
+}
+
+#[test]
+fn all_problems_are_told_at_once_in_the_order_of_the_file() {
+    let said = read("source: { url: 7 }\nkafka: { linger: x }\ntables: [{ nam: a }]\n").unwrap_err();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 4, "{said}");
+    assert!(lines.iter().is_sorted(), "{said}");
+}
+
+#[test]
+fn keys_to_come_are_accepted_where_they_ask_for_nothing() {
+    let text = format!(
+        "{MINIMAL}replicas: {{ mode: auto, buckets: 64, lease: 5s }}
+log: {{ context: [] }}
+defaults: {{ capture: poll, rows: stay, on_failure: park, envelope: none, retention: {{ published: never }},
+  payload: {{ encode: {{ codec: none, above: 64KiB }}, inline_max: auto, oversize: park }}, columns: {{ tx: null }} }}
+"
+    );
+    assert_eq!(read(&text).unwrap().replicas.lease, Duration::from_secs(5));
+}
+
+fn file(path: &str) -> String {
+    std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+#[test]
+fn the_annotated_file_and_every_example_load() {
+    let env: BTreeMap<String, String> = BTreeMap::new();
+    let examples = format!("{}/config/examples", env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<String> = std::fs::read_dir(examples)
+        .unwrap()
+        .map(|entry| format!("config/examples/{}", entry.unwrap().file_name().display()))
+        .collect();
+    assert!(files.len() >= 3);
+    files.push("config/whippet.yaml".into());
+    for name in files {
+        parse(&name, &file(&name), &env).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+/// Every key of the schema stands in the annotated file: as a key, or, if it is still to come, in a
+/// comment.
+#[test]
+fn the_annotated_file_has_every_key() {
+    let text = file("config/whippet.yaml");
+    let mut missing = Vec::new();
+    keys(&schema(), "", &mut |path, name| {
+        if path.starts_with("defaults.") {
+            return;
+        }
+        let there = text.lines().any(|line| {
+            line.trim_start().trim_start_matches(['#', ' ', '-']).starts_with(&format!("{name}:"))
+        });
+        if !there {
+            missing.push(path.to_owned());
+        }
+    });
+    assert!(missing.is_empty(), "config/whippet.yaml lacks {missing:?}");
+}
+
+fn keys(schema: &Value, path: &str, found: &mut dyn FnMut(&str, &str)) {
+    let nested = [&schema["items"], &schema["anyOf"][0]];
+    for schema in nested.into_iter().filter(|nested| nested.is_object()) {
+        keys(schema, path, found);
+    }
+    for (name, child) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        found(&path, name);
+        keys(child, &path, found);
+    }
+}
