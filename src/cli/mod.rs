@@ -1,6 +1,7 @@
 //! The command line.
 
 mod run;
+mod sql;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -33,6 +34,17 @@ enum Command {
         #[arg(long, short)]
         config: PathBuf,
     },
+    /// Print the SQL that the source needs: outbox, indexes, the relay's own tables, grants.
+    #[command(group = clap::ArgGroup::new("what").required(true).args(["config", "dialect"]))]
+    Sql {
+        #[arg(long, short)]
+        config: Option<PathBuf>,
+        #[arg(long)]
+        dialect: Option<sql::Dialect>,
+        /// The shape of the outbox, with --dialect.
+        #[arg(long, requires = "dialect", default_value = "whippet")]
+        preset: sql::Preset,
+    },
     /// Print the JSON Schema of the configuration file.
     Schema,
 }
@@ -42,6 +54,8 @@ impl Cli {
         let code = match self.command {
             Command::Run { config } => run::run(&config),
             Command::Validate { config } => run::validate(&config),
+            Command::Sql { config: Some(config), .. } => sql::for_config(&config),
+            Command::Sql { dialect, preset, .. } => sql::for_preset(dialect.unwrap_or_default(), preset),
             Command::Schema => run::schema(),
         };
         ExitCode::from(code)

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 pub use self::{
     context::Dropped,
-    route::{Route, Template, TemplateError},
+    route::{Route, Template, TemplateError, is_legal_topic},
 };
 use self::{context::HeaderRules, route::RouteRules};
 use crate::event::{Event, Row};
@@ -159,6 +159,7 @@ impl Rules {
         let row = &event.row;
         let id = self.id(row)?;
         let Route { topic, key } = self.route(row)?;
+        route::check_topic(&topic)?;
         let partition = self.partition.map(|index| self.partition(row, index)).transpose()?;
         let (headers, dropped) = self.headers.headers(id, row, &self.columns.0)?;
         let record = Record {

@@ -168,16 +168,19 @@ impl RouteRules {
             Cow::Borrowed(bytes) => text(bytes, "of the topic").map(Cow::Borrowed)?,
             Cow::Owned(bytes) => Cow::Owned(text(&bytes, "of the topic")?.to_owned()),
         };
-        check_topic(&topic)?;
         Ok(Route { topic, key: self.key.value(row).ok() })
     }
 }
 
 /// Kafka's rule for topic names (org.apache.kafka.common.internals.Topic): 1 to 249 of letters,
 /// digits, `.`, `_` and `-`, and neither `.` nor `..`.
-fn check_topic(topic: &str) -> Result<(), Rejection> {
+pub fn is_legal_topic(topic: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if matches!(topic.len(), 1..=249) && topic.bytes().all(legal) && !matches!(topic, "." | "..") {
+    matches!(topic.len(), 1..=249) && topic.bytes().all(legal) && !matches!(topic, "." | "..")
+}
+
+pub(super) fn check_topic(topic: &str) -> Result<(), Rejection> {
+    if is_legal_topic(topic) {
         return Ok(());
     }
     let shown: String = topic.chars().take(60).collect();

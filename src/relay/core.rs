@@ -22,7 +22,7 @@ use crate::{
     admin::metrics::{Metrics, PublishedHandles},
     config::Order,
     event::{Event, Place, TableIx},
-    record::{Prepared, Rules},
+    record::{Prepared, Rules, is_legal_topic},
     sink::{Kind, Report, Sink, Ticket, TopicFacts, Unit, classify},
     source::{Hold, RouteKey, Yield},
 };
@@ -243,14 +243,18 @@ impl Core {
                     return;
                 }
                 let rules = self.tables[table.0 as usize].clone();
-                for (topic, key) in &parked {
-                    let lane = self.lanes.lane(table, rules.order, topic, key.as_deref());
-                    self.lanes.park(lane);
-                }
                 let progress = &mut self.progress[table.0 as usize];
                 progress.opened = Some(generation);
                 progress.held_events = held_events;
-                progress.parked = parked.into_iter().collect();
+                progress.parked.clear();
+                for (topic, key) in parked {
+                    let lane = self.lanes.lane(table, rules.order, &topic, key.as_deref());
+                    // An event without order held only itself.
+                    if lane.is_some() {
+                        self.lanes.park(lane);
+                        progress.parked.insert((topic, key));
+                    }
+                }
                 self.count_parked(table);
                 self.halt_if_too_much_is_held(table);
             }
@@ -296,6 +300,10 @@ impl Core {
     ) {
         let route = rules.rules.route(&event.row);
         let (topic, lane) = match &route {
+            // Refused when its record is prepared; no broker need be asked.
+            Ok(route) if !is_legal_topic(&route.topic) => {
+                (None, self.lanes.lane(table, rules.order, &route.topic, route.key.as_deref()))
+            }
             Ok(route) => {
                 let (topic, new) = self.topics.index(&route.topic);
                 if new {
@@ -471,11 +479,8 @@ impl Core {
         self.suspects.remove(&(table, event.place.clone()));
         self.progress[table.0 as usize].last_error =
             Some(format!("{} {} parked: {reason}", rules.name, event.place));
-        if lane.is_some()
-            && let Ok(route) = rules.rules.route(&event.row)
-        {
-            let key = route.key.map(|key| key.into_owned());
-            self.progress[table.0 as usize].parked.insert((route.topic.into_owned(), key));
+        if lane.is_some() {
+            self.progress[table.0 as usize].parked.insert(route_key(rules, event));
         }
         self.hold(ticket, rules, event, "rejected", reason, attempts);
         for Waiting { ticket, event } in self.lanes.park(lane) {
@@ -495,10 +500,7 @@ impl Core {
     ) {
         let Some(entry) = self.ledger.get(ticket) else { return };
         let table = entry.table;
-        let (topic, key) = match rules.rules.route(&event.row) {
-            Ok(route) => (route.topic.into_owned(), route.key.map(|key| key.into_owned())),
-            Err(_) => (String::new(), None),
-        };
+        let (topic, key) = route_key(rules, event);
         self.holding += 1;
         self.progress[table.0 as usize].holds.push(Hold {
             ticket,
@@ -682,6 +684,14 @@ const BEHIND: &str = "an earlier event of its key is parked";
 /// What an event counts for in the window: its columns, and the bookkeeping around them.
 pub fn window_bytes(event: &Event) -> usize {
     event.row.bytes() + 64
+}
+
+/// Topic and key, as the relay's own table has them: an empty topic where there is none.
+fn route_key(rules: &Table, event: &Event) -> RouteKey {
+    match rules.rules.route(&event.row) {
+        Ok(route) => (route.topic.into_owned(), route.key.map(|key| key.into_owned())),
+        Err(_) => (String::new(), None),
+    }
 }
 
 fn event_id<'a>(rules: &Table, event: &'a Event) -> &'a str {

@@ -1,7 +1,11 @@
 //! The tables: the outbox of a preset, and the relay's own. What `whippet sql` prints and what the
 //! relay makes by itself where it may.
 
-use super::quoted;
+use super::{literal, quoted, quoted_table};
+use crate::{
+    config::{AfterPublish, Config, Dialect, Table, Wake},
+    record::Template,
+};
 
 /// The relay's own tables in PostgreSQL, statement by statement. Safe to run again.
 pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
@@ -64,6 +68,169 @@ pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
   since TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP,
   PRIMARY KEY (table_name, place)
 )"
+        ),
+    ]
+}
+
+/// Everything that a configuration needs in the source database, as one script.
+pub fn script(config: &Config) -> String {
+    let dialect = config.source.dialect();
+    let schema = &config.source.relay_schema;
+    let mut script = vec![heading("The outbox")];
+    for table in &config.tables {
+        script.extend(outbox(table, dialect));
+    }
+    script.push(heading("The relay's own tables; it makes them by itself where it may"));
+    script.extend(match dialect {
+        Dialect::Postgres => relay_tables_postgres(schema),
+        Dialect::Sqlite => relay_tables_sqlite(schema),
+    });
+    if dialect == Dialect::Postgres {
+        script.push(heading("What the relay's role may do: no more than this"));
+        script.extend(grants(config));
+    }
+    let mut text = String::new();
+    for statement in script {
+        text.push_str(&statement);
+        text.push_str(if statement.starts_with("--") { "\n" } else { ";\n\n" });
+    }
+    text
+}
+
+fn heading(text: &str) -> String {
+    format!("-- {text}.")
+}
+
+/// An outbox table by its mapped columns. A table that is there already stays as it is.
+fn outbox(table: &Table, dialect: Dialect) -> Vec<String> {
+    let columns = &table.columns;
+    let postgres = dialect == Dialect::Postgres;
+    let kind = |postgres_type, sqlite_type| if postgres { postgres_type } else { sqlite_type };
+    let mut lines: Vec<(String, &str)> = Vec::new();
+    let mut add = |name: &str, kind| {
+        if !lines.iter().any(|(known, _)| known == name) {
+            lines.push((name.to_owned(), kind));
+        }
+    };
+    let templates: Vec<Template> = [&table.topic, &table.key]
+        .into_iter()
+        .flatten()
+        .filter_map(|source| Template::parse(source).ok())
+        .collect();
+    let (context, now) = (
+        "json DEFAULT nullif(current_setting('whippet.context', true), '')::json",
+        "TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ'))",
+    );
+    if let Some(sequence) = &columns.sequence {
+        // CACHE 1 (the default): a session that keeps numbers back would break the order.
+        add(sequence, kind(
+            "bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY",
+            "INTEGER PRIMARY KEY AUTOINCREMENT",
+        ));
+    }
+    add(&columns.id, match (columns.sequence.is_some(), postgres) {
+        (true, true) => "uuid NOT NULL DEFAULT gen_random_uuid()",
+        (false, true) => "uuid PRIMARY KEY DEFAULT gen_random_uuid()",
+        (true, false) => "TEXT NOT NULL DEFAULT (lower(hex(randomblob(16))))",
+        (false, false) => "TEXT PRIMARY KEY DEFAULT (lower(hex(randomblob(16))))",
+    });
+    for name in templates.iter().flat_map(Template::columns) {
+        add(name, kind("text NOT NULL", "TEXT NOT NULL"));
+    }
+    if let Some(topic) = columns.topic.as_ref().filter(|_| table.topic.is_none()) {
+        add(topic, kind("text NOT NULL", "TEXT NOT NULL"));
+    }
+    for name in columns.key.iter().chain(&columns.kind) {
+        add(name, kind("text", "TEXT"));
+    }
+    add(&columns.payload, kind("bytea", "BLOB"));
+    if let Some(headers) = &columns.headers {
+        add(headers, kind(context, "TEXT"));
+    }
+    for name in table.headers.from.iter().chain(&columns.version).chain(&columns.tracing_span_context) {
+        add(name, kind("text", "TEXT"));
+    }
+    if let Some(partition) = &columns.partition {
+        add(partition, kind("integer", "INTEGER"));
+    }
+    if let Some(timestamp) = &columns.timestamp {
+        add(timestamp, kind("timestamptz", "TEXT"));
+    }
+    if let Some(created_at) = &columns.created_at {
+        add(created_at, kind("timestamptz NOT NULL DEFAULT now()", now));
+    }
+    let marked = columns.published_at.as_ref().filter(|_| table.after_publish == AfterPublish::Mark);
+    if let Some(published_at) = marked {
+        add(published_at, kind("timestamptz", "TEXT"));
+    }
+
+    let name = quoted_table(&table.name);
+    let list: Vec<String> = lines.iter().map(|(name, kind)| format!("  {} {kind}", quoted(name))).collect();
+    let mut statements =
+        vec![format!("CREATE TABLE IF NOT EXISTS {name} (\n{}\n)", list.join(",\n"))];
+    if let (Some(published_at), Some(sequence)) = (marked, &columns.sequence) {
+        let index = quoted(&format!("{}_unpublished", table.name.replace('.', "_")));
+        statements.push("-- Finds what waits without walking over what is published.".into());
+        statements.push(format!(
+            "CREATE INDEX IF NOT EXISTS {index} ON {name} ({}) WHERE {} IS NULL",
+            quoted(sequence),
+            quoted(published_at)
+        ));
+    }
+    if postgres {
+        statements.push("-- Rows come and go: vacuum by their number, not by a share of the table.".into());
+        statements.push(format!(
+            "ALTER TABLE {name} SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000)"
+        ));
+    }
+    if table.poll.wake == Wake::Notify {
+        statements.extend(notify(table));
+    }
+    statements
+}
+
+/// A trigger for `poll.wake: notify`.
+fn notify(table: &Table) -> Vec<String> {
+    let function = quoted(&format!("whippet_wake_{}", table.name.replace('.', "_")));
+    let trigger = quoted("whippet_wake");
+    let (name, channel) = (quoted_table(&table.name), literal(&table.name));
+    vec![
+        "-- For poll.wake: notify. Mind that transactions that notify commit one after the other.".into(),
+        format!(
+            "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS \
+             $$BEGIN PERFORM pg_notify({channel}, ''); RETURN NULL; END$$"
+        ),
+        format!(
+            "CREATE OR REPLACE TRIGGER {trigger} AFTER INSERT ON {name} \
+             FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
+        ),
+    ]
+}
+
+/// In one block that does nothing where the role does not exist, so that the script runs anywhere.
+fn grants(config: &Config) -> Vec<String> {
+    let name = super::role(config.source.url.expose()).unwrap_or_else(|| "whippet".into());
+    let (role, own) = (quoted(&name), quoted(&config.source.relay_schema));
+    let mut grants = Vec::new();
+    for table in &config.tables {
+        let name = quoted_table(&table.name);
+        if let Some((schema, _)) = table.name.split_once('.') {
+            grants.push(format!("GRANT USAGE ON SCHEMA {} TO {role}", quoted(schema)));
+        }
+        let change = match (table.after_publish, &table.columns.published_at) {
+            (AfterPublish::Mark, Some(column)) => format!("UPDATE ({})", quoted(column)),
+            _ => "DELETE".to_owned(),
+        };
+        grants.push(format!("GRANT SELECT, {change} ON {name} TO {role}"));
+    }
+    grants.push(format!("GRANT USAGE ON SCHEMA {own} TO {role}"));
+    grants.push(format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {own} TO {role}"));
+    let grants: String = grants.iter().map(|grant| format!("    {grant};\n")).collect();
+    vec![
+        format!("-- First: CREATE ROLE {role} LOGIN PASSWORD '…';"),
+        format!(
+            "DO $$ BEGIN\n  IF EXISTS (SELECT FROM pg_roles WHERE rolname = {}) THEN\n{grants}  END IF;\nEND $$",
+            literal(&name)
         ),
     ]
 }

@@ -246,6 +246,13 @@ fn quoted_table(name: &str) -> String {
     name.split('.').map(quoted).collect::<Vec<_>>().join(".")
 }
 
+/// The role in a URL, for the grants.
+fn role(url: &str) -> Option<String> {
+    let (user, _) = url.split_once("://")?.1.split_once('@')?;
+    let user = user.split(':').next().unwrap_or_default();
+    (!user.is_empty()).then(|| user.to_owned())
+}
+
 /// A string literal, for constants inside statements.
 fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))

@@ -367,7 +367,7 @@ impl Outbox {
             ),
             parked: format!(
                 "SELECT DISTINCT topic, key FROM {schema}.holds \
-                 WHERE table_name = {name} AND state = 'parked' AND topic <> ''"
+                 WHERE table_name = {name} AND state = 'parked'"
             ),
             held: format!("SELECT count(*) FROM {schema}.holds WHERE table_name = {name}"),
             writers: "SELECT DISTINCT virtualtransaction FROM pg_locks \

@@ -111,7 +111,6 @@ impl Sqlite {
 pub struct Outbox {
     pool: SqlitePool,
     place_is_int: bool,
-    timestamp_is_text: bool,
     columns: usize,
     payload_index: Option<usize>,
     max_payload: u64,
@@ -226,7 +225,7 @@ impl Outbox {
         Ok(Outbox {
             pool: db.pool.clone(),
             place_is_int,
-            timestamp_is_text,
+
             columns: spec.columns.len(),
             payload_index: spec.columns.iter().position(|column| *column == spec.payload),
             max_payload: spec.max_payload as u64,
@@ -241,7 +240,7 @@ impl Outbox {
             ),
             parked: format!(
                 "SELECT DISTINCT topic, key FROM {holds} \
-                 WHERE table_name = {name} AND state = 'parked' AND topic <> ''"
+                 WHERE table_name = {name} AND state = 'parked'"
             ),
             held: format!("SELECT count(*) FROM {holds} WHERE table_name = {name}"),
             epoch: format!("SELECT epoch FROM {leases} WHERE name = {}", literal(LEASE_NAME)),

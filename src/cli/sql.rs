@@ -1,0 +1,58 @@
+//! `sql`: what the source database needs, as a script to read and to run.
+
+use std::{collections::BTreeMap, path::Path};
+
+use clap::ValueEnum;
+
+use super::{BAD_CONFIG, DONE};
+use crate::{
+    config::{self, Config, Error},
+    source::database::ddl,
+};
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Dialect {
+    #[default]
+    Postgres,
+    Sqlite,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Preset {
+    Whippet,
+    Debezium,
+}
+
+pub fn for_config(path: &Path) -> u8 {
+    print(config::load(path))
+}
+
+pub fn for_preset(dialect: Dialect, preset: Preset) -> u8 {
+    let url = match dialect {
+        Dialect::Postgres => "postgres://whippet@localhost/app",
+        Dialect::Sqlite => "sqlite://app.db",
+    };
+    let preset = match preset {
+        Preset::Whippet => "whippet",
+        // With an order column, which Debezium does not need and a poller does.
+        Preset::Debezium => "debezium, columns: { sequence: seq }",
+    };
+    let yaml = format!(
+        "source: {{ url: '{url}' }}\nkafka: {{ bootstrap_servers: localhost }}\n\
+         tables: [{{ name: outbox, preset: {preset} }}]\n"
+    );
+    print(config::parse("--preset", &yaml, &BTreeMap::new()))
+}
+
+fn print(config: Result<Config, Error>) -> u8 {
+    match config {
+        Ok(config) => {
+            print!("{}", ddl::script(&config));
+            DONE
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            BAD_CONFIG
+        }
+    }
+}
