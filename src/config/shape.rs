@@ -1,6 +1,8 @@
 //! Gives the texts of a tree their types, by the schema of [`Config`], and reports every value that
 //! does not fit.
 
+use std::collections::BTreeSet;
+
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
@@ -48,7 +50,9 @@ fn object(tree: Value, schema: &Value, path: &str, problems: &mut Problems) -> O
     let others = schema.get("additionalProperties").filter(|others| others.is_object());
     let mut shaped = Map::new();
     let mut complete = true;
+    let mut written = BTreeSet::new();
     for (key, child) in entries {
+        written.insert(key.clone());
         let path = join(path, &key);
         let Some(schema) = known.get(&key).or(others) else {
             problems.add_key(&path, unknown(&key, known));
@@ -63,7 +67,7 @@ fn object(tree: Value, schema: &Value, path: &str, problems: &mut Problems) -> O
         }
     }
     for key in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        if !shaped.contains_key(key) {
+        if !written.contains(key) {
             problems.missing(&join(path, key), &expected(&known[key]));
             complete = false;
         }
@@ -167,7 +171,7 @@ fn expected(schema: &Value) -> String {
         ("array", _) => "a list".into(),
         _ => match schema["description"].as_str() {
             Some(like) if like.contains("://") || like.contains(':') || like.contains("or ") => {
-                format!("text: {like}")
+                format!("text: {}", like.trim_end_matches('.'))
             }
             _ => "text".into(),
         },

@@ -68,7 +68,7 @@ fn without_an_order_column_there_is_no_order_and_a_warning() {
 fn the_environment_wins_over_the_file_and_every_scalar_may_refer_to_it() {
     let text = "\
 source: { url: \"postgres://relay:${PW}@${HOST:-db}/shop\" }
-kafka: { bootstrap_servers: x:1, properties: { sasl.username: ${PW} } }
+kafka: { bootstrap_servers: x:1, properties: { sasl.username: \"${PW}\" } }
 tables: [{ name: outbox, poll: { batch: \"${BATCH}\" } }]
 ";
     let env = [
@@ -100,7 +100,7 @@ fn every_error_names_its_place_and_what_was_expected() {
         (with("tables:", "tabels:"), "w.yaml:3:1: tabels: unknown key; did you mean `tables`?"),
         (with("{ name: outbox }", "{ name: outbox, topik: x }"), "w.yaml:3:26: tables[0].topik: unknown key; did you mean `topic`?"),
         (with("{ name: outbox }", "{ name: outbox, poll: { batch: many } }"), "w.yaml:3:41: tables[0].poll.batch: expected a whole number from 1 to 100000, found `many`"),
-        (with("{ name: outbox }", "{ name: outbox, order: kee }"), "tables[0].order: expected one of key, table, none, found `kee`; did you mean `key`?"),
+        (with("{ name: outbox }", "{ name: outbox, order: kee }"), "tables[0].order: expected one of none, key, table, found `kee`; did you mean `key`?"),
         (with("{ name: outbox }", "{ name: outbox, retry: { max: 5 } }"), "tables[0].retry.max: expected a duration such as 250ms, 5s or 2m, found `5`"),
         (with("{ name: outbox }", "outbox"), "tables[0]: expected a mapping of keys"),
         (with("{ name: outbox }", "{ name: outbox, topic: \"a{b\" }"), "tables[0].topic: not a template: a { without its }"),
@@ -132,9 +132,8 @@ fn every_error_names_its_place_and_what_was_expected() {
 #[test]
 fn all_problems_are_told_at_once_in_the_order_of_the_file() {
     let said = read("source: { url: 7 }\nkafka: { linger: x }\ntables: [{ nam: a }]\n").unwrap_err();
-    let lines: Vec<&str> = said.lines().collect();
-    assert_eq!(lines.len(), 4, "{said}");
-    assert!(lines.iter().is_sorted(), "{said}");
+    let keys: Vec<&str> = said.lines().filter_map(|line| line.split(": ").nth(1)).collect();
+    assert_eq!(keys, ["kafka.bootstrap_servers", "kafka.linger", "tables[0].name", "tables[0].nam"], "{said}");
 }
 
 #[test]

@@ -11,8 +11,6 @@
 
 pub mod classify;
 mod kafka;
-#[cfg(test)]
-pub mod memory;
 
 use std::{future::Future, time::Duration};
 
