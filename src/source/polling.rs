@@ -12,7 +12,11 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::{
@@ -34,6 +38,7 @@ const FULL_SWEEP_EVERY: Duration = Duration::from_secs(10);
 const HORIZON_EVERY: Duration = Duration::from_millis(100);
 /// Payload bytes that one read may bring along.
 const READ_BYTES: usize = 4 << 20;
+const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Places recorded by one statement.
 const RECORD_AT_MOST: usize = 5_000;
 
@@ -96,12 +101,17 @@ struct Task {
     last_record: Instant,
     last_horizon: Instant,
     last_full_sweep: Instant,
+    /// Notified when rows were committed, with `wake: notify`.
+    heard: Arc<Notify>,
 }
 
 impl Source for Poller {
     async fn run(self, feed: Feed) {
         let now = Instant::now();
         let interval = self.poll.min_interval;
+        let heard = Arc::new(Notify::new());
+        let _listener = (self.poll.wake == Wake::Notify)
+            .then(|| AbortOnDropHandle::new(tokio::spawn(listen(self.database.clone(), self.spec.name.clone(), heard.clone()))));
         Task {
             poller: self,
             feed,
@@ -112,9 +122,19 @@ impl Source for Poller {
             last_record: now,
             last_horizon: now,
             last_full_sweep: now,
+            heard,
         }
         .run()
         .await;
+    }
+}
+
+/// Keeps listening. Polling goes on underneath, so a failure costs latency only.
+async fn listen(database: Database, table: String, heard: Arc<Notify>) {
+    loop {
+        let Err(error) = database.listen(&table, &heard).await;
+        warn!(table, error = report(&error), "cannot listen for notifications; polling goes on");
+        tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
     }
 }
 
@@ -440,7 +460,6 @@ impl Task {
             Next::Told => (None, false),
             Next::Room => (None, true),
         };
-        let notify = self.poller.poll.wake == Wake::Notify && until.is_some() && self.state.opened;
         tokio::select! {
             command = self.feed.commands.recv() => match command {
                 Some(command) => self.take(command),
@@ -450,7 +469,7 @@ impl Task {
             () = self.poller.window.freed(), if room => {}
             // The keeper renews often; only a change of ownership matters, and a turn is cheap.
             _ = self.poller.lease.changed(), if until.is_none() => {}
-            () = self.poller.database.hint(&self.poller.spec.name), if notify => {
+            () = self.heard.notified(), if until.is_some() => {
                 self.next_read = Instant::now();
             }
         }

@@ -8,7 +8,9 @@ mod postgres;
 mod sqlite;
 pub mod ddl;
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
+
+use tokio::sync::Notify;
 
 use crate::{
     config::{self, AfterPublish, Dialect},
@@ -175,11 +177,12 @@ impl Database {
         }
     }
 
-    /// Waits for a hint that rows were committed; for ever where the dialect has none.
-    pub async fn hint(&self, table: &str) {
+    /// Passes on every hint that rows were committed, until the connection fails; waits for ever
+    /// where the dialect has no hints.
+    pub async fn listen(&self, table: &str, heard: &Notify) -> Result<Infallible, Error> {
         match self {
             #[cfg(feature = "postgres")]
-            Database::Postgres(db) => db.hint(table).await,
+            Database::Postgres(db) => db.listen(table, heard).await,
             #[cfg(feature = "sqlite")]
             Database::Sqlite(_) => std::future::pending().await,
         }

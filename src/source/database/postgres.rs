@@ -1,12 +1,13 @@
 //! PostgreSQL 14 to 18.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{convert::Infallible, path::PathBuf, str::FromStr, time::Duration};
 
+use futures_util::TryStreamExt as _;
 use sqlx::{
     AssertSqlSafe, Row as _,
     postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgRow, PgSslMode},
 };
-use futures_util::TryStreamExt as _;
+use tokio::sync::Notify;
 
 use super::{
     BACKLOG_CAP, Backlog, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl, literal,
@@ -141,17 +142,23 @@ impl Postgres {
         Ok(())
     }
 
-    /// Waits for a NOTIFY on the channel named like the table. Errors end as "no hint for a while":
-    /// polling goes on underneath.
-    pub async fn hint(&self, table: &str) {
-        let heard = async {
-            let mut listener = PgListener::connect_with(&self.pool).await?;
+    /// Listens on the channel named like the table and passes every NOTIFY on. Ends with an error
+    /// of the connection, which is its own: it would hold one of the pool's for ever.
+    pub async fn listen(&self, table: &str, heard: &Notify) -> Result<Infallible, Error> {
+        let options = PgConnectOptions::clone(&self.pool.connect_options());
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+        let ended: Result<Infallible, sqlx::Error> = async {
+            let mut listener = PgListener::connect_with(&pool).await?;
             listener.listen(table).await?;
-            listener.recv().await
-        };
-        if heard.await.is_err() {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            // What was notified before we listened.
+            heard.notify_one();
+            loop {
+                listener.recv().await?;
+                heard.notify_one();
+            }
         }
+        .await;
+        ended.map_err(Error::sql("listen for notifications"))
     }
 
     pub async fn outbox(&self, spec: &TableSpec) -> Result<Outbox, Error> {
@@ -206,7 +213,6 @@ enum Clock {
 #[derive(Debug)]
 pub struct Outbox {
     pool: PgPool,
-    name: String,
     place_is_int: bool,
     clock: Clock,
     columns: usize,
@@ -226,6 +232,7 @@ struct Sql {
     hold: String,
     parked: String,
     held: String,
+    epoch: String,
     writers: &'static str,
     backlog: String,
 }
@@ -339,7 +346,8 @@ impl Outbox {
         } else {
             format!("ANY($1::text[]::{place_type}[])")
         };
-        let fence = format!("(SELECT epoch FROM {schema}.leases WHERE name = {}) = $2", literal(LEASE_NAME));
+        let epoch = format!("SELECT epoch FROM {schema}.leases WHERE name = {}", literal(LEASE_NAME));
+        let fence = format!("({epoch}) = $2");
         let record = match (&spec.after_publish, &spec.published_at) {
             (AfterPublish::Mark, Some(column)) => format!(
                 "UPDATE {table} o SET {} = now() WHERE o.{seq} = {places}{pending} AND {fence}",
@@ -370,6 +378,7 @@ impl Outbox {
                  WHERE table_name = {name} AND state = 'parked'"
             ),
             held: format!("SELECT count(*) FROM {schema}.holds WHERE table_name = {name}"),
+            epoch,
             writers: "SELECT DISTINCT virtualtransaction FROM pg_locks \
                       WHERE locktype = 'relation' AND relation = $1::bigint::oid \
                         AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
@@ -388,7 +397,6 @@ impl Outbox {
         };
         Ok(Outbox {
             pool: db.pool.clone(),
-            name: spec.name.clone(),
             place_is_int,
             clock,
             columns: spec.columns.len(),
@@ -544,10 +552,7 @@ impl Outbox {
 
     /// Nothing was written: because the lease is not ours any more?
     async fn check_fence(&self, epoch: i64) -> Result<(), Error> {
-        let schema = self.sql.held.split(" FROM ").nth(1).and_then(|rest| rest.split('.').next());
-        let sql = format!("SELECT epoch FROM {}.leases WHERE name = $1", schema.unwrap_or("whippet"));
-        let current: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
-            .bind(LEASE_NAME)
+        let current: Option<i64> = sqlx::query_scalar(AssertSqlSafe(self.sql.epoch.as_str()))
             .fetch_optional(&self.pool)
             .await
             .map_err(Error::sql("check the lease"))?;
@@ -569,11 +574,6 @@ impl Outbox {
                 .await
                 .map_err(Error::sql("count what waits"))?;
         Ok(Backlog { rows: rows.unsigned_abs(), oldest_seconds })
-    }
-
-    /// The table, for messages.
-    pub fn name(&self) -> &str {
-        &self.name
     }
 }
 

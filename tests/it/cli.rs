@@ -1,0 +1,42 @@
+//! The command line, as a script would use it.
+
+use crate::harness::{path, whippet};
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn wrong_usage_is_2_and_a_wrong_configuration_78() {
+    assert_eq!(whippet(&["fly"]).status.code(), Some(2));
+    assert_eq!(whippet(&["run"]).status.code(), Some(2));
+    let missing = whippet(&["run", "--config", "/nowhere/whippet.yaml"]);
+    assert_eq!(missing.status.code(), Some(78));
+    assert!(text(&missing.stderr).contains("/nowhere/whippet.yaml"), "{}", text(&missing.stderr));
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("w.yaml");
+    for (yaml, expected) in [
+        ("source: { url: [", "malformed YAML"),
+        ("source: { url: postgres://x/y }\nkafka: { bootstrap_servers: k }\ntables: [{ nme: outbox }]\n", ":3:12: tables[0].nme: unknown key; did you mean `name`?"),
+        ("source: { url: postgres://x/y }\nkafka: { bootstrap_servers: k, linger: soon }\ntables: [{ name: outbox }]\n", "kafka.linger: expected a duration"),
+    ] {
+        std::fs::write(&file, yaml).unwrap();
+        for command in ["validate", "run", "sql"] {
+            let said = whippet(&[command, "--config", file.to_str().unwrap()]);
+            assert_eq!(said.status.code(), Some(78), "{command} {yaml}");
+            assert!(text(&said.stderr).contains(expected), "{}", text(&said.stderr));
+            assert!(said.stdout.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_good_configuration_is_0_and_the_schema_is_json() {
+    let file = path("config/whippet.yaml");
+    let said = whippet(&["validate", "--config", file.to_str().unwrap()]);
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    let schema: serde_json::Value = serde_json::from_slice(&whippet(&["schema"]).stdout).unwrap();
+    assert!(schema["properties"]["tables"]["items"]["properties"]["order"].is_object());
+    assert!(schema["$schema"].is_string());
+}

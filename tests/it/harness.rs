@@ -1,0 +1,433 @@
+//! A database and topics of a test's own, a relay as a child process, a consumer of its own.
+
+use std::{
+    fmt::Write as _,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Condvar, Mutex},
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer as _},
+    message::Headers as _,
+};
+use sqlx::{
+    AssertSqlSafe, Connection as _, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+/// The longest that anything but the long tests may take.
+pub const SOON: Duration = Duration::from_secs(30);
+
+pub fn service(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!("{variable} is not set: run `scripts/services up` and `eval \"$(scripts/services env)\"`")
+    })
+}
+
+pub fn kafka() -> String {
+    service("WHIPPET_TEST_KAFKA")
+}
+
+/// Runs `scripts/services VERB NAME`.
+pub fn services(verb: &str, name: &str) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
+    let status = Command::new(script).args([verb, name]).status().unwrap();
+    assert!(status.success(), "{script} {verb} {name}: {status}");
+}
+
+/// A database, and topics under a prefix, of one test alone.
+pub struct World {
+    pub name: String,
+    pub url: String,
+    pub db: PgPool,
+    pub folder: tempfile::TempDir,
+    admin: AdminClient<DefaultClientContext>,
+}
+
+impl World {
+    pub async fn new(name: &str) -> World {
+        let name = format!("it_{name}_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        let server = service("WHIPPET_TEST_PG");
+        let mut connection = PgConnection::connect(&server).await.unwrap();
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut connection).await.unwrap();
+        let (server, _) = server.rsplit_once('/').unwrap();
+        let url = format!("{server}/{name}");
+        let options: PgConnectOptions = url.parse().unwrap();
+        let db = PgPoolOptions::new().max_connections(32).connect_with(options).await.unwrap();
+        World {
+            name,
+            url,
+            db,
+            folder: tempfile::tempdir().unwrap(),
+            admin: ClientConfig::new().set("bootstrap.servers", kafka()).create().unwrap(),
+        }
+    }
+
+    /// Runs a script of SQL.
+    pub async fn sql(&self, script: &str) {
+        sqlx::raw_sql(AssertSqlSafe(script)).execute(&self.db).await.unwrap_or_else(|e| panic!("{script}: {e}"));
+    }
+
+    pub async fn number(&self, sql: &str) -> i64 {
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.db).await.unwrap()
+    }
+
+    /// Waits until a query returns this number.
+    pub async fn until(&self, sql: &str, expected: i64) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let found = self.number(sql).await;
+            if found == expected {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{sql}: {found}, not {expected}, after {SOON:?}");
+            self.pause().await;
+        }
+    }
+
+    /// Between two looks at something that tells nobody when it changes.
+    pub async fn pause(&self) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    /// A topic's full name.
+    pub fn topic(&self, name: &str) -> String {
+        format!("{}.{name}", self.name)
+    }
+
+    pub async fn create_topic(&self, name: &str, partitions: i32, config: &[(&str, &str)]) -> String {
+        let topic = self.topic(name);
+        let mut new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
+        for (key, value) in config {
+            new = new.set(key, value);
+        }
+        let results = self.admin.create_topics([&new], &AdminOptions::new()).await.unwrap();
+        results.into_iter().for_each(|result| {
+            result.unwrap();
+        });
+        topic
+    }
+
+    pub async fn alter_topic(&self, topic: &str, key: &str, value: &str) {
+        use rdkafka::admin::{AlterConfig, ResourceSpecifier};
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(key, value);
+        let results = self.admin.alter_configs([&change], &AdminOptions::new()).await.unwrap();
+        results.into_iter().for_each(|result| {
+            result.unwrap();
+        });
+    }
+
+    pub async fn delete_topic(&self, topic: &str) {
+        self.admin.delete_topics(&[topic], &AdminOptions::new()).await.unwrap();
+    }
+
+    /// The outbox and the relay's tables as `whippet sql` makes them for a configuration.
+    pub async fn install(&self, config: &str) {
+        let file = self.write("install.yaml", config);
+        let output = whippet(&["sql", "--config", &file]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.sql(&String::from_utf8(output.stdout).unwrap()).await;
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    /// A configuration for this world: `tables` is the YAML of that key, `more` other keys.
+    pub fn config(&self, tables: &str, more: &str) -> String {
+        self.config_for(&self.url, &kafka(), tables, more)
+    }
+
+    pub fn config_for(&self, url: &str, kafka: &str, tables: &str, more: &str) -> String {
+        format!(
+            "source: {{ url: '{url}' }}\nkafka: {{ bootstrap_servers: '{kafka}' }}\n\
+             admin: {{ listen: '127.0.0.1:0' }}\nreplicas: {{ lease: 2s }}\ntables: {tables}\n{more}\n"
+        )
+    }
+
+    /// Starts a relay and waits until its admin address is open.
+    pub fn relay(&self, config: &str) -> Relay {
+        Relay::start(&self.write("whippet.yaml", config))
+    }
+
+    pub fn consumer(&self, topic: &str) -> Consumer {
+        Consumer::new(topic)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // Best effort: a test that failed leaves its database behind to be looked at.
+        if std::thread::panicking() {
+            return;
+        }
+        let (server, name) = (service("WHIPPET_TEST_PG"), self.name.clone());
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut connection = PgConnection::connect(&server).await?;
+                sqlx::query(AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)")))
+                    .execute(&mut connection)
+                    .await
+            })
+        });
+        dropped.join().unwrap().unwrap();
+    }
+}
+
+/// Runs the program to its end.
+pub fn whippet(arguments: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_whippet")).args(arguments).output().unwrap()
+}
+
+#[derive(Default)]
+struct Log {
+    lines: Mutex<(Vec<serde_json::Value>, bool)>,
+    more: Condvar,
+}
+
+/// `whippet run`, as a child process that logs JSON.
+pub struct Relay {
+    child: Child,
+    log: Arc<Log>,
+    pub admin: String,
+}
+
+impl Relay {
+    pub fn start(config: &str) -> Relay {
+        Relay::start_with(config, &[])
+    }
+
+    pub fn start_with(config: &str, environment: &[(&str, &str)]) -> Relay {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_whippet"))
+            .args(["run", "--config", config])
+            .envs(environment.iter().copied())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Log::default());
+        let (stderr, shared) = (child.stderr.take().unwrap(), log.clone());
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let line = serde_json::from_str(&line).unwrap_or(serde_json::Value::String(line));
+                shared.lines.lock().unwrap().0.push(line);
+                shared.more.notify_all();
+            }
+            shared.lines.lock().unwrap().1 = true;
+            shared.more.notify_all();
+        });
+        let mut relay = Relay { child, log, admin: String::new() };
+        let open = relay.wait_for("admin address is open");
+        relay.admin = open["address"].as_str().unwrap().to_owned();
+        relay
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a log line that contains `text` anywhere, and returns it.
+    pub fn wait_for(&self, text: &str) -> serde_json::Value {
+        let deadline = Instant::now() + SOON;
+        let mut lines = self.log.lines.lock().unwrap();
+        loop {
+            if let Some(line) = lines.0.iter().find(|line| line.to_string().contains(text)) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero() && !lines.1, "no line with {text:?} in:\n{}", render(&lines.0));
+            lines = self.log.more.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    pub fn log(&self) -> String {
+        render(&self.log.lines.lock().unwrap().0)
+    }
+
+    /// GET of the admin address: status code and body.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        get(&self.admin, path)
+    }
+
+    pub fn status(&self) -> serde_json::Value {
+        serde_json::from_str(&self.get("/status").1).unwrap()
+    }
+
+    /// The sum of a metric's samples whose labels contain `labels`.
+    pub fn metric(&self, name: &str, labels: &str) -> f64 {
+        let text = self.get("/metrics").1;
+        let samples = text.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(labels)
+        });
+        samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, then the exit code and everything it logged.
+    pub fn stop(mut self) -> (Option<i32>, String) {
+        self.signal("TERM");
+        let code = self.child.wait().unwrap().code();
+        let mut lines = self.log.lines.lock().unwrap();
+        while !lines.1 {
+            lines = self.log.more.wait(lines).unwrap();
+        }
+        (code, render(&lines.0))
+    }
+}
+
+fn render(lines: &[serde_json::Value]) -> String {
+    lines.iter().fold(String::new(), |mut text, line| {
+        let _ = writeln!(text, "{line}");
+        text
+    })
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.child.kill().ok();
+            self.child.wait().ok();
+        }
+        if std::thread::panicking() {
+            eprintln!("the relay's log:\n{}", self.log());
+        }
+    }
+}
+
+pub fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// A record as a consumer sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub partition: i32,
+    pub offset: i64,
+    pub timestamp: Option<i64>,
+    pub key: Option<Vec<u8>>,
+    pub payload: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Seen {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(header, _)| header == name)?;
+        Some(std::str::from_utf8(value.as_ref()?).unwrap())
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(self.payload.as_deref().unwrap()).unwrap()
+    }
+}
+
+/// Reads all partitions of a topic from the beginning, with no group.
+pub struct Consumer {
+    consumer: BaseConsumer,
+    pub seen: Vec<Seen>,
+}
+
+impl Consumer {
+    pub fn new(topic: &str) -> Consumer {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", kafka())
+            .set("group.id", "none")
+            .set("enable.auto.commit", "false")
+            .set("fetch.wait.max.ms", "20")
+            .set("fetch.message.max.bytes", "50000000")
+            .set("isolation.level", "read_committed")
+            .create()
+            .unwrap();
+        let metadata = consumer.fetch_metadata(Some(topic), SOON).unwrap();
+        let mut list = TopicPartitionList::new();
+        for partition in metadata.topics()[0].partitions() {
+            list.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
+        }
+        assert!(list.count() > 0, "topic {topic} does not exist");
+        consumer.assign(&list).unwrap();
+        Consumer { consumer, seen: Vec::new() }
+    }
+
+    /// Reads until `enough`; panics after a while.
+    pub fn read_until(&mut self, enough: impl Fn(&[Seen]) -> bool) -> &[Seen] {
+        let mut deadline = Instant::now() + SOON;
+        while !enough(&self.seen) {
+            assert!(Instant::now() < deadline, "saw {} records and no more: {:?}", self.seen.len(),
+                self.seen.iter().rev().take(3).collect::<Vec<_>>());
+            if let Some(seen) = self.poll(Duration::from_millis(100)) {
+                self.seen.push(seen);
+                deadline = Instant::now() + SOON;
+            }
+        }
+        &self.seen
+    }
+
+    pub fn read(&mut self, count: usize) -> &[Seen] {
+        self.read_until(|seen| seen.len() >= count)
+    }
+
+    /// Reads what is there now, to the end of every partition.
+    pub fn read_to_end(&mut self) -> &[Seen] {
+        let ends: Vec<(i32, i64)> = self
+            .consumer
+            .assignment()
+            .unwrap()
+            .elements()
+            .iter()
+            .map(|element| {
+                let (_, high) =
+                    self.consumer.fetch_watermarks(element.topic(), element.partition(), SOON).unwrap();
+                (element.partition(), high)
+            })
+            .collect();
+        let total: i64 = ends.iter().map(|(_, high)| high).sum();
+        self.read(usize::try_from(total).unwrap())
+    }
+
+    fn poll(&self, within: Duration) -> Option<Seen> {
+        let message = match self.consumer.poll(within)? {
+            Ok(message) => message,
+            // A broker that is restarted: the client finds it again.
+            Err(_) => return None,
+        };
+        let headers = message.headers().map_or_else(Vec::new, |headers| {
+            headers.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect()
+        });
+        Some(Seen {
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp: message.timestamp().to_millis(),
+            key: message.key().map(<[u8]>::to_vec),
+            payload: message.payload().map(<[u8]>::to_vec),
+            headers,
+        })
+    }
+}
+
+pub fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}

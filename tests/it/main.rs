@@ -1,0 +1,12 @@
+//! The relay as a process, on real PostgreSQL and real Kafka. Start them with `scripts/services up`;
+//! `scripts/test` does it by itself.
+
+mod bad_input;
+mod broker;
+mod checker;
+mod cli;
+mod crash;
+mod harness;
+mod leases;
+mod records;
+mod sqlite;

@@ -1,0 +1,66 @@
+//! SQLite as the source, on real Kafka.
+
+use sqlx::{AssertSqlSafe, SqlitePool};
+
+use crate::harness::{World, kafka, whippet};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sqlite_outbox_is_relayed_through_a_kill_in_order_and_completely() {
+    let world = World::new("sqlite").await;
+    let topic = world.create_topic("events", 3, &[]).await;
+    for after in ["delete", "mark"] {
+        let file = world.folder.path().join(format!("{after}.db"));
+        let url = format!("sqlite://{}?mode=rwc", file.display());
+        let tables = format!("[{{ name: outbox, after_publish: {after} }}]");
+        let config = world.config_for(&url, &kafka(), &tables, "");
+        let script = whippet(&["sql", "--config", &world.write("sql.yaml", &config)]);
+        let db = SqlitePool::connect(&url).await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(String::from_utf8(script.stdout).unwrap())).execute(&db).await.unwrap();
+        let relay = world.relay(&config);
+        let mut consumer = world.consumer(&topic);
+        let from = consumer.read_to_end().len();
+        for n in 0..2_000 {
+            sqlx::query("INSERT INTO outbox (id, topic, key, payload, headers) VALUES (?1, ?2, ?3, ?4, '{\"a\":\"b\"}')")
+                .bind(format!("{after}-{n}"))
+                .bind(&topic)
+                .bind(format!("{after}-{}", n % 10))
+                .bind(format!("{n}"))
+                .execute(&db)
+                .await
+                .unwrap();
+            if n == 1_000 {
+                consumer.read(from + 100);
+            }
+        }
+        relay.kill();
+        let relay = world.relay(&config);
+        let pending = match after {
+            "mark" => "SELECT count(*) FROM outbox WHERE published_at IS NULL",
+            _ => "SELECT count(*) FROM outbox",
+        };
+        loop {
+            let left: i64 = sqlx::query_scalar(pending).fetch_one(&db).await.unwrap();
+            if left == 0 {
+                break;
+            }
+            world.pause().await;
+        }
+        let (code, log) = relay.stop();
+        assert_eq!(code, Some(0), "{log}");
+        let seen = consumer.read_to_end();
+        for key in 0..10 {
+            let name = format!("{after}-{key}");
+            let mut first: Vec<usize> = Vec::new();
+            for record in seen[from..].iter().filter(|record| record.key.as_deref() == Some(name.as_bytes())) {
+                let n = record.text().parse().unwrap();
+                if !first.contains(&n) {
+                    first.push(n);
+                }
+                assert_eq!(record.header("id"), Some(&*format!("{after}-{n}")));
+                assert_eq!(record.header("a"), Some("b"));
+                assert!(record.timestamp.unwrap() > 1_700_000_000_000);
+            }
+            assert_eq!(first, (0..200).map(|i| i * 10 + key).collect::<Vec<_>>(), "{name}");
+        }
+    }
+}
