@@ -33,9 +33,12 @@ async fn a_bad_row_parks_its_key_and_everything_else_flows() {
     assert!(line["id"].as_str().is_some_and(|id| id.len() == 36), "{line}");
     relay.wait_for("is not a legal topic name");
     assert!(!relay.log().contains("secret"), "headers are never logged");
+    // The board is written once in a while.
+    while relay.status()["tables"][0]["parked_events"] != 4 {
+        world.pause().await;
+    }
     let status = relay.status();
     assert_eq!(status["tables"][0]["parked_keys"], 2);
-    assert_eq!(status["tables"][0]["parked_events"], 4);
     assert!(status["tables"][0]["last_error"].is_string());
     assert_eq!(relay.metric("whippet_parked_keys", "outbox"), 2.0);
     assert_eq!(relay.metric("whippet_publish_failures_total", "rejected"), 3.0);

@@ -77,10 +77,10 @@ async fn a_broker_that_goes_away_is_waited_for_and_nothing_is_lost() {
     let config = world.config("[{ name: outbox }]", "");
     world.install(&config).await;
     let relay = world.relay(&config);
-    world.sql(&format!("{INSERT} SELECT '{topic}', 'k' || i % 7, '' || i FROM generate_series(1, 100) i")).await;
+    world.sql(&format!("{INSERT} SELECT '{topic}', 'k' || i % 7, convert_to('' || i, 'UTF8') FROM generate_series(1, 100) i")).await;
     world.until("SELECT count(*) FROM outbox", 0).await;
     services("kill", "kafka");
-    world.sql(&format!("{INSERT} SELECT '{topic}', 'k' || i % 7, '' || i FROM generate_series(101, 5000) i")).await;
+    world.sql(&format!("{INSERT} SELECT '{topic}', 'k' || i % 7, convert_to('' || i, 'UTF8') FROM generate_series(101, 5000) i")).await;
     while relay.metric("whippet_in_flight_events", "") == 0.0 {
         world.pause().await;
     }

@@ -4,8 +4,8 @@ use std::{convert::Infallible, path::PathBuf, str::FromStr, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use sqlx::{
-    AssertSqlSafe, Row as _,
-    postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgRow, PgSslMode},
+    AssertSqlSafe, Connection as _, Row as _,
+    postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions, PgRow, PgSslMode},
 };
 use tokio::sync::Notify;
 
@@ -65,29 +65,39 @@ impl Postgres {
         })
     }
 
-    /// Makes the relay's own tables where they are missing. Called again after every failure, so
-    /// this is also where a rotated password is taken up.
+    /// Connects, and makes the relay's own tables where they are missing. Called again after every
+    /// failure, so this is also where a rotated password is taken up. On a connection of its own:
+    /// the pool tries a refused one again in silence until its time is up, and hides why.
     pub async fn install(&self) -> Result<(), Error> {
+        let mut options = self.options.clone();
         if let Some(file) = &self.password_file {
             let password = std::fs::read_to_string(file).map_err(|error| {
                 Error::Setup(format!("source.password_file {}: {error}", file.display()))
             })?;
-            let password = password.trim_end_matches(['\r', '\n']);
-            self.pool.set_connect_options(self.options.clone().password(password));
+            options = options.password(password.trim_end_matches(['\r', '\n']));
+            self.pool.set_connect_options(options.clone());
         }
+        let mut connection = PgConnection::connect_with(&options)
+            .await
+            .map_err(Error::sql("connect to the source database"))?;
+        self.make_tables(&mut connection).await?;
+        connection.close().await.map_err(Error::sql("connect to the source database"))
+    }
+
+    async fn make_tables(&self, connection: &mut PgConnection) -> Result<(), Error> {
         let there: bool = sqlx::query_scalar(
             "SELECT to_regclass(format('%I.leases', $1)) IS NOT NULL \
              AND to_regclass(format('%I.holds', $1)) IS NOT NULL",
         )
         .bind(&self.schema)
-        .fetch_one(&self.pool)
+        .fetch_one(&mut *connection)
         .await
-        .map_err(Error::sql("connect to the source database"))?;
+        .map_err(Error::sql("look for the relay's own tables"))?;
         if there {
             return Ok(());
         }
         for statement in ddl::relay_tables_postgres(&self.schema) {
-            sqlx::query(AssertSqlSafe(statement)).execute(&self.pool).await.map_err(|source| {
+            sqlx::query(AssertSqlSafe(statement)).execute(&mut *connection).await.map_err(|source| {
                 match source.as_database_error().and_then(|error| error.code()).as_deref() {
                     // insufficient_privilege
                     Some("42501") => Error::Setup(format!(
