@@ -15,7 +15,7 @@ use super::{
     lanes::{Gate, Lanes, Waiting},
     ledger::{Entry, Ledger},
     retry::{Decision, Policy, decide},
-    topics::{State, Topics},
+    topics::{State, Topics, Warmth, partition_of},
     window::Window,
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     config::Order,
     event::{Event, Place, TableIx},
     record::{Prepared, Rules, is_legal_topic},
-    sink::{Kind, Report, Sink, Ticket, TopicFacts, Unit, classify},
+    sink::{Kind, MAX_BATCH_BYTES, Report, Sink, Ticket, TopicFacts, Unit, classify},
     source::{Hold, RouteKey, Yield},
 };
 
@@ -58,8 +58,8 @@ pub struct Effects {
     pub holds: Vec<(TableIx, Vec<Hold>)>,
     pub look_up: Vec<String>,
     pub halt: Vec<TableIx>,
-    /// Rebuild the sink, then answer with [`Action::Rebuilt`].
-    pub rebuild: bool,
+    /// Rebuild the sink for batches of at most so many bytes, then answer with [`Action::Rebuilt`].
+    pub rebuild: Option<usize>,
     /// A new generation: after everything above, tell the sources to start it.
     pub restart: Option<u32>,
 }
@@ -122,6 +122,10 @@ pub struct Core {
     trying: Option<(Ticket, Event, u32)>,
     /// Events whose hold is being written.
     holding: usize,
+    /// What every known topic takes as one batch.
+    batch_bytes: usize,
+    /// When the last action was applied.
+    now: Duration,
     effects: Effects,
 }
 
@@ -144,6 +148,8 @@ impl Core {
             trials: Vec::new(),
             trying: None,
             holding: 0,
+            batch_bytes: MAX_BATCH_BYTES,
+            now: Duration::ZERO,
             effects: Effects::default(),
         }
     }
@@ -151,6 +157,7 @@ impl Core {
     /// Changes state by one action. `now` is on the monotonic clock that the lease uses too, and
     /// `wall_ms` is the time of day in milliseconds since the Unix epoch, for latency metrics only.
     pub fn apply<S: Sink>(&mut self, action: Action, now: Duration, wall_ms: i64, sink: &S) -> Effects {
+        self.now = now;
         match action {
             Action::FromSource(table, yielded) => self.from_source(table, yielded, now, sink),
             Action::Reports(reports) => {
@@ -187,8 +194,9 @@ impl Core {
             Phase::Failing { since } => Some(since + FAILING_AT_MOST),
             Phase::Pausing { until } => Some(until),
         };
+        // A trial that is due already waits for something else: a report, or a topic.
         let trial = match self.trying {
-            None => self.trials.iter().map(|trial| trial.due).min(),
+            None => self.trials.iter().map(|trial| trial.due).filter(|due| *due > self.now).min(),
             Some(_) => None,
         };
         [phase, trial, self.topics.next_due(), self.lease_until].into_iter().flatten().min()
@@ -325,6 +333,7 @@ impl Core {
             topic,
             bytes: window_bytes(&event),
             timestamp_ms: event.timestamp_ms,
+            warms: None,
             sent_at: None,
         });
         self.pass(ticket, rules, event, now, sink);
@@ -350,16 +359,12 @@ impl Core {
             Gate::Trying => return self.lanes.wait(lane, Waiting { ticket, event }),
             Gate::Parked => return self.hold(ticket, rules, &event, "behind", BEHIND.into(), 0),
         }
-        let limit = match topic.map(|topic| &self.topics.get(topic).state) {
-            None => None,
-            Some(State::Ready(facts)) => facts.max_message_bytes,
-            Some(State::Asking | State::Blocked { .. }) => {
-                if let Some(topic) = topic {
-                    self.topics.get_mut(topic).waiting.push_back(Waiting { ticket, event });
-                }
-                return;
-            }
-        };
+        if let Some(topic) = topic.map(|topic| self.topics.get_mut(topic))
+            && !matches!(topic.state, State::Ready)
+        {
+            return topic.waiting.push_back(Waiting { ticket, event });
+        }
+        let limit = topic.and_then(|topic| self.topics.get(topic).max_message_bytes);
         let prepared = match prepare(rules, &event, limit) {
             Ok(prepared) => prepared,
             Err(reason) => {
@@ -372,9 +377,25 @@ impl Core {
             self.trials.push(Trial { waiting: Waiting { ticket, event }, attempts: 0, due: now });
             return;
         }
+        let mut warms = None;
+        if let (Some(topic), true) = (topic, lane.is_some()) {
+            let topic = self.topics.get_mut(topic);
+            let record = &prepared.record;
+            let partition = |count| match record.partition {
+                Some(partition) => usize::try_from(partition).ok(),
+                None => record.key.as_deref().and_then(|key| partition_of(key, count)),
+            };
+            match topic.warmth(partition) {
+                Warmth::Send(partition) => warms = partition,
+                Warmth::Wait(partition) => {
+                    drop(prepared);
+                    return topic.wait_for_warmth(partition, Waiting { ticket, event });
+                }
+            }
+        }
         self.metrics.count_dropped(&rules.name, &prepared.dropped);
         match sink.send(Unit::Main, ticket, &prepared.record) {
-            Ok(()) => self.ledger.sent(ticket, now),
+            Ok(()) => self.ledger.sent(ticket, now, warms),
             Err(code) => {
                 drop(prepared);
                 self.failed_in_pipeline(ticket, code, now);
@@ -389,6 +410,10 @@ impl Core {
                 let Some(entry) = self.ledger.settle(report.ticket) else { return };
                 self.rebuilds = 0;
                 self.acknowledged(&entry, now, wall_ms);
+                if let (Some(topic), Some(partition)) = (entry.topic, entry.warms) {
+                    let waited = self.topics.get_mut(topic).warmed(partition);
+                    self.pass_all(waited, now, sink);
+                }
                 if tried.is_some() {
                     self.suspects.remove(&(entry.table, entry.place));
                     let waited = self.lanes.open(entry.lane);
@@ -432,6 +457,8 @@ impl Core {
         self.metrics.publish_failures(&rules.name, kind.label()).inc();
         if classify::is_about_topic(code) {
             self.block_topic(topic, code, now);
+        } else if classify::is_about_size(code) && self.ask_for_limit(topic) {
+            // The new limit tells which records are too large, and how large a batch may be.
         } else if kind == Kind::Rejected {
             self.suspects.insert((table, place.clone()));
         }
@@ -514,6 +541,23 @@ impl Core {
         });
     }
 
+    /// The topic's limit is not what we thought: asks for it again. `false` where that was done and
+    /// explained nothing.
+    fn ask_for_limit(&mut self, topic: Option<u32>) -> bool {
+        let Some(topic) = topic else { return false };
+        let topic = self.topics.get_mut(topic);
+        match topic.state {
+            State::Ready if topic.asked_for_limit => false,
+            State::Ready => {
+                topic.asked_for_limit = true;
+                topic.state = State::Asking;
+                self.effects.look_up.push(topic.name.clone());
+                true
+            }
+            State::Asking | State::Blocked { .. } => true,
+        }
+    }
+
     fn block_topic(&mut self, topic: Option<u32>, code: Code, now: Duration) {
         let Some(topic) = topic else { return };
         let topic = self.topics.get_mut(topic);
@@ -539,7 +583,17 @@ impl Core {
                     info!(topic = name, "kafka topic can be written to");
                 }
                 topic.attempts = 0;
-                topic.state = State::Ready(facts);
+                topic.is_ready(facts);
+                if let Some(limit) = facts.max_message_bytes
+                    && limit < self.batch_bytes
+                {
+                    // A batch larger than the topic takes would be refused whole, however small its
+                    // records are.
+                    info!(topic = name, limit, "kafka topic takes small batches only; the producer is rebuilt for them");
+                    self.batch_bytes = limit;
+                    self.phase = Phase::Failing { since: now };
+                    return;
+                }
                 let waited = std::mem::take(&mut topic.waiting);
                 self.pass_all(waited, now, sink);
             }
@@ -606,12 +660,12 @@ impl Core {
         for progress in &mut self.progress {
             progress.open = 0;
         }
-        self.topics.forget_waiting();
+        self.topics.start_over();
         self.trials.clear();
         self.trying = None;
         self.holding = 0;
         self.phase = Phase::Rebuilding;
-        self.effects.rebuild = true;
+        self.effects.rebuild = Some(self.batch_bytes);
         self.effects.restart = Some(self.ledger.generation());
     }
 
@@ -625,6 +679,7 @@ impl Core {
         }
         let ready = self.trials.iter().position(|trial| {
             trial.due <= now
+                && self.is_ready_for(trial)
                 && self.ledger.get(trial.waiting.ticket).is_none_or(|entry| {
                     entry.lane.is_none_or(|lane| !self.ledger.lane_is_in_sink(lane))
                 })
@@ -633,17 +688,23 @@ impl Core {
         let Trial { waiting: Waiting { ticket, event }, attempts, .. } = self.trials.remove(ready);
         let Some(entry) = self.ledger.get(ticket) else { return };
         let rules = self.tables[entry.table.0 as usize].clone();
-        let sent = match prepare(&rules, &event, None) {
+        let limit = entry.topic.and_then(|topic| self.topics.get(topic).max_message_bytes);
+        let sent = match prepare(&rules, &event, limit) {
             Ok(prepared) => sink.send(Unit::Suspects, ticket, &prepared.record),
             Err(reason) => return self.reject(ticket, &rules, &event, reason, attempts),
         };
         match sent {
             Ok(()) => {
-                self.ledger.sent(ticket, now);
+                self.ledger.sent(ticket, now, None);
                 self.trying = Some((ticket, event, attempts));
             }
             Err(code) => self.failed_on_trial(ticket, event, attempts + 1, code, now),
         }
+    }
+
+    fn is_ready_for(&self, trial: &Trial) -> bool {
+        let topic = self.ledger.get(trial.waiting.ticket).and_then(|entry| entry.topic);
+        topic.is_none_or(|topic| matches!(self.topics.get(topic).state, State::Ready))
     }
 
     fn count_parked(&self, table: TableIx) {

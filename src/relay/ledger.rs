@@ -26,6 +26,8 @@ pub struct Entry {
     pub bytes: usize,
     /// The record's timestamp, in milliseconds since the Unix epoch.
     pub timestamp_ms: Option<i64>,
+    /// The partition of its topic that it warms.
+    pub warms: Option<u32>,
     /// When it was handed to the sink, on the relay's monotonic clock; `None` before that.
     pub sent_at: Option<Duration>,
 }
@@ -50,12 +52,12 @@ impl Ledger {
     }
 
     /// Notes that the sink took the event.
-    pub fn sent(&mut self, ticket: Ticket, at: Duration) {
+    pub fn sent(&mut self, ticket: Ticket, at: Duration, warms: Option<u32>) {
         if self.current(ticket)
             && let Some(entry) = self.entries.get_mut(ticket.slot as usize)
-            && entry.sent_at.replace(at).is_none()
         {
-            self.sent += 1;
+            entry.warms = warms;
+            self.sent += usize::from(entry.sent_at.replace(at).is_none());
         }
     }
 
@@ -130,6 +132,7 @@ mod tests {
             topic: None,
             bytes: 1,
             timestamp_ms: None,
+            warms: None,
             sent_at: None,
         }
     }
@@ -168,7 +171,7 @@ mod tests {
                         all.push(ledger.admit(entry(all.len() as i64)));
                     }
                     Step::Send(n) if n < all.len() => {
-                        ledger.sent(all[n], Duration::ZERO);
+                        ledger.sent(all[n], Duration::ZERO, None);
                         // A settled slot may be in use again, under another event's ticket.
                         let holder = open.keys().find(|k| all[**k] == all[n]).copied();
                         if let Some(holder) = holder { open.insert(holder, true); }

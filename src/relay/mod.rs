@@ -129,9 +129,9 @@ impl<S: Sink> Relay<S> {
             let asked = self.sink.look_up(topic.clone(), LOOK_UP_WITHIN);
             look_ups.spawn(async move { (topic, asked.await) });
         }
-        if effects.rebuild {
+        if let Some(batch_bytes) = effects.rebuild {
             let sink = self.sink.clone();
-            rebuilds.spawn(async move { sink.rebuild().await.map_err(|error| error.to_string()) });
+            rebuilds.spawn(async move { sink.rebuild(batch_bytes).await.map_err(|error| error.to_string()) });
         }
         if let Some(generation) = effects.restart {
             for source in &self.sources {

@@ -1,5 +1,11 @@
 //! A bad topic is its own problem: events of a topic that is missing or forbidden wait here, in
 //! order, while the others flow. Pure; the relay asks the broker.
+//!
+//! Here is also which partitions are warm. A broker that knows nothing of a producer on a partition
+//! takes its first batch whatever the sequence number says (Kafka's `ProducerAppendInfo`): were the
+//! true first one refused, the second would be let in, and with it a later event of the same key.
+//! So a new producer sends one record to each partition and pipelines once that is acknowledged;
+//! from then on the broker refuses what follows a gap.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,7 +19,7 @@ use crate::sink::TopicFacts;
 pub enum State {
     /// The broker was asked and has not answered.
     Asking,
-    Ready(TopicFacts),
+    Ready,
     /// Not there, or not ours to write to: asked again at `due`, on the relay's clock.
     Blocked { due: Duration },
 }
@@ -25,6 +31,110 @@ pub struct Topic {
     /// Failed look-ups in a row.
     pub attempts: u32,
     pub waiting: VecDeque<Waiting>,
+    /// What the topic takes, where the broker told us, in bytes.
+    pub max_message_bytes: Option<usize>,
+    /// Whether the limit was asked for again after a refusal, and is still the same.
+    pub asked_for_limit: bool,
+    partitions: Vec<Partition>,
+    /// Partitions that are not warm.
+    cold: usize,
+}
+
+#[derive(Debug, Default)]
+enum Partition {
+    #[default]
+    Cold,
+    /// Its first record is on its way, and these come next.
+    Warming(VecDeque<Waiting>),
+    Warm,
+}
+
+/// What to do with an event that is ready to be sent.
+#[derive(Debug)]
+pub enum Warmth {
+    /// Send it. With a partition: tell [`Topic::warmed`] when it is acknowledged.
+    Send(Option<u32>),
+    /// Another event warms the partition: [`Topic::wait_for_warmth`].
+    Wait(u32),
+}
+
+impl Topic {
+    /// The broker said what the topic is like.
+    pub fn is_ready(&mut self, facts: TopicFacts) {
+        self.asked_for_limit &= facts.max_message_bytes == self.max_message_bytes;
+        self.max_message_bytes = facts.max_message_bytes;
+        let count = usize::try_from(facts.partitions).unwrap_or(0);
+        self.partitions.resize_with(count, Partition::default);
+        self.cold = self.partitions.iter().filter(|one| !matches!(one, Partition::Warm)).count();
+        self.state = State::Ready;
+    }
+
+    /// `partition` is where the event goes; it is asked for only while some are cold.
+    pub fn warmth(&mut self, partition: impl FnOnce(usize) -> Option<usize>) -> Warmth {
+        if self.cold == 0 {
+            return Warmth::Send(None);
+        }
+        let Some(index) = partition(self.partitions.len()) else { return Warmth::Send(None) };
+        // A partition that the topic does not have: the broker will say so.
+        let Some(state) = self.partitions.get_mut(index) else { return Warmth::Send(None) };
+        let number = u32::try_from(index).unwrap_or(u32::MAX);
+        match state {
+            Partition::Warm => Warmth::Send(None),
+            Partition::Warming(_) => Warmth::Wait(number),
+            Partition::Cold => {
+                *state = Partition::Warming(VecDeque::new());
+                Warmth::Send(Some(number))
+            }
+        }
+    }
+
+    pub fn wait_for_warmth(&mut self, partition: u32, waiting: Waiting) {
+        if let Some(Partition::Warming(queue)) = self.partitions.get_mut(partition as usize) {
+            queue.push_back(waiting);
+        }
+    }
+
+    /// The first record of a partition is acknowledged: returns what waited for it, in order.
+    pub fn warmed(&mut self, partition: u32) -> VecDeque<Waiting> {
+        match self.partitions.get_mut(partition as usize) {
+            Some(state @ Partition::Warming(_)) => {
+                self.cold -= 1;
+                match std::mem::replace(state, Partition::Warm) {
+                    Partition::Warming(queue) => queue,
+                    Partition::Cold | Partition::Warm => VecDeque::new(),
+                }
+            }
+            _ => VecDeque::new(),
+        }
+    }
+}
+
+/// Where `murmur2_random` sends a key: Kafka's murmur2 over the key, its sign bit cleared, modulo
+/// the number of partitions (org.apache.kafka.clients.producer.internals.BuiltInPartitioner and
+/// org.apache.kafka.common.utils.Utils). Used to know which partition has to be warm; the record
+/// itself is placed by librdkafka.
+pub fn partition_of(key: &[u8], partitions: usize) -> Option<usize> {
+    let hash = usize::try_from(murmur2(key) & 0x7fff_ffff).ok()?;
+    hash.checked_rem(partitions)
+}
+
+fn murmur2(key: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    const SEED: u32 = 0x9747_b28c;
+    let mut hash = SEED ^ key.len() as u32;
+    let (words, rest) = key.as_chunks::<4>();
+    for word in words {
+        let word = u32::from_le_bytes(*word).wrapping_mul(M);
+        hash = hash.wrapping_mul(M) ^ (word ^ (word >> 24)).wrapping_mul(M);
+    }
+    if !rest.is_empty() {
+        for (index, byte) in rest.iter().enumerate() {
+            hash ^= u32::from(*byte) << (8 * index);
+        }
+        hash = hash.wrapping_mul(M);
+    }
+    hash = (hash ^ (hash >> 13)).wrapping_mul(M);
+    hash ^ (hash >> 15)
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +156,10 @@ impl Topics {
             state: State::Asking,
             attempts: 0,
             waiting: VecDeque::new(),
+            max_message_bytes: None,
+            asked_for_limit: false,
+            partitions: Vec::new(),
+            cold: 0,
         });
         (index, true)
     }
@@ -88,10 +202,50 @@ impl Topics {
         self.all.iter().filter(|topic| matches!(topic.state, State::Blocked { .. }))
     }
 
-    /// A new generation reads the waiting events again.
-    pub fn forget_waiting(&mut self) {
+    /// A new generation reads the waiting events again, and its producer knows no partition.
+    pub fn start_over(&mut self) {
         for topic in &mut self.all {
             topic.waiting.clear();
+            topic.cold = topic.partitions.len();
+            topic.partitions.fill_with(Partition::default);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The values of Kafka's own UtilsTest.testMurmur2.
+    #[test]
+    fn murmur2_is_that_of_kafka() {
+        for (key, hash) in [
+            ("21", -973_932_308_i32),
+            ("foobar", -790_332_482),
+            ("a-little-bit-long-string", -985_981_536),
+            ("a-little-bit-longer-string", -1_486_304_829),
+            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            ("abc", 479_470_107),
+        ] {
+            assert_eq!(murmur2(key.as_bytes()).cast_signed(), hash, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_partition_takes_one_event_until_it_is_warm() {
+        let mut topics = Topics::default();
+        let (index, _) = topics.index("t");
+        let topic = topics.get_mut(index);
+        topic.is_ready(TopicFacts { partitions: 2, max_message_bytes: None });
+        assert!(matches!(topic.warmth(|_| Some(0)), Warmth::Send(Some(0))));
+        assert!(matches!(topic.warmth(|_| Some(0)), Warmth::Wait(0)));
+        assert!(matches!(topic.warmth(|_| Some(1)), Warmth::Send(Some(1))));
+        assert!(matches!(topic.warmth(|_| None), Warmth::Send(None)), "no key, no order");
+        topic.warmed(0);
+        assert!(matches!(topic.warmth(|_| Some(0)), Warmth::Send(None)));
+        topic.warmed(1);
+        assert!(matches!(topic.warmth(|_| panic!("all are warm")), Warmth::Send(None)));
+        topics.start_over();
+        assert!(matches!(topics.get_mut(index).warmth(|_| Some(0)), Warmth::Send(Some(0))));
     }
 }

@@ -65,6 +65,14 @@ pub fn is_about_topic(code: Code) -> bool {
     )
 }
 
+/// Whether the record or its batch was larger than the topic takes.
+pub fn is_about_size(code: Code) -> bool {
+    matches!(
+        code,
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

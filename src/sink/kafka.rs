@@ -22,7 +22,7 @@ use rdkafka::{
 use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
-use super::{Report, Sink, Ticket, TopicFacts, Unit};
+use super::{MAX_BATCH_BYTES, Report, Sink, Ticket, TopicFacts, Unit};
 use crate::{config::Secret, record::Record};
 
 /// What the producers are made from.
@@ -56,14 +56,14 @@ impl Settings {
         config
     }
 
-    fn producer(&self) -> ClientConfig {
+    fn producer(&self, unit: Unit, batch_bytes: usize) -> ClientConfig {
         let mut config = self.client();
         config
             .set("enable.idempotence", "true")
             .set("acks", "all")
             // A refused batch makes the producer fatal instead of leaving a gap that later
-            // records of the same key would pass through.
-            .set("enable.gapless.guarantee", "true")
+            // records of the same key would pass through. A suspect has nothing behind it.
+            .set("enable.gapless.guarantee", (unit == Unit::Main).to_string())
             // Keys land where Java producers put them.
             .set("partitioner", "murmur2_random")
             // An expired message would let later ones pass: never. The stall has its own alarm.
@@ -71,7 +71,7 @@ impl Settings {
             .set("compression.type", &self.compression)
             .set("linger.ms", (self.linger.as_secs_f64() * 1e3).to_string())
             .set("batch.num.messages", "10000")
-            .set("batch.size", "1000000")
+            .set("batch.size", batch_bytes.to_string())
             // The topic's limit decides, not the client's: refused early by the relay, and by the
             // broker where the limit changed since.
             .set("message.max.bytes", "1000000000")
@@ -118,6 +118,8 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::Fatal) => error!(%reason, "kafka producer failed for good"),
+            // The relay says what it does about this one.
+            Some(RDKafkaErrorCode::GaplessGuarantee) => debug!(%reason, "a batch was refused"),
             _ => warn!(%error, %reason, "kafka is in trouble; the client goes on trying"),
         }
     }
@@ -170,7 +172,7 @@ impl Kafka {
     /// Makes the producers. Connects in the background: a broker that is down is no error.
     pub fn new(settings: Settings) -> Result<Kafka, KafkaError> {
         let mailbox = Arc::new(Mailbox::default());
-        let main = producer(&settings, &mailbox)?;
+        let main = producer(&settings, &mailbox, Unit::Main, MAX_BATCH_BYTES)?;
         let admin = Arc::new(settings.client().create()?);
         Ok(Kafka {
             settings,
@@ -181,9 +183,14 @@ impl Kafka {
     }
 }
 
-fn producer(settings: &Settings, mailbox: &Arc<Mailbox>) -> Result<Client, KafkaError> {
+fn producer(
+    settings: &Settings,
+    mailbox: &Arc<Mailbox>,
+    unit: Unit,
+    batch_bytes: usize,
+) -> Result<Client, KafkaError> {
     let context = Context { mailbox: mailbox.clone() };
-    Client::from_config_and_context(&settings.producer(), context)
+    Client::from_config_and_context(&settings.producer(unit, batch_bytes), context)
 }
 
 impl Sink for Kafka {
@@ -198,7 +205,7 @@ impl Sink for Kafka {
             Unit::Main => &producers.main,
             Unit::Suspects => {
                 if producers.suspects.is_none() {
-                    let made = producer(&self.settings, &self.mailbox)
+                    let made = producer(&self.settings, &self.mailbox, unit, MAX_BATCH_BYTES)
                         .map_err(|error| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))?;
                     producers.suspects = Some(made);
                 }
@@ -230,8 +237,9 @@ impl Sink for Kafka {
         }
     }
 
-    async fn rebuild(&self) -> Result<(), KafkaError> {
-        let fresh = Producers { main: producer(&self.settings, &self.mailbox)?, suspects: None };
+    async fn rebuild(&self, batch_bytes: usize) -> Result<(), KafkaError> {
+        let main = producer(&self.settings, &self.mailbox, Unit::Main, batch_bytes)?;
+        let fresh = Producers { main, suspects: None };
         let old = {
             let mut producers = self.producers.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *producers, fresh)

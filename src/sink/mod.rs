@@ -74,6 +74,10 @@ pub enum Unit {
     Suspects,
 }
 
+/// The largest batch, in bytes, where no topic asks for smaller ones: just below what a broker takes
+/// unless it was told otherwise (`message.max.bytes`, 1048588).
+pub const MAX_BATCH_BYTES: usize = 1_000_000;
+
 /// What is known about a topic that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicFacts {
@@ -96,8 +100,9 @@ pub trait Sink: Send + Sync + 'static {
     fn reports(&self) -> impl Future<Output = Vec<Report>> + Send;
 
     /// Throws both producers away with everything that they have not delivered, and makes new
-    /// ones. What an old one had already sent may still land, as a repeat.
-    fn rebuild(&self) -> impl Future<Output = Result<(), rdkafka::error::KafkaError>> + Send;
+    /// ones, which send batches of at most `batch_bytes`. What an old one had already sent may still
+    /// land, as a repeat.
+    fn rebuild(&self, batch_bytes: usize) -> impl Future<Output = Result<(), rdkafka::error::KafkaError>> + Send;
 
     /// Asks the broker whether a topic is there and what it takes.
     fn look_up(

@@ -103,3 +103,73 @@ async fn a_broker_that_goes_away_is_waited_for_and_nothing_is_lost() {
         assert_eq!(count, expected, "first appearances of {key} are in order and complete");
     }
 }
+
+/// The same where the broker knows nothing of the producer yet: it would let the second batch of a
+/// partition in, whatever its sequence number, after it refused the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_passes_the_first_batch_of_a_new_producer() {
+    let world = World::new("firstbatch").await;
+    let config = world.config("[{ name: outbox, columns: { partition: part } }]", "");
+    // Each record is a batch of its own, five requests in flight.
+    let config = config.replace(
+        "kafka: {",
+        "kafka: { compression: none, linger: 0s, properties: { batch.num.messages: 1 },",
+    );
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    for round in 0..10 {
+        let topic = world.create_topic(&format!("t{round}"), 10, &[("max.message.bytes", "2000000")]).await;
+        // Partition 9 is used, so the limit is known; 0 to 8 have never seen this producer.
+        world.sql(&format!("INSERT INTO outbox (topic, key, payload, part) VALUES ('{topic}', 'w', 'w', 9)")).await;
+        let mut consumer = world.consumer(&topic);
+        consumer.read(1);
+        world.alter_topic(&topic, "max.message.bytes", "10000").await;
+        world
+            .sql(&format!(
+                "INSERT INTO outbox (topic, key, payload, part) SELECT '{topic}', 'k' || p,
+                   CASE n WHEN 0 THEN convert_to(repeat('x', 20000), 'UTF8') ELSE convert_to('' || n, 'UTF8') END, p
+                 FROM generate_series(0, 8) p, generate_series(0, 5) n ORDER BY p, n"
+            ))
+            .await;
+        world.until(&format!("SELECT count(*) FROM whippet.holds WHERE topic = '{topic}'"), 54).await;
+        assert_eq!(consumer.read_to_end().iter().filter(|record| record.partition != 9).count(), 0, "round {round}");
+    }
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_takes_small_batches_only_gets_small_batches() {
+    let world = World::new("smallbatch").await;
+    let small = world.create_topic("small", 2, &[("max.message.bytes", "5000")]).await;
+    let config = world.config("[{ name: outbox }]", "");
+    world.install(&config).await;
+    world
+        .sql(&format!("{INSERT} SELECT '{small}', 'k' || i % 5, convert_to(repeat(md5('' || i), 20), 'UTF8') FROM generate_series(1, 5000) i"))
+        .await;
+    let relay = world.relay(&config);
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains("did not take a record"), "{log}");
+    assert_eq!(world.consumer(&small).read_to_end().len(), 5000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_deleted_and_made_again_loses_nothing_that_was_not_there() {
+    let world = World::new("deleted").await;
+    let (gone, stays) = (world.create_topic("gone", 1, &[]).await, world.create_topic("stays", 1, &[]).await);
+    let config = world.config("[{ name: outbox, retry: { max: 1s } }]", "");
+    world.install(&config).await;
+    let _relay = world.relay(&config);
+    world.sql(&format!("{INSERT} VALUES ('{gone}', 'k', '0'), ('{stays}', 'k', '0')")).await;
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    world.delete_topic(&gone).await;
+    world.sql(&format!("{INSERT} VALUES ('{gone}', 'k', '1'), ('{stays}', 'k', '1'), ('{gone}', 'k', '2')")).await;
+    let mut others = world.consumer(&stays);
+    others.read_until(|seen| seen.iter().any(|record| record.text() == "1"));
+    world.create_topic("gone", 1, &[]).await;
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    let mut consumer = world.consumer(&gone);
+    assert_eq!(consumer.read_to_end().iter().map(|r| r.text()).collect::<Vec<_>>(), ["1", "2"]);
+}

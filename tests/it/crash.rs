@@ -72,7 +72,7 @@ async fn write(
             written.push(row);
         }
         // Mostly short, sometimes long: rows with lower numbers commit after higher ones.
-        let pause = if random.u32(0..50) == 0 { random.u64(0..400) } else { random.u64(0..10) };
+        let pause = if random.u32(0..50) == 0 { random.u64(0..400) } else { random.u64(0..60) };
         tokio::time::sleep(Duration::from_millis(pause)).await;
         if random.u32(0..20) == 0 {
             transaction.rollback().await.unwrap();

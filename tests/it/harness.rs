@@ -6,7 +6,7 @@ use std::{
     net::TcpStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -195,6 +195,13 @@ struct Log {
     more: Condvar,
 }
 
+impl Log {
+    fn lines(&self) -> MutexGuard<'_, (Vec<serde_json::Value>, bool)> {
+        // A test that failed still shows its log.
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// `whippet run`, as a child process that logs JSON.
 pub struct Relay {
     child: Child,
@@ -219,10 +226,10 @@ impl Relay {
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 let line = serde_json::from_str(&line).unwrap_or(serde_json::Value::String(line));
-                shared.lines.lock().unwrap().0.push(line);
+                shared.lines().0.push(line);
                 shared.more.notify_all();
             }
-            shared.lines.lock().unwrap().1 = true;
+            shared.lines().1 = true;
             shared.more.notify_all();
         });
         let mut relay = Relay { child, log, admin: String::new() };
@@ -238,7 +245,7 @@ impl Relay {
     /// Waits for a log line that contains `text` anywhere, and returns it.
     pub fn wait_for(&self, text: &str) -> serde_json::Value {
         let deadline = Instant::now() + SOON;
-        let mut lines = self.log.lines.lock().unwrap();
+        let mut lines = self.log.lines();
         loop {
             if let Some(line) = lines.0.iter().find(|line| line.to_string().contains(text)) {
                 return line.clone();
@@ -250,7 +257,7 @@ impl Relay {
     }
 
     pub fn log(&self) -> String {
-        render(&self.log.lines.lock().unwrap().0)
+        render(&self.log.lines().0)
     }
 
     /// GET of the admin address: status code and body.
@@ -287,7 +294,7 @@ impl Relay {
     pub fn stop(mut self) -> (Option<i32>, String) {
         self.signal("TERM");
         let code = self.child.wait().unwrap().code();
-        let mut lines = self.log.lines.lock().unwrap();
+        let mut lines = self.log.lines();
         while !lines.1 {
             lines = self.log.more.wait(lines).unwrap();
         }
