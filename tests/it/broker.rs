@@ -34,7 +34,7 @@ async fn nothing_passes_an_event_that_the_broker_refuses() {
     let topic = world.create_topic("events", 2, &[("max.message.bytes", "2000000")]).await;
     let config = world.config("[{ name: outbox }]", "");
     let config = config
-        .replace("kafka: {", "kafka: { compression: none, linger: 20ms,");
+        .replace("kafka: {", "kafka: { compression: none, linger: 0s, properties: { batch.num.messages: 1 },");
     world.install(&config).await;
     let relay = world.relay(&config);
     // The relay learns the limit now, and it is lowered afterwards.
