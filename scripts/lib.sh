@@ -4,6 +4,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Slow to fetch or to build, and safe to delete: jars, tools, CI's build folder.
 CACHE=${WHIPPET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/whippet}
+TOOLS=$CACHE/tools
 
 say() { printf '%s\n' "== $*" >&2; }
 die() { printf '%s\n' "${0##*/}: $*" >&2; exit 1; }

@@ -1,7 +1,7 @@
 //! From a configuration to a running relay: everything is built first, then spawned, and stopped in
 //! the order in which events flow.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
@@ -136,6 +136,11 @@ impl App {
     /// The state as `/status` shows it.
     pub fn board(&self) -> Arc<Board> {
         self.board.clone()
+    }
+
+    /// Where the admin address is, once its port is chosen.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(|(_, listener)| listener.local_addr().ok())
     }
 
     /// Runs until `stop`. Returns what was left unfinished.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod demo;
 mod run;
 mod sql;
 
@@ -29,6 +30,15 @@ enum Command {
         #[arg(long, short)]
         config: PathBuf,
     },
+    /// The whole story with nothing to install: SQLite, a broker inside the process, a consumer.
+    Demo {
+        /// Events to write.
+        #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+        events: u32,
+        /// Leave the relay and its admin address running until Ctrl-C.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Check a configuration, offline.
     Validate {
         #[arg(long, short)]
@@ -53,6 +63,7 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let code = match self.command {
             Command::Run { config } => run::run(&config),
+            Command::Demo { events, keep } => demo::demo(events as usize, keep),
             Command::Validate { config } => run::validate(&config),
             Command::Sql { config: Some(config), .. } => sql::for_config(&config),
             Command::Sql { dialect, preset, .. } => sql::for_preset(dialect.unwrap_or_default(), preset),

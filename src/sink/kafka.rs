@@ -82,6 +82,10 @@ impl Settings {
     }
 }
 
+/// How long an answer about a topic's limit is waited for. Without one the broker itself refuses
+/// what is too large, which is dearer and as safe.
+const LIMIT_WITHIN: Duration = Duration::from_millis(500);
+
 /// Delivery reports on their way from librdkafka's thread to the relay.
 #[derive(Debug, Default)]
 struct Mailbox {
@@ -265,7 +269,8 @@ impl Sink for Kafka {
                     .await
                     .unwrap_or(Err(RDKafkaErrorCode::Fail))?
             };
-            Ok(TopicFacts { partitions, max_message_bytes: limit(&admin, &topic, within).await })
+            let max_message_bytes = limit(&admin, &topic, within.min(LIMIT_WITHIN)).await;
+            Ok(TopicFacts { partitions, max_message_bytes })
         }
     }
 }

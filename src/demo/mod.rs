@@ -1,0 +1,148 @@
+//! `whippet demo`: the whole story with nothing to install.
+//!
+//! An example application writes orders and outbox rows into a SQLite file, each in one
+//! transaction. The relay, the same that `whippet run` starts, publishes them to a broker inside
+//! this process: librdkafka's mock cluster, which speaks Kafka's protocol and keeps records in
+//! memory. A consumer reads them back, and everything is compared.
+
+mod reader;
+mod screen;
+mod shop;
+mod verdict;
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
+use sqlx::{AssertSqlSafe, SqlitePool};
+use tokio_util::sync::CancellationToken;
+
+use self::{reader::Received, screen::Screen, shop::Expected};
+use crate::{
+    app::App,
+    config::{self, Config},
+    source::database::ddl,
+};
+
+const TOPIC: &str = "orders";
+const PARTITIONS: i32 = 4;
+/// Without a new event for this long, something is wrong.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
+const REDRAW_EVERY: Duration = Duration::from_millis(100);
+
+/// What the parts of the demo tell each other.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Committed events, in the order of their commits.
+    expected: Vec<Expected>,
+    rolled_back: usize,
+    written: bool,
+    received: Vec<Received>,
+}
+
+type Shared = Arc<Mutex<Progress>>;
+
+fn lock(shared: &Shared) -> MutexGuard<'_, Progress> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs the demo. `Ok(true)` where every committed event came back, in order, byte for byte.
+pub async fn run(events: usize, keep: bool, stop: CancellationToken) -> anyhow::Result<bool> {
+    let folder = tempfile::Builder::new().prefix("whippet-demo-").tempdir().context("a temporary folder")?;
+    let broker: MockCluster<'static, DefaultProducerContext> =
+        MockCluster::new(1).context("the broker inside this process")?;
+    broker.create_topic(TOPIC, PARTITIONS, 1).context("the topic")?;
+    let config = configuration(folder.path(), &broker.bootstrap_servers())?;
+    let database = SqlitePool::connect(config.source.url.expose()).await.context("the SQLite file")?;
+    sqlx::raw_sql(AssertSqlSafe(ddl::script(&config))).execute(&database).await.context("the outbox")?;
+
+    let app = App::build(&config).await?;
+    let admin = app.admin_address();
+    let relay_stop = CancellationToken::new();
+    let board = app.board();
+    let relay = tokio::spawn(app.run(relay_stop.clone()));
+    let shared = Shared::default();
+    let reading = CancellationToken::new();
+    let reader = reader::start(broker.bootstrap_servers(), shared.clone(), reading.clone())?;
+    let shop = tokio::spawn(shop::run(database.clone(), events, shared.clone()));
+
+    let mut screen = Screen::new(events);
+    screen.begin(&config, folder.path(), &broker.bootstrap_servers(), admin);
+    let finished = tokio::select! {
+        finished = watch(&shared, &mut screen, &board, shop) => finished,
+        () = stop.cancelled() => Err(anyhow::anyhow!("interrupted before everything came back")),
+    };
+    let good = match finished {
+        Ok(()) => {
+            let progress = lock(&shared);
+            let verdict = verdict::compare(&progress.expected, &progress.received);
+            screen.end(&progress, &verdict);
+            verdict.is_ok()
+        }
+        Err(error) => {
+            relay_stop.cancel();
+            return Err(error);
+        }
+    };
+    if keep && let Some(admin) = admin {
+        screen.keep(admin);
+        stop.cancelled().await;
+    }
+    relay_stop.cancel();
+    relay.await.context("the relay")?;
+    reading.cancel();
+    tokio::task::spawn_blocking(move || reader.join()).await.ok();
+    database.close().await;
+    Ok(good)
+}
+
+/// Redraws until everything that was written came back.
+async fn watch(
+    shared: &Shared,
+    screen: &mut Screen,
+    board: &crate::admin::status::Board,
+    shop: tokio::task::JoinHandle<anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(REDRAW_EVERY);
+    let (mut seen, mut moved) = (0, Instant::now());
+    let mut shop = Some(shop);
+    loop {
+        tick.tick().await;
+        if let Some(ended) = shop.take_if(|shop| shop.is_finished()) {
+            ended.await.context("the application")??;
+        }
+        let progress = lock(shared);
+        screen.draw(&progress, &board.status());
+        let distinct = progress.received.len();
+        if distinct != seen {
+            (seen, moved) = (distinct, Instant::now());
+        }
+        if progress.written && distinct >= progress.expected.len() {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            moved.elapsed() < STALLED_AFTER,
+            "{} of {} events came back, and no more for {} s",
+            distinct,
+            progress.expected.len(),
+            STALLED_AFTER.as_secs()
+        );
+    }
+}
+
+/// As a user would write it, but for the free port and the quick polling.
+fn configuration(folder: &Path, broker: &str) -> anyhow::Result<Config> {
+    let yaml = format!(
+        "source: {{ url: 'sqlite://{}/shop.db?mode=rwc' }}\n\
+         kafka: {{ bootstrap_servers: '{broker}' }}\n\
+         admin: {{ listen: '127.0.0.1:0' }}\n\
+         tables: [{{ name: outbox, poll: {{ max_interval: 20ms }} }}]\n",
+        folder.display()
+    );
+    Ok(config::parse("the demo's configuration", &yaml, &BTreeMap::new())?)
+}
