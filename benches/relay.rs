@@ -132,9 +132,13 @@ impl Bench {
         Ok(consumer)
     }
 
-    /// The same records from memory, through the same client settings.
+    /// The same rows from memory, through the same client settings.
     async fn raw(&self, round: usize) -> anyhow::Result<f64> {
         let topic = self.topic(format!("bench.raw.{round}")).await?;
+        self.install("delete").await?;
+        self.fill(&topic).await?;
+        let rows: Vec<(String, Vec<u8>)> =
+            sqlx::query_as("SELECT key, payload FROM outbox ORDER BY seq").fetch_all(&self.db).await?;
         let producer: ThreadedProducer<Quiet> = ClientConfig::new()
             .set("bootstrap.servers", &self.kafka)
             .set("enable.idempotence", "true")
@@ -144,33 +148,36 @@ impl Bench {
             .set("batch.size", "1000000")
             .set("queue.buffering.max.messages", "1000000")
             .create_with_context(Quiet)?;
-        let rows: Vec<(String, Vec<u8>)> =
-            (0..ROWS).map(|n| (format!("key-{}", n % 1000), payload(n).into_bytes())).collect();
         let begin = Instant::now();
         for (key, payload) in &rows {
-            producer
-                .send(BaseRecord::to(&topic).key(key).payload(payload))
-                .map_err(|(error, _)| error)?;
+            producer.send(BaseRecord::to(&topic).key(key).payload(payload)).map_err(|(error, _)| error)?;
         }
         producer.flush(Duration::from_secs(60))?;
         Ok(ROWS as f64 / begin.elapsed().as_secs_f64())
     }
 
-    async fn drain(&self, round: usize, mode: &str) -> anyhow::Result<Drain> {
-        let topic = self.topic(format!("bench.{mode}.{round}")).await?;
-        let config = self.install(mode).await?;
+    /// The rows that every figure is about.
+    async fn fill(&self, topic: &str) -> anyhow::Result<()> {
         sqlx::query(
             "INSERT INTO outbox (topic, key, type, payload)
-             SELECT $1, 'key-' || n % 1000, 'Benched', convert_to(rpad('{\"n\":' || n || ',\"pad\":\"' || md5(n::text), $3, md5((n + 1)::text)), 'UTF8')
+             SELECT $1, 'key-' || n % 1000, 'Benched', convert_to(rpad('{\"n\":' || n || ',\"pad\":\"' || md5(n::text), $3,
+                 md5((n + 1)::text) || md5((n + 2)::text) || md5((n + 3)::text) || md5((n + 4)::text)), 'UTF8')
              FROM generate_series(0, $2 - 1) n",
         )
-        .bind(&topic)
+        .bind(topic)
         .bind(ROWS as i64)
         .bind(PAYLOAD as i32)
         .execute(&self.db)
         .await?;
         sqlx::raw_sql("VACUUM ANALYZE outbox").execute(&self.db).await?;
         sqlx::raw_sql("CHECKPOINT").execute(&self.db).await?;
+        Ok(())
+    }
+
+    async fn drain(&self, round: usize, mode: &str) -> anyhow::Result<Drain> {
+        let topic = self.topic(format!("bench.{mode}.{round}")).await?;
+        let config = self.install(mode).await?;
+        self.fill(&topic).await?;
 
         let consumer = self.consumer(&topic)?;
         let counted = std::thread::spawn(move || count(&consumer));
@@ -203,7 +210,8 @@ impl Bench {
             while left > 0 {
                 if let Some(Ok(message)) = consumer.poll(Duration::from_secs(1)) {
                     let at = Instant::now();
-                    let number = message.key().and_then(|key| std::str::from_utf8(key).ok()?.parse::<usize>().ok());
+                    let number =
+                        message.key().and_then(|key| std::str::from_utf8(key).ok()?.parse::<usize>().ok());
                     if let Some(slot) = number.and_then(|n| seen.get_mut(n)) {
                         left -= usize::from(slot.replace(at).is_none());
                     }
@@ -229,7 +237,9 @@ impl Bench {
             .iter()
             .zip(&seen)
             .skip((STEADY * 3) as usize)
-            .filter_map(|(committed, seen)| Some(seen.as_ref()?.saturating_duration_since(*committed).as_secs_f64() * 1e3))
+            .filter_map(|(committed, seen)| {
+                Some(seen.as_ref()?.saturating_duration_since(*committed).as_secs_f64() * 1e3)
+            })
             .collect();
         delays.sort_by(f64::total_cmp);
         let at = |share: f64| delays[((delays.len() as f64 * share) as usize).min(delays.len() - 1)];

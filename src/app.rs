@@ -179,9 +179,8 @@ impl App {
         };
         let (left, stopped_at) = tokio::join!(self.relay.run(stop.clone(), deadline), stopped_at);
         let remaining = deadline.saturating_sub(stopped_at.elapsed()).max(Duration::from_millis(500));
-        let recorded = tokio::time::timeout(remaining, async {
-            while sources.join_next().await.is_some() {}
-        });
+        let recorded =
+            tokio::time::timeout(remaining, async { while sources.join_next().await.is_some() {} });
         if recorded.await.is_err() {
             warn!("the sources did not finish within shutdown.grace; what they had not recorded is repeated");
             sources.shutdown().await;
@@ -238,7 +237,9 @@ async fn watch_backlog(
         match measured.await {
             Ok(Some(backlog)) => {
                 let oldest = backlog.oldest_seconds.unwrap_or(0.0);
-                metrics.pending_events.with_label_values(&[&spec.name])
+                metrics
+                    .pending_events
+                    .with_label_values(&[&spec.name])
                     .set(i64::try_from(backlog.rows).unwrap_or(i64::MAX));
                 metrics.oldest_pending_age.with_label_values(&[&spec.name]).set(oldest);
                 board.backlog(table, backlog);

@@ -5,10 +5,10 @@
 //! between. The modules, in the order in which an event meets them:
 
 pub mod event;
-pub mod source;
-pub mod relay;
 pub mod record;
+pub mod relay;
 pub mod sink;
+pub mod source;
 
 pub mod coordinate;
 

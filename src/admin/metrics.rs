@@ -4,17 +4,15 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::record::Dropped;
 
 /// Seconds: from a local broker's answer to an outage's backlog.
-const LATENCY_BUCKETS: [f64; 16] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0,
-    3600.0,
-];
+const LATENCY_BUCKETS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3600.0];
 
 #[derive(Debug)]
 pub struct Metrics {
@@ -72,33 +70,97 @@ pub struct Described {
     pub help: &'static str,
 }
 
-const EVENTS_READ: Described = counter("whippet_events_read_total", &["table"], "Rows read from the source, repeats included.");
-const EVENTS_PUBLISHED: Described = counter("whippet_events_published_total", &["table", "topic"], "Events that Kafka acknowledged.");
-const PUBLISH_FAILURES: Described = counter("whippet_publish_failures_total", &["table", "kind"], "Events that Kafka or the relay refused, by kind: transient, rejected, fatal.");
-const RETRIES: Described = counter("whippet_retries_total", &["table", "kind"], "Tries that were repeated: an event's own (transient), or the source's after an error (source).");
-const PUBLISH_DURATION: Described = histogram("whippet_publish_duration_seconds", &[], "From handing a record to the producer to its acknowledgement.");
-const END_TO_END: Described = histogram("whippet_end_to_end_seconds", &["table"], "From the row's timestamp, by the clock that wrote it, to the acknowledgement, by this host's clock.");
-const OLDEST_PENDING_AGE: Described = gauge("whippet_oldest_pending_age_seconds", &["table"], "Age of the oldest row that waits, by the database's clock; held rows apart. 0 when none waits.");
-const PENDING_EVENTS: Described = gauge("whippet_pending_events", &["table"], "Rows that wait in the table, counted up to 100000; held rows apart. Owner only.");
-const PARKED_KEYS: Described = gauge("whippet_parked_keys", &["table"], "Keys that are parked until an operator releases them.");
-const PARKED_EVENTS: Described = gauge("whippet_parked_events", &["table"], "Events held because they, or an earlier one of their key, can never be published.");
+const EVENTS_READ: Described =
+    counter("whippet_events_read_total", &["table"], "Rows read from the source, repeats included.");
+const EVENTS_PUBLISHED: Described =
+    counter("whippet_events_published_total", &["table", "topic"], "Events that Kafka acknowledged.");
+const PUBLISH_FAILURES: Described = counter(
+    "whippet_publish_failures_total",
+    &["table", "kind"],
+    "Events that Kafka or the relay refused, by kind: transient, rejected, fatal.",
+);
+const RETRIES: Described = counter(
+    "whippet_retries_total",
+    &["table", "kind"],
+    "Tries that were repeated: an event's own (transient), or the source's after an error (source).",
+);
+const PUBLISH_DURATION: Described = histogram(
+    "whippet_publish_duration_seconds",
+    &[],
+    "From handing a record to the producer to its acknowledgement.",
+);
+const END_TO_END: Described = histogram(
+    "whippet_end_to_end_seconds",
+    &["table"],
+    "From the row's timestamp, by the clock that wrote it, to the acknowledgement, by this host's clock.",
+);
+const OLDEST_PENDING_AGE: Described = gauge(
+    "whippet_oldest_pending_age_seconds",
+    &["table"],
+    "Age of the oldest row that waits, by the database's clock; held rows apart. 0 when none waits.",
+);
+const PENDING_EVENTS: Described = gauge(
+    "whippet_pending_events",
+    &["table"],
+    "Rows that wait in the table, counted up to 100000; held rows apart. Owner only.",
+);
+const PARKED_KEYS: Described =
+    gauge("whippet_parked_keys", &["table"], "Keys that are parked until an operator releases them.");
+const PARKED_EVENTS: Described = gauge(
+    "whippet_parked_events",
+    &["table"],
+    "Events held because they, or an earlier one of their key, can never be published.",
+);
 const HELD_EVENTS: Described = gauge("whippet_held_events", &["table", "cause"], "Held events, by cause.");
-const IN_FLIGHT_EVENTS: Described = gauge("whippet_in_flight_events", &[], "Events read and not settled, of all tables.");
-const IN_FLIGHT_BYTES: Described = gauge("whippet_in_flight_bytes", &[], "Bytes of the events in flight, as the window counts them.");
-const CAPTURE_MODE: Described = gauge("whippet_capture_mode", &["table", "mode"], "1 for the mode in which a table is captured now.");
-const LEASES_HELD: Described = gauge("whippet_leases_held", &["table"], "Leases that this relay holds for a table.");
-const LAST_PUBLISH: Described = gauge("whippet_last_publish_timestamp_seconds", &["table"], "When Kafka last acknowledged an event of the table, since the Unix epoch.");
-const CONTEXT_DROPPED: Described = counter("whippet_context_dropped_total", &["table", "reason"], "Headers of rows that were dropped, by reason.");
-const CONFIG_LAST_RELOAD_SUCCESS: Described = gauge("whippet_config_last_reload_success", &[], "1 when the configuration in use is the one that was last read.");
+const IN_FLIGHT_EVENTS: Described =
+    gauge("whippet_in_flight_events", &[], "Events read and not settled, of all tables.");
+const IN_FLIGHT_BYTES: Described =
+    gauge("whippet_in_flight_bytes", &[], "Bytes of the events in flight, as the window counts them.");
+const CAPTURE_MODE: Described =
+    gauge("whippet_capture_mode", &["table", "mode"], "1 for the mode in which a table is captured now.");
+const LEASES_HELD: Described =
+    gauge("whippet_leases_held", &["table"], "Leases that this relay holds for a table.");
+const LAST_PUBLISH: Described = gauge(
+    "whippet_last_publish_timestamp_seconds",
+    &["table"],
+    "When Kafka last acknowledged an event of the table, since the Unix epoch.",
+);
+const CONTEXT_DROPPED: Described = counter(
+    "whippet_context_dropped_total",
+    &["table", "reason"],
+    "Headers of rows that were dropped, by reason.",
+);
+const CONFIG_LAST_RELOAD_SUCCESS: Described = gauge(
+    "whippet_config_last_reload_success",
+    &[],
+    "1 when the configuration in use is the one that was last read.",
+);
 const BUILD_INFO: Described = gauge("whippet_build_info", &["version", "commit"], "Always 1.");
-const RESIDENT_BYTES: Described = gauge("whippet_resident_memory_bytes", &[], "Resident memory of this process (Linux, /proc/self/statm).");
+const RESIDENT_BYTES: Described =
+    gauge("whippet_resident_memory_bytes", &[], "Resident memory of this process (Linux, /proc/self/statm).");
 
 /// Every metric, in the order of the docs.
 pub const ALL: [Described; 20] = [
-    EVENTS_READ, EVENTS_PUBLISHED, PUBLISH_FAILURES, RETRIES, PUBLISH_DURATION, END_TO_END,
-    OLDEST_PENDING_AGE, PENDING_EVENTS, PARKED_KEYS, PARKED_EVENTS, HELD_EVENTS, IN_FLIGHT_EVENTS,
-    IN_FLIGHT_BYTES, CAPTURE_MODE, LEASES_HELD, LAST_PUBLISH, CONTEXT_DROPPED,
-    CONFIG_LAST_RELOAD_SUCCESS, BUILD_INFO, RESIDENT_BYTES,
+    EVENTS_READ,
+    EVENTS_PUBLISHED,
+    PUBLISH_FAILURES,
+    RETRIES,
+    PUBLISH_DURATION,
+    END_TO_END,
+    OLDEST_PENDING_AGE,
+    PENDING_EVENTS,
+    PARKED_KEYS,
+    PARKED_EVENTS,
+    HELD_EVENTS,
+    IN_FLIGHT_EVENTS,
+    IN_FLIGHT_BYTES,
+    CAPTURE_MODE,
+    LEASES_HELD,
+    LAST_PUBLISH,
+    CONTEXT_DROPPED,
+    CONFIG_LAST_RELOAD_SUCCESS,
+    BUILD_INFO,
+    RESIDENT_BYTES,
 ];
 
 const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Described {
@@ -136,13 +198,14 @@ impl Metrics {
         let ints = |of: &Described| registered!(r, IntGaugeVec::new(of.opts(), of.labels));
         let floats = |of: &Described| registered!(r, GaugeVec::new(of.opts(), of.labels));
         let counters = |of: &Described| registered!(r, IntCounterVec::new(of.opts(), of.labels));
-        let buckets = |of: &Described| {
-            HistogramOpts::new(of.name, of.help).buckets(LATENCY_BUCKETS.to_vec())
-        };
+        let buckets = |of: &Described| HistogramOpts::new(of.name, of.help).buckets(LATENCY_BUCKETS.to_vec());
         let config = registered!(r, IntGauge::with_opts(CONFIG_LAST_RELOAD_SUCCESS.opts()));
         config.set(1);
         ints(&BUILD_INFO)
-            .with_label_values(&[env!("CARGO_PKG_VERSION"), option_env!("WHIPPET_COMMIT").unwrap_or("unknown")])
+            .with_label_values(&[
+                env!("CARGO_PKG_VERSION"),
+                option_env!("WHIPPET_COMMIT").unwrap_or("unknown"),
+            ])
             .set(1);
         let metrics = Metrics {
             events_read: counters(&EVENTS_READ),

@@ -25,9 +25,7 @@ pub struct Admin {
 
 /// Takes the address; an address in use is a clear error before anything starts.
 pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(listen)
-        .await
-        .map_err(|error| anyhow::anyhow!("admin.listen {listen}: {error}"))
+    TcpListener::bind(listen).await.map_err(|error| anyhow::anyhow!("admin.listen {listen}: {error}"))
 }
 
 impl Admin {
@@ -38,8 +36,8 @@ impl Admin {
             .route("/readyz", get(readyz))
             .route("/status", get(status))
             .with_state(self);
-        let served = axum::serve(listener, router)
-            .with_graceful_shutdown(async move { stop.cancelled().await });
+        let served =
+            axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
         if let Err(error) = served.await {
             tracing::error!(%error, "the admin address is closed");
         }
@@ -67,8 +65,9 @@ async fn livez(State(admin): State<Admin>) -> Response {
 async fn readyz(State(admin): State<Admin>) -> Response {
     match admin.board.is_ready() {
         true => "ready\n".into_response(),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "the source database was not reached yet\n")
-            .into_response(),
+        false => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the source database was not reached yet\n").into_response()
+        }
     }
 }
 

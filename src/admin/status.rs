@@ -8,12 +8,7 @@ use std::{
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::{
-    coordinate::Lease,
-    event::TableIx,
-    relay::Core,
-    source::database::Backlog,
-};
+use crate::{coordinate::Lease, event::TableIx, relay::Core, source::database::Backlog};
 
 /// A loop that has not turned for this long is stuck: `/livez` fails.
 const STUCK_AFTER: Duration = Duration::from_secs(30);

@@ -3,7 +3,10 @@
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use super::{DONE, FAILED, run::{runtime, stop_on_signal}};
+use super::{
+    DONE, FAILED,
+    run::{runtime, stop_on_signal},
+};
 use crate::demo;
 
 pub fn demo(events: usize, keep: bool) -> u8 {

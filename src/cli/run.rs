@@ -84,8 +84,7 @@ pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 /// Cancels on SIGTERM or SIGINT; a second one ends the process at once, which is safe.
 pub async fn stop_on_signal(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         error!("cannot listen for signals");
         return;

@@ -30,7 +30,8 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
 fn source(source: &Source, problems: &mut Problems) {
     let url = source.url.expose();
     match url.split_once(':').map(|(scheme, _)| scheme) {
-        Some("postgres" | "postgresql") if cfg!(feature = "postgres") => {
+        Some("postgres" | "postgresql") if cfg!(feature = "postgres") =>
+        {
             #[cfg(feature = "postgres")]
             if sqlx::postgres::PgConnectOptions::from_str(url).is_err() {
                 problems.add("source.url", "not a URL such as postgres://user@host:5432/database");
@@ -46,9 +47,11 @@ fn source(source: &Source, problems: &mut Problems) {
             }
         }
         Some("mysql" | "mariadb") => {
-            problems.add("source.url", "MySQL and MariaDB are still to come; expected postgres:// or sqlite://");
+            problems
+                .add("source.url", "MySQL and MariaDB are still to come; expected postgres:// or sqlite://");
         }
-        _ => problems.add("source.url", "expected postgres://user@host:5432/database or sqlite://path/to/file.db"),
+        _ => problems
+            .add("source.url", "expected postgres://user@host:5432/database or sqlite://path/to/file.db"),
     }
     for (key, file) in [
         ("source.password_file", &source.password_file),

@@ -118,7 +118,10 @@ mod tests {
             ("${A", "`${` without `}`; write `$${` for the characters themselves"),
             ("${}", "`${}` is not ${VAR}, ${VAR:-default} or ${file:PATH}"),
             ("${a b}", "`${a b}` is not ${VAR}, ${VAR:-default} or ${file:PATH}"),
-            ("${file:nowhere}", "`${file:nowhere}` cannot be resolved: No such file or directory (os error 2)"),
+            (
+                "${file:nowhere}",
+                "`${file:nowhere}` cannot be resolved: No such file or directory (os error 2)",
+            ),
         ] {
             assert_eq!(resolve(text).unwrap_err(), expected, "{text}");
         }

@@ -34,7 +34,8 @@ pub(super) fn overrides(env: &BTreeMap<String, String>, problems: &mut Problems)
         let index = |level: &String| level.parse::<usize>().is_ok_and(|index| index >= MOST_ELEMENTS);
         if !levels.iter().all(legal) || levels.iter().any(index) {
             problems.places.variables.insert(name.clone(), name.clone());
-            problems.add(name, "not a path of keys; expected levels joined by __, such as WHIPPET__SOURCE__URL");
+            problems
+                .add(name, "not a path of keys; expected levels joined by __, such as WHIPPET__SOURCE__URL");
             continue;
         }
         let (expression, path, property) = address(&levels);

@@ -29,15 +29,12 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
+use self::error::Problems;
 pub use self::{
     error::{Error, Place, Problem},
     secret::Secret,
-    table::{
-        AfterPublish, Columns, Headers, Hold, Jitter, Order, Payload, Poll, Preset, Retry, Table,
-        Wake,
-    },
+    table::{AfterPublish, Columns, Headers, Hold, Jitter, Order, Payload, Poll, Preset, Retry, Table, Wake},
 };
-use self::error::Problems;
 
 /// The whole configuration.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -270,8 +267,8 @@ impl Default for Shutdown {
 
 /// Reads a file, under the environment of this process.
 pub fn load(path: &Path) -> Result<Config, Error> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     // A variable that is not UTF-8 cannot be one of ours.
     let env = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -291,9 +288,7 @@ pub fn parse(name: &str, text: &str, env: &BTreeMap<String, String>) -> Result<C
     let shaped = shape::shape(tree, &shape::schema(), &mut problems);
     // What the schema lets through deserializes; were it not so, that is a problem too.
     let mut config = shaped.and_then(|shaped| {
-        serde_json::from_value::<Config>(shaped)
-            .map_err(|error| problems.add("", error.to_string()))
-            .ok()
+        serde_json::from_value::<Config>(shaped).map_err(|error| problems.add("", error.to_string())).ok()
     });
     if let Some(config) = &mut config {
         for (table, explicit) in config.tables.iter_mut().zip(&explicit) {

@@ -104,9 +104,7 @@ fn list(tree: Value, schema: &Value, path: &str, problems: &mut Problems) -> Opt
     let shaped: Vec<Value> = items
         .into_iter()
         .enumerate()
-        .filter_map(|(index, item)| {
-            value(item, &schema["items"], &format!("{path}[{index}]"), problems)
-        })
+        .filter_map(|(index, item)| value(item, &schema["items"], &format!("{path}[{index}]"), problems))
         .collect();
     (shaped.len() == count).then_some(Value::Array(shaped))
 }

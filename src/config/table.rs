@@ -262,11 +262,7 @@ pub struct Retry {
 
 impl Default for Retry {
     fn default() -> Retry {
-        Retry {
-            initial: Duration::from_millis(100),
-            max: Duration::from_secs(30),
-            jitter: Jitter::Full,
-        }
+        Retry { initial: Duration::from_millis(100), max: Duration::from_secs(30), jitter: Jitter::Full }
     }
 }
 

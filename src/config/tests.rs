@@ -87,7 +87,8 @@ tables: [{ name: outbox, poll: { batch: \"${BATCH}\" } }]
     let wrong = [("PW", "s3cret"), ("BATCH", "s3cret")];
     let said = read_with(text, &wrong).unwrap_err();
     assert!(said.contains("tables[0].poll.batch") && !said.contains("s3cret"), "{said}");
-    let said = read_with(text, &[("PW", "x"), ("BATCH", "1"), ("WHIPPET__KAFKA__LINGER", "s3cret")]).unwrap_err();
+    let said =
+        read_with(text, &[("PW", "x"), ("BATCH", "1"), ("WHIPPET__KAFKA__LINGER", "s3cret")]).unwrap_err();
     assert!(said.contains("environment variable WHIPPET__KAFKA__LINGER: kafka.linger"), "{said}");
     assert!(!said.contains("s3cret"), "{said}");
 }
@@ -98,27 +99,75 @@ fn every_error_names_its_place_and_what_was_expected() {
     let with = |from: &str, to: &str| MINIMAL.replace(from, to);
     let cases = [
         (with("tables:", "tabels:"), "w.yaml:3:1: tabels: unknown key; did you mean `tables`?"),
-        (with("{ name: outbox }", "{ name: outbox, topik: x }"), "w.yaml:3:26: tables[0].topik: unknown key; did you mean `topic`?"),
-        (with("{ name: outbox }", "{ name: outbox, poll: { batch: many } }"), "w.yaml:3:41: tables[0].poll.batch: expected a whole number from 1 to 100000, found `many`"),
-        (with("{ name: outbox }", "{ name: outbox, order: kee }"), "tables[0].order: expected one of none, key, table, found `kee`; did you mean `key`?"),
-        (with("{ name: outbox }", "{ name: outbox, retry: { max: 5 } }"), "tables[0].retry.max: expected a duration such as 250ms, 5s or 2m, found `5`"),
+        (
+            with("{ name: outbox }", "{ name: outbox, topik: x }"),
+            "w.yaml:3:26: tables[0].topik: unknown key; did you mean `topic`?",
+        ),
+        (
+            with("{ name: outbox }", "{ name: outbox, poll: { batch: many } }"),
+            "w.yaml:3:41: tables[0].poll.batch: expected a whole number from 1 to 100000, found `many`",
+        ),
+        (
+            with("{ name: outbox }", "{ name: outbox, order: kee }"),
+            "tables[0].order: expected one of none, key, table, found `kee`; did you mean `key`?",
+        ),
+        (
+            with("{ name: outbox }", "{ name: outbox, retry: { max: 5 } }"),
+            "tables[0].retry.max: expected a duration such as 250ms, 5s or 2m, found `5`",
+        ),
         (with("{ name: outbox }", "outbox"), "tables[0]: expected a mapping of keys"),
-        (with("{ name: outbox }", "{ name: outbox, topic: \"a{b\" }"), "tables[0].topic: not a template: a { without its }"),
-        (with("{ name: outbox }", "{ name: outbox, capture: stream }"), "tables[0].capture: streaming the log is still to come"),
-        (with("{ name: outbox }", "{ name: outbox, after_publish: keep }"), "tables[0].after_publish: keep is still to come"),
-        (with("{ name: outbox }", "{ name: \"message:x\" }"), "tables[0].name: logical messages are still to come"),
-        (with("{ name: outbox }", "{ name: outbox, payload: { oversize: claim_check } }"), "tables[0].payload.oversize: claim checks"),
-        (with("{ name: outbox }", "{ name: outbox }, { name: outbox }"), "tables[1].name: table outbox is there twice"),
+        (
+            with("{ name: outbox }", "{ name: outbox, topic: \"a{b\" }"),
+            "tables[0].topic: not a template: a { without its }",
+        ),
+        (
+            with("{ name: outbox }", "{ name: outbox, capture: stream }"),
+            "tables[0].capture: streaming the log is still to come",
+        ),
+        (
+            with("{ name: outbox }", "{ name: outbox, after_publish: keep }"),
+            "tables[0].after_publish: keep is still to come",
+        ),
+        (
+            with("{ name: outbox }", "{ name: \"message:x\" }"),
+            "tables[0].name: logical messages are still to come",
+        ),
+        (
+            with("{ name: outbox }", "{ name: outbox, payload: { oversize: claim_check } }"),
+            "tables[0].payload.oversize: claim checks",
+        ),
+        (
+            with("{ name: outbox }", "{ name: outbox }, { name: outbox }"),
+            "tables[1].name: table outbox is there twice",
+        ),
         (with("[{ name: outbox }]", "[]"), "tables: expected at least 1 element(s)"),
         (with("tables: [{ name: outbox }]\n", ""), "tables: missing; expected a list"),
-        (with("postgres://relay@localhost/shop", "mysql://x/y"), "w.yaml:1:16: source.url: MySQL and MariaDB are still to come"),
+        (
+            with("postgres://relay@localhost/shop", "mysql://x/y"),
+            "w.yaml:1:16: source.url: MySQL and MariaDB are still to come",
+        ),
         (with("postgres://relay@localhost/shop", "\"sqlite::memory:\""), "source.url: a database in memory"),
-        (with("postgres://relay@localhost/shop", "\"${NOWHERE}\""), "source.url: `${NOWHERE}` cannot be resolved: the variable is not set"),
-        (with("localhost:9092 }", "localhost:9092, properties: { acks: 1 } }"), "kafka.properties.acks: refused: fewer acknowledgements lose events"),
-        (with("localhost:9092 }", "localhost:9092, properties: { sasl.mechanis: x } }"), "kafka.properties.sasl.mechanis: librdkafka says: No such configuration property"),
-        (with("localhost:9092 }", "localhost:9092, delivery: exactly_once }"), "kafka.delivery: exactly-once delivery is still to come"),
+        (
+            with("postgres://relay@localhost/shop", "\"${NOWHERE}\""),
+            "source.url: `${NOWHERE}` cannot be resolved: the variable is not set",
+        ),
+        (
+            with("localhost:9092 }", "localhost:9092, properties: { acks: 1 } }"),
+            "kafka.properties.acks: refused: fewer acknowledgements lose events",
+        ),
+        (
+            with("localhost:9092 }", "localhost:9092, properties: { sasl.mechanis: x } }"),
+            "kafka.properties.sasl.mechanis: librdkafka says: No such configuration property",
+        ),
+        (
+            with("localhost:9092 }", "localhost:9092, delivery: exactly_once }"),
+            "kafka.delivery: exactly-once delivery is still to come",
+        ),
         (with("tables:", "  tables:"), "malformed YAML"),
-        (format!("{MINIMAL}admin: {{ listen: localhost }}\n"), "admin.listen: expected an IP address and a port"),
+        (
+            format!("{MINIMAL}admin: {{ listen: localhost }}\n"),
+            "admin.listen: expected an IP address and a port",
+        ),
         (format!("{MINIMAL}source: {{}}\n"), "malformed YAML"),
         (String::new(), "source: missing"),
     ];
@@ -133,7 +182,11 @@ fn every_error_names_its_place_and_what_was_expected() {
 fn all_problems_are_told_at_once_in_the_order_of_the_file() {
     let said = read("source: { url: 7 }\nkafka: { linger: x }\ntables: [{ nam: a }]\n").unwrap_err();
     let keys: Vec<&str> = said.lines().filter_map(|line| line.split(": ").nth(1)).collect();
-    assert_eq!(keys, ["kafka.bootstrap_servers", "kafka.linger", "tables[0].name", "tables[0].nam"], "{said}");
+    assert_eq!(
+        keys,
+        ["kafka.bootstrap_servers", "kafka.linger", "tables[0].name", "tables[0].nam"],
+        "{said}"
+    );
 }
 
 #[test]

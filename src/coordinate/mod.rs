@@ -97,8 +97,11 @@ impl Keeper {
                         _ => Error::Setup("the source database does not answer".into()),
                     };
                     self.board.source_failed(&report(&error));
-                    warn!(error = report(&error), attempt = failures,
-                        "cannot reach the source database; will try again");
+                    warn!(
+                        error = report(&error),
+                        attempt = failures,
+                        "cannot reach the source database; will try again"
+                    );
                     // While the lease runs, a quick second try; then with growing pauses.
                     let policy = Policy { max: self.length.min(Duration::from_secs(5)), ..Policy::default() };
                     policy.pause(failures, fastrand::f64())

@@ -8,10 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    Progress,
-    verdict::Summary,
-};
+use super::{Progress, verdict::Summary};
 use crate::{admin::status::Status, config::Config};
 
 const LINE_EVERY: Duration = Duration::from_secs(1);
@@ -38,7 +35,10 @@ impl Screen {
         let mut text = String::new();
         let _ = writeln!(text, "{}\n", self.bold("whippet demo: from a committed row to a Kafka record"));
         let _ = writeln!(text, "  database   SQLite, {}", folder.join("shop.db").display());
-        let _ = writeln!(text, "  broker     Kafka protocol inside this process, {broker} (a stand-in, not a real broker)");
+        let _ = writeln!(
+            text,
+            "  broker     Kafka protocol inside this process, {broker} (a stand-in, not a real broker)"
+        );
         if let Some(admin) = admin {
             let _ = writeln!(text, "  admin      http://{admin}/status and /metrics");
         }
@@ -87,7 +87,10 @@ impl Screen {
         row("rate", format!("{:>8.0}  events/s", seen as f64 / seconds));
         row("lag", format!("{p50:>8}  p50, {p99} p99, from commit to consumer"));
         if let Some(last) = progress.received.last() {
-            row("last event", format!("{} to partition {}", String::from_utf8_lossy(&last.key), last.partition));
+            row(
+                "last event",
+                format!("{} to partition {}", String::from_utf8_lossy(&last.key), last.partition),
+            );
             for (name, value) in &last.headers {
                 row("", self.dim(&format!("{name}: {value}")));
             }
@@ -111,9 +114,16 @@ impl Screen {
                     text,
                     "{} every one of {} committed events came back: in order for each of {} keys, byte for byte, \
                      with its request context; {} events of rolled-back transactions stayed away; {} repeats.",
-                    self.paint("32", "ok:"), summary.events, summary.keys, progress.rolled_back, summary.repeats
+                    self.paint("32", "ok:"),
+                    summary.events,
+                    summary.keys,
+                    progress.rolled_back,
+                    summary.repeats
                 );
-                let _ = writeln!(text, "    {seconds:.1} s in all; from commit to consumer p50 {p50}, p99 {p99}.");
+                let _ = writeln!(
+                    text,
+                    "    {seconds:.1} s in all; from commit to consumer p50 {p50}, p99 {p99}."
+                );
             }
             Err(wrong) => {
                 let _ = writeln!(text, "{} {} thing(s) are wrong:", self.paint("31", "FAILED:"), wrong.len());
@@ -162,7 +172,9 @@ fn lags(progress: &Progress) -> (String, String) {
     lags.sort_unstable();
     let at = |share: f64| match lags.len() {
         0 => "-".to_owned(),
-        count => format!("{:.1} ms", lags[((count as f64 * share) as usize).min(count - 1)].as_secs_f64() * 1e3),
+        count => {
+            format!("{:.1} ms", lags[((count as f64 * share) as usize).min(count - 1)].as_secs_f64() * 1e3)
+        }
     };
     (at(0.5), at(0.99))
 }

@@ -26,9 +26,11 @@ pub struct Expected {
 
 /// Writes `events` events that are committed, and some that are not.
 pub async fn run(database: SqlitePool, events: usize, shared: Shared) -> anyhow::Result<()> {
-    sqlx::raw_sql("CREATE TABLE orders (id TEXT PRIMARY KEY, customer TEXT NOT NULL, cents INTEGER NOT NULL)")
-        .execute(&database)
-        .await?;
+    sqlx::raw_sql(
+        "CREATE TABLE orders (id TEXT PRIMARY KEY, customer TEXT NOT NULL, cents INTEGER NOT NULL)",
+    )
+    .execute(&database)
+    .await?;
     let begin = Instant::now();
     let (mut written, mut transactions) = (0, 0);
     while written < events {

@@ -17,8 +17,7 @@ use crate::event::Row;
 pub struct Dropped([u32; REASONS.len()]);
 
 /// The values of the metric label `reason`, by [`Reason`].
-const REASONS: [&str; 5] =
-    ["denied", "shadowed", "bad_traceparent", "orphan_tracestate", "over_budget"];
+const REASONS: [&str; 5] = ["denied", "shadowed", "bad_traceparent", "orphan_tracestate", "over_budget"];
 
 #[derive(Clone, Copy, Debug)]
 enum Reason {
@@ -66,8 +65,7 @@ impl HeaderRules {
         };
         let everything = spec.allow.iter().any(|pattern| pattern == "*");
         HeaderRules {
-            event_type: columns
-                .optional(spec.kind.as_ref().filter(|_| spec.event_type_header)),
+            event_type: columns.optional(spec.kind.as_ref().filter(|_| spec.event_type_header)),
             version: columns.optional(spec.version.as_ref()),
             from: spec.headers_from.iter().map(|name| (name.clone(), columns.index(name))).collect(),
             fixed: spec.headers_static.clone(),
@@ -193,8 +191,7 @@ fn is_traceparent(value: Option<&[u8]>) -> bool {
     if value.len() < 55 || [2, 35, 52].iter().any(|dash| value[*dash] != b'-') {
         return false;
     }
-    let (version, trace, parent, flags) =
-        (&value[..2], &value[3..35], &value[36..52], &value[53..55]);
+    let (version, trace, parent, flags) = (&value[..2], &value[3..35], &value[36..52], &value[53..55]);
     let hex = |part: &[u8]| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let zero = |part: &[u8]| part.iter().all(|b| *b == b'0');
     let end = match version {
@@ -328,7 +325,10 @@ mod tests {
         let (headers, dropped) =
             run(&rules(all()), r#"{"z":"ü\n\"q\"","a":1.10,"b":true,"c":null,"z":"again"}"#);
         let expected = [
-            ("z", Some("ü\n\"q\"")), ("a", Some("1.10")), ("b", Some("true")), ("c", None),
+            ("z", Some("ü\n\"q\"")),
+            ("a", Some("1.10")),
+            ("b", Some("true")),
+            ("c", None),
             ("z", Some("again")),
         ];
         let expected = expected.map(|(n, v)| (n.to_owned(), v.map(str::to_owned)));
@@ -351,7 +351,8 @@ mod tests {
             run(&rules(all()), r#"{"traceparent":"00-zz","tracestate":"a=b","baggage":"u=1"}"#);
         assert_eq!(names(&headers), ["baggage"]);
         assert_eq!(dropped.0, [0, 0, 1, 1, 0]);
-        let (headers, dropped) = run(&rules(all()), &format!(r#"{{"traceparent":"{GOOD}","tracestate":"a=b"}}"#));
+        let (headers, dropped) =
+            run(&rules(all()), &format!(r#"{{"traceparent":"{GOOD}","tracestate":"a=b"}}"#));
         assert_eq!(names(&headers), ["traceparent", "tracestate"]);
         assert_eq!(headers[0].1.as_deref(), Some(GOOD));
         assert_eq!(dropped, Dropped::default());

@@ -143,9 +143,9 @@ impl Rules {
     /// The event's id: what consumers deduplicate on.
     pub fn id<'a>(&self, row: &'a Row) -> Result<&'a str, Rejection> {
         let name = &self.columns.0[self.id];
-        let id = row.get(self.id).ok_or_else(|| {
-            Rejection::new(format!("the id (column {name}) is NULL: give every row an id"))
-        })?;
+        let id = row
+            .get(self.id)
+            .ok_or_else(|| Rejection::new(format!("the id (column {name}) is NULL: give every row an id")))?;
         text(id, name)
     }
 
@@ -260,21 +260,35 @@ mod tests {
     #[test]
     fn a_whole_row_becomes_a_whole_record() {
         let rules = Rules::compile(&spec()).unwrap();
-        let event = event(&rules, &[
-            ("id", "e1"), ("topic", "orders"), ("key", "k"), ("type", "OrderPlaced"),
-            ("payload", "{}"), ("headers", r#"{"user-id":"7","b":null}"#), ("partition", "3"),
-            ("version", "2"),
-        ]);
+        let event = event(
+            &rules,
+            &[
+                ("id", "e1"),
+                ("topic", "orders"),
+                ("key", "k"),
+                ("type", "OrderPlaced"),
+                ("payload", "{}"),
+                ("headers", r#"{"user-id":"7","b":null}"#),
+                ("partition", "3"),
+                ("version", "2"),
+            ],
+        );
         let prepared = rules.prepare(&event).unwrap();
         let record = &prepared.record;
         assert_eq!((&*record.topic, record.partition), ("orders", Some(3)));
         assert_eq!(record.key.as_deref(), Some(&b"k"[..]));
         assert_eq!(record.payload, Some(&b"{}"[..]));
         assert_eq!(record.timestamp_ms, Some(1_700_000_000_000));
-        assert_eq!(named(&prepared), [
-            ("id", Some("e1")), ("eventType", Some("OrderPlaced")), ("version", Some("2")),
-            ("user-id", Some("7")), ("b", None),
-        ]);
+        assert_eq!(
+            named(&prepared),
+            [
+                ("id", Some("e1")),
+                ("eventType", Some("OrderPlaced")),
+                ("version", Some("2")),
+                ("user-id", Some("7")),
+                ("b", None),
+            ]
+        );
     }
 
     #[test]
@@ -296,9 +310,15 @@ mod tests {
             (&[("topic", "t")][..], "the id (column id) is NULL"),
             (&[("id", "1")], "the topic (column topic) is NULL"),
             (&[("id", "1"), ("topic", "a b")], "not a legal topic name"),
-            (&[("id", "1"), ("topic", "t"), ("partition", "-1")], "column partition is not a partition number"),
+            (
+                &[("id", "1"), ("topic", "t"), ("partition", "-1")],
+                "column partition is not a partition number",
+            ),
             (&[("id", "1"), ("topic", "t"), ("headers", "{secret")], "column headers is not a JSON object"),
-            (&[("id", "1"), ("topic", "t"), ("headers", r#"["secret"]"#)], "column headers is not a JSON object"),
+            (
+                &[("id", "1"), ("topic", "t"), ("headers", r#"["secret"]"#)],
+                "column headers is not a JSON object",
+            ),
             (&[("id", "1"), ("topic", "t"), ("headers", r#"{"a":{"secret":1}}"#)], "header \"a\""),
         ] {
             let event = event(&rules, values);

@@ -8,9 +8,7 @@ pub(super) fn parse(bytes: &[u8], column: &str) -> Result<Vec<(String, String)>,
     java_properties::PropertiesIter::new_with_encoding(bytes, encoding_rs::UTF_8)
         .read_into(|name, value| entries.push((name, value)))
         .map_err(|_| {
-            Rejection::new(format!(
-                "column {column} is not text of java.util.Properties: mend the row"
-            ))
+            Rejection::new(format!("column {column} is not text of java.util.Properties: mend the row"))
         })?;
     Ok(entries)
 }

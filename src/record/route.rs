@@ -147,9 +147,8 @@ pub(super) struct RouteRules {
 impl RouteRules {
     pub fn compile(spec: &Spec, columns: &mut Columns) -> Result<RouteRules, RuleError> {
         let parse = |source: &Option<String>| source.as_deref().map(Template::parse).transpose();
-        let topic = parse(&spec.topic_template).map_err(|error| {
-            RuleError::Topic(spec.topic_template.clone().unwrap_or_default(), error)
-        })?;
+        let topic = parse(&spec.topic_template)
+            .map_err(|error| RuleError::Topic(spec.topic_template.clone().unwrap_or_default(), error))?;
         let key = parse(&spec.key_template)
             .map_err(|error| RuleError::Key(spec.key_template.clone().unwrap_or_default(), error))?;
         let topic = Source::of(topic.as_ref(), spec.topic.as_ref(), columns);

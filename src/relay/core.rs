@@ -43,7 +43,10 @@ pub struct Table {
 pub enum Action {
     FromSource(TableIx, Yield),
     Reports(Vec<Report>),
-    LookedUp { topic: String, result: Result<TopicFacts, Code> },
+    LookedUp {
+        topic: String,
+        result: Result<TopicFacts, Code>,
+    },
     Rebuilt(Result<(), String>),
     /// This relay may send until then; `None`: it may not.
     Lease(Option<Duration>),
@@ -69,9 +72,13 @@ enum Phase {
     Running,
     /// Something failed in the pipelined producer. Nothing more is sent; once the producer has
     /// reported on what it had, or after [`FAILING_AT_MOST`], it is thrown away.
-    Failing { since: Duration },
+    Failing {
+        since: Duration,
+    },
     /// Waits before the rebuild, because the last ones did not help.
-    Pausing { until: Duration },
+    Pausing {
+        until: Duration,
+    },
     Rebuilding,
 }
 
@@ -298,14 +305,7 @@ impl Core {
     }
 
     /// Takes a fresh event in and sends it, or lets it wait, or holds it.
-    fn admit<S: Sink>(
-        &mut self,
-        table: TableIx,
-        rules: &Table,
-        event: Event,
-        now: Duration,
-        sink: &S,
-    ) {
+    fn admit<S: Sink>(&mut self, table: TableIx, rules: &Table, event: Event, now: Duration, sink: &S) {
         let route = rules.rules.route(&event.row);
         let (topic, lane) = match &route {
             // Refused when its record is prepared; no broker need be asked.
@@ -340,14 +340,7 @@ impl Core {
     }
 
     /// Sends an admitted event, or stops it where it has to wait.
-    fn pass<S: Sink>(
-        &mut self,
-        ticket: Ticket,
-        rules: &Table,
-        event: Event,
-        now: Duration,
-        sink: &S,
-    ) {
+    fn pass<S: Sink>(&mut self, ticket: Ticket, rules: &Table, event: Event, now: Duration, sink: &S) {
         let Some(entry) = self.ledger.get(ticket) else { return };
         let (table, lane, topic) = (entry.table, entry.lane, entry.topic);
         if self.phase != Phase::Running || self.lease_until.is_none_or(|until| now >= until) {
@@ -589,7 +582,10 @@ impl Core {
                 {
                     // A batch larger than the topic takes would be refused whole, however small its
                     // records are.
-                    info!(topic = name, limit, "kafka topic takes small batches only; the producer is rebuilt for them");
+                    info!(
+                        topic = name,
+                        limit, "kafka topic takes small batches only; the producer is rebuilt for them"
+                    );
                     self.batch_bytes = limit;
                     self.phase = Phase::Failing { since: now };
                     return;
@@ -604,12 +600,7 @@ impl Core {
         }
     }
 
-    fn pass_all<S: Sink>(
-        &mut self,
-        waited: impl IntoIterator<Item = Waiting>,
-        now: Duration,
-        sink: &S,
-    ) {
+    fn pass_all<S: Sink>(&mut self, waited: impl IntoIterator<Item = Waiting>, now: Duration, sink: &S) {
         for Waiting { ticket, event } in waited {
             let Some(entry) = self.ledger.get(ticket) else { continue };
             let rules = self.tables[entry.table.0 as usize].clone();
@@ -627,9 +618,7 @@ impl Core {
             self.start_over();
         }
         match self.phase {
-            Phase::Failing { since }
-                if self.ledger.in_sink() == 0 || now >= since + FAILING_AT_MOST =>
-            {
+            Phase::Failing { since } if self.ledger.in_sink() == 0 || now >= since + FAILING_AT_MOST => {
                 self.rebuilds += 1;
                 // The first rebuild comes at once; only one that did not help is followed by a pause.
                 match self.rebuilds {
@@ -680,9 +669,10 @@ impl Core {
         let ready = self.trials.iter().position(|trial| {
             trial.due <= now
                 && self.is_ready_for(trial)
-                && self.ledger.get(trial.waiting.ticket).is_none_or(|entry| {
-                    entry.lane.is_none_or(|lane| !self.ledger.lane_is_in_sink(lane))
-                })
+                && self
+                    .ledger
+                    .get(trial.waiting.ticket)
+                    .is_none_or(|entry| entry.lane.is_none_or(|lane| !self.ledger.lane_is_in_sink(lane)))
         });
         let Some(ready) = ready else { return };
         let Trial { waiting: Waiting { ticket, event }, attempts, .. } = self.trials.remove(ready);
@@ -713,11 +703,12 @@ impl Core {
     }
 
     fn halt_if_too_much_is_held(&mut self, table: TableIx) {
-        let (rules, progress) =
-            (&self.tables[table.0 as usize], &mut self.progress[table.0 as usize]);
+        let (rules, progress) = (&self.tables[table.0 as usize], &mut self.progress[table.0 as usize]);
         if progress.held_events > rules.max_held && !progress.halted {
             error!(
-                table = rules.name.as_str(), held = progress.held_events, max = rules.max_held,
+                table = rules.name.as_str(),
+                held = progress.held_events,
+                max = rules.max_held,
                 "more events are held than hold.max_events allows: the table halts. Mend and \
                  release the parked keys, or raise the limit"
             );

@@ -73,11 +73,8 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_the_longest_and_never_end() {
-        let policy = Policy {
-            initial: Duration::from_millis(100),
-            max: Duration::from_secs(30),
-            jitter: false,
-        };
+        let policy =
+            Policy { initial: Duration::from_millis(100), max: Duration::from_secs(30), jitter: false };
         let pause = |attempt| policy.pause(attempt, 1.0).as_millis();
         assert_eq!([pause(1), pause(2), pause(3), pause(4)], [100, 200, 400, 800]);
         assert_eq!(pause(20), 30_000);

@@ -21,7 +21,9 @@ pub enum State {
     Asking,
     Ready,
     /// Not there, or not ours to write to: asked again at `due`, on the relay's clock.
-    Blocked { due: Duration },
+    Blocked {
+        due: Duration,
+    },
 }
 
 #[derive(Debug)]

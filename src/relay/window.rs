@@ -1,9 +1,7 @@
 //! How much may be in flight, in events and in bytes: claimed by a source before it hands events
 //! over, released when they are settled. This is what bounds the relay's memory.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -44,8 +42,7 @@ impl Window {
     /// flight: it travels alone.
     pub fn claim(&self, events: usize, bytes: usize) -> bool {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = used.events + events <= self.limit.events
-            && used.bytes + bytes <= self.limit.bytes;
+        let fits = used.events + events <= self.limit.events && used.bytes + bytes <= self.limit.bytes;
         if fits || *used == Room::default() {
             used.events += events;
             used.bytes += bytes;

@@ -50,9 +50,7 @@ impl Settings {
         for (name, value) in &self.properties {
             config.set(name, value.expose());
         }
-        config
-            .set("bootstrap.servers", &self.bootstrap_servers)
-            .set("allow.auto.create.topics", "false");
+        config.set("bootstrap.servers", &self.bootstrap_servers).set("allow.auto.create.topics", "false");
         config
     }
 
@@ -178,12 +176,7 @@ impl Kafka {
         let mailbox = Arc::new(Mailbox::default());
         let main = producer(&settings, &mailbox, Unit::Main, MAX_BATCH_BYTES)?;
         let admin = Arc::new(settings.client().create()?);
-        Ok(Kafka {
-            settings,
-            mailbox,
-            producers: Mutex::new(Producers { main, suspects: None }),
-            admin,
-        })
+        Ok(Kafka { settings, mailbox, producers: Mutex::new(Producers { main, suspects: None }), admin })
     }
 }
 
@@ -198,12 +191,7 @@ fn producer(
 }
 
 impl Sink for Kafka {
-    fn send(
-        &self,
-        unit: Unit,
-        ticket: Ticket,
-        record: &Record<'_>,
-    ) -> Result<(), RDKafkaErrorCode> {
+    fn send(&self, unit: Unit, ticket: Ticket, record: &Record<'_>) -> Result<(), RDKafkaErrorCode> {
         let mut producers = self.producers.lock().unwrap_or_else(PoisonError::into_inner);
         let client = match unit {
             Unit::Main => &producers.main,
@@ -295,11 +283,7 @@ fn partition_count(
 }
 
 /// The topic's `max.message.bytes`; `None` where we may not ask or the broker does not know it.
-async fn limit(
-    admin: &AdminClient<DefaultClientContext>,
-    topic: &str,
-    within: Duration,
-) -> Option<usize> {
+async fn limit(admin: &AdminClient<DefaultClientContext>, topic: &str, within: Duration) -> Option<usize> {
     let options = AdminOptions::new().request_timeout(Some(within));
     let answers = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await.ok()?;
     let resource = answers.into_iter().next()?.ok()?;

@@ -88,12 +88,7 @@ pub struct TopicFacts {
 
 pub trait Sink: Send + Sync + 'static {
     /// Hands a record over without waiting. An error means that it was not taken.
-    fn send(
-        &self,
-        unit: Unit,
-        ticket: Ticket,
-        record: &Record<'_>,
-    ) -> Result<(), RDKafkaErrorCode>;
+    fn send(&self, unit: Unit, ticket: Ticket, record: &Record<'_>) -> Result<(), RDKafkaErrorCode>;
 
     /// The reports that came in; waits for at least one.
     /// Cancel safe: reports stay where they are until this returns.
@@ -102,7 +97,10 @@ pub trait Sink: Send + Sync + 'static {
     /// Throws both producers away with everything that they have not delivered, and makes new
     /// ones, which send batches of at most `batch_bytes`. What an old one had already sent may still
     /// land, as a repeat.
-    fn rebuild(&self, batch_bytes: usize) -> impl Future<Output = Result<(), rdkafka::error::KafkaError>> + Send;
+    fn rebuild(
+        &self,
+        batch_bytes: usize,
+    ) -> impl Future<Output = Result<(), rdkafka::error::KafkaError>> + Send;
 
     /// Asks the broker whether a topic is there and what it takes.
     fn look_up(

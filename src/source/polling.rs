@@ -110,8 +110,13 @@ impl Source for Poller {
         let now = Instant::now();
         let interval = self.poll.min_interval;
         let heard = Arc::new(Notify::new());
-        let _listener = (self.poll.wake == Wake::Notify)
-            .then(|| AbortOnDropHandle::new(tokio::spawn(listen(self.database.clone(), self.spec.name.clone(), heard.clone()))));
+        let _listener = (self.poll.wake == Wake::Notify).then(|| {
+            AbortOnDropHandle::new(tokio::spawn(listen(
+                self.database.clone(),
+                self.spec.name.clone(),
+                heard.clone(),
+            )))
+        });
         Task {
             poller: self,
             feed,
@@ -177,13 +182,17 @@ impl Task {
         // Whatever it was, the table may look different now.
         self.outbox = None;
         match error {
-            Error::Setup(_) => error!(table, error = text, attempt = failures, "table cannot be relayed; will try again"),
+            Error::Setup(_) => {
+                error!(table, error = text, attempt = failures, "table cannot be relayed; will try again")
+            }
             Error::Fenced(_) => {
                 warn!(table, error = text, "nothing was recorded");
                 self.state.owed.clear();
                 self.state.holds.clear();
             }
-            Error::Sql { .. } => warn!(table, error = text, attempt = failures, "database error; will try again"),
+            Error::Sql { .. } => {
+                warn!(table, error = text, attempt = failures, "database error; will try again")
+            }
         }
         self.poller.retry.pause(failures, fastrand::f64())
     }
@@ -263,8 +272,8 @@ impl Task {
         let (room, window) = (self.poller.window.room(), &self.poller.window);
         let batch = self.poller.poll.batch;
         let idle = window.used().events == 0;
-        let enough = room.events >= batch.min(window.limit().events / 4)
-            && room.bytes >= window.limit().bytes / 4;
+        let enough =
+            room.events >= batch.min(window.limit().events / 4) && room.bytes >= window.limit().bytes / 4;
         if !enough && !idle {
             return None;
         }
@@ -287,8 +296,7 @@ impl Task {
             Place::Int(n) => *n > reach.low,
             Place::Text(_) => true,
         };
-        let known: Vec<Place> =
-            state.known.iter().chain(&state.held).filter(above_low).cloned().collect();
+        let known: Vec<Place> = state.known.iter().chain(&state.held).filter(above_low).cloned().collect();
         // Held rows are left out by SQL only where memory does not list them: on the first pass
         // over the table, and on a full sweep.
         let found = outbox.read(reach, &known, limits, state.skip_held).await?;
@@ -488,7 +496,9 @@ impl Task {
         match done.await {
             Ok(_) => info!(table, "everything that was published is recorded"),
             Err(error) => warn!(
-                table, owed, error = report(&error),
+                table,
+                owed,
+                error = report(&error),
                 "could not record everything that was published: it will be repeated"
             ),
         }

@@ -50,7 +50,9 @@ async fn a_bad_row_parks_its_key_and_everything_else_flows() {
     // A restart remembers: what follows in the key is held, the rest flows.
     relay.kill();
     let relay = world.relay(&config);
-    world.sql(&format!("{INSERT} VALUES ('{topic}', 'bad', '3', NULL), ('{topic}', 'good', '3', NULL)")).await;
+    world
+        .sql(&format!("{INSERT} VALUES ('{topic}', 'bad', '3', NULL), ('{topic}', 'good', '3', NULL)"))
+        .await;
     consumer.read_until(|seen| seen.iter().any(|record| record.payload.as_deref() == Some(b"3")));
     world.until("SELECT count(*) FROM whippet.holds", 5).await;
     assert!(consumer.read_to_end().iter().all(|record| record.key.as_deref() != Some(b"bad")));
@@ -90,7 +92,9 @@ async fn a_missing_table_or_column_is_said_and_taken_up_when_it_is_there() {
     let said = relay.wait_for("table outbox has no column");
     assert!(said.to_string().contains("payload") && said.to_string().contains("body"), "{said}");
     world.sql("ALTER TABLE outbox RENAME body TO payload").await;
-    world.sql(&format!("INSERT INTO outbox (id, topic, payload) VALUES (gen_random_uuid(), '{topic}', 'x')")).await;
+    world
+        .sql(&format!("INSERT INTO outbox (id, topic, payload) VALUES (gen_random_uuid(), '{topic}', 'x')"))
+        .await;
     world.consumer(&topic).read(1);
     assert!(relay.log().lines().count() < 100, "it does not flood the log");
 }

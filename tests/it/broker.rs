@@ -33,8 +33,10 @@ async fn nothing_passes_an_event_that_the_broker_refuses() {
     let world = World::new("refused").await;
     let topic = world.create_topic("events", 2, &[("max.message.bytes", "2000000")]).await;
     let config = world.config("[{ name: outbox }]", "");
-    let config = config
-        .replace("kafka: {", "kafka: { compression: none, linger: 0s, properties: { batch.num.messages: 1 },");
+    let config = config.replace(
+        "kafka: {",
+        "kafka: { compression: none, linger: 0s, properties: { batch.num.messages: 1 },",
+    );
     world.install(&config).await;
     let relay = world.relay(&config);
     // The relay learns the limit now, and it is lowered afterwards.
@@ -120,7 +122,9 @@ async fn nothing_passes_the_first_batch_of_a_new_producer() {
     for round in 0..10 {
         let topic = world.create_topic(&format!("t{round}"), 10, &[("max.message.bytes", "2000000")]).await;
         // Partition 9 is used, so the limit is known; 0 to 8 have never seen this producer.
-        world.sql(&format!("INSERT INTO outbox (topic, key, payload, part) VALUES ('{topic}', 'w', 'w', 9)")).await;
+        world
+            .sql(&format!("INSERT INTO outbox (topic, key, payload, part) VALUES ('{topic}', 'w', 'w', 9)"))
+            .await;
         let mut consumer = world.consumer(&topic);
         consumer.read(1);
         world.alter_topic(&topic, "max.message.bytes", "10000").await;
@@ -132,7 +136,11 @@ async fn nothing_passes_the_first_batch_of_a_new_producer() {
             ))
             .await;
         world.until(&format!("SELECT count(*) FROM whippet.holds WHERE topic = '{topic}'"), 54).await;
-        assert_eq!(consumer.read_to_end().iter().filter(|record| record.partition != 9).count(), 0, "round {round}");
+        assert_eq!(
+            consumer.read_to_end().iter().filter(|record| record.partition != 9).count(),
+            0,
+            "round {round}"
+        );
     }
     let (code, log) = relay.stop();
     assert_eq!(code, Some(0), "{log}");
@@ -165,7 +173,9 @@ async fn a_topic_that_is_deleted_and_made_again_loses_nothing_that_was_not_there
     world.sql(&format!("{INSERT} VALUES ('{gone}', 'k', '0'), ('{stays}', 'k', '0')")).await;
     world.until("SELECT count(*) FROM outbox", 0).await;
     world.delete_topic(&gone).await;
-    world.sql(&format!("{INSERT} VALUES ('{gone}', 'k', '1'), ('{stays}', 'k', '1'), ('{gone}', 'k', '2')")).await;
+    world
+        .sql(&format!("{INSERT} VALUES ('{gone}', 'k', '1'), ('{stays}', 'k', '1'), ('{gone}', 'k', '2')"))
+        .await;
     let mut others = world.consumer(&stays);
     others.read_until(|seen| seen.iter().any(|record| record.text() == "1"));
     world.create_topic("gone", 1, &[]).await;

@@ -58,7 +58,12 @@ pub fn check(written: &[Written], seen: &[Seen]) -> Verdict {
         first.entry(id).or_insert((record.partition, record.offset));
     }
     let lost: Vec<&&str> = committed.keys().filter(|id| !first.contains_key(**id)).take(10).collect();
-    assert!(lost.is_empty(), "{} of {} rows are lost: {lost:?} …", committed.len() - first.len(), committed.len());
+    assert!(
+        lost.is_empty(),
+        "{} of {} rows are lost: {lost:?} …",
+        committed.len() - first.len(),
+        committed.len()
+    );
 
     let mut keys: HashMap<&str, Vec<(&Written, (i32, i64))>> = HashMap::new();
     for (id, at) in &first {
@@ -71,7 +76,12 @@ pub fn check(written: &[Written], seen: &[Seen]) -> Verdict {
             for (b, at_b) in rows {
                 if !std::ptr::eq(*a, *b) && a.is_earlier_than(b) {
                     assert_eq!(at_a.0, at_b.0, "key {key} is on two partitions");
-                    assert!(at_a.1 < at_b.1, "{} overtook {} in key {key}: {at_b:?} before {at_a:?}", b.id, a.id);
+                    assert!(
+                        at_a.1 < at_b.1,
+                        "{} overtook {} in key {key}: {at_b:?} before {at_a:?}",
+                        b.id,
+                        a.id
+                    );
                     pairs += 1;
                 }
             }

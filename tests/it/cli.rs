@@ -18,8 +18,14 @@ fn wrong_usage_is_2_and_a_wrong_configuration_78() {
     let file = folder.path().join("w.yaml");
     for (yaml, expected) in [
         ("source: { url: [", "malformed YAML"),
-        ("source: { url: postgres://x/y }\nkafka: { bootstrap_servers: k }\ntables: [{ nme: outbox }]\n", ":3:12: tables[0].nme: unknown key; did you mean `name`?"),
-        ("source: { url: postgres://x/y }\nkafka: { bootstrap_servers: k, linger: soon }\ntables: [{ name: outbox }]\n", "kafka.linger: expected a duration"),
+        (
+            "source: { url: postgres://x/y }\nkafka: { bootstrap_servers: k }\ntables: [{ nme: outbox }]\n",
+            ":3:12: tables[0].nme: unknown key; did you mean `name`?",
+        ),
+        (
+            "source: { url: postgres://x/y }\nkafka: { bootstrap_servers: k, linger: soon }\ntables: [{ name: outbox }]\n",
+            "kafka.linger: expected a duration",
+        ),
     ] {
         std::fs::write(&file, yaml).unwrap();
         for command in ["validate", "run", "sql"] {

@@ -47,7 +47,11 @@ async fn write(
             let mut distinct: Vec<i32> = keys.iter().map(|key| *key as i32).collect();
             distinct.dedup();
             for key in distinct {
-                sqlx::query("SELECT 1 FROM keys WHERE key = $1 FOR UPDATE").bind(key).execute(&mut *transaction).await.unwrap();
+                sqlx::query("SELECT 1 FROM keys WHERE key = $1 FOR UPDATE")
+                    .bind(key)
+                    .execute(&mut *transaction)
+                    .await
+                    .unwrap();
             }
         }
         let mut written = Vec::new();

@@ -72,7 +72,10 @@ impl World {
 
     /// Runs a script of SQL.
     pub async fn sql(&self, script: &str) {
-        sqlx::raw_sql(AssertSqlSafe(script)).execute(&self.db).await.unwrap_or_else(|e| panic!("{script}: {e}"));
+        sqlx::raw_sql(AssertSqlSafe(script))
+            .execute(&self.db)
+            .await
+            .unwrap_or_else(|e| panic!("{script}: {e}"));
     }
 
     pub async fn number(&self, sql: &str) -> i64 {
@@ -383,8 +386,12 @@ impl Consumer {
     pub fn read_until(&mut self, enough: impl Fn(&[Seen]) -> bool) -> &[Seen] {
         let mut deadline = Instant::now() + SOON;
         while !enough(&self.seen) {
-            assert!(Instant::now() < deadline, "saw {} records and no more: {:?}", self.seen.len(),
-                self.seen.iter().rev().take(3).collect::<Vec<_>>());
+            assert!(
+                Instant::now() < deadline,
+                "saw {} records and no more: {:?}",
+                self.seen.len(),
+                self.seen.iter().rev().take(3).collect::<Vec<_>>()
+            );
             if let Some(seen) = self.poll(Duration::from_millis(100)) {
                 self.seen.push(seen);
                 deadline = Instant::now() + SOON;

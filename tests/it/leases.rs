@@ -34,7 +34,11 @@ async fn a_second_relay_stands_by_ready_and_takes_over() {
     // A clean stop hands over at once and repeats nothing.
     let third = world.relay(&config);
     third.wait_for("standing by");
-    world.sql(&format!("{INSERT} SELECT '{topic}', 'k', convert_to('n' || i, 'UTF8') FROM generate_series(1, 20000) i")).await;
+    world
+        .sql(&format!(
+            "{INSERT} SELECT '{topic}', 'k', convert_to('n' || i, 'UTF8') FROM generate_series(1, 20000) i"
+        ))
+        .await;
     let before = consumer.seen.len();
     consumer.read(before + 1000);
     let (code, log) = second.stop();
@@ -57,7 +61,11 @@ async fn a_relay_that_wakes_up_after_its_lease_changes_nothing() {
     let zombie = world.relay(&config);
     zombie.wait_for("this relay owns the source");
     let mut consumer = world.consumer(&topic);
-    let batch = |from: u32| format!("{INSERT} SELECT '{topic}', 'k', convert_to('' || i, 'UTF8') FROM generate_series({from}, {from} + 1999) i");
+    let batch = |from: u32| {
+        format!(
+            "{INSERT} SELECT '{topic}', 'k', convert_to('' || i, 'UTF8') FROM generate_series({from}, {from} + 1999) i"
+        )
+    };
     for round in 0..5 {
         world.sql(&batch(round * 4000 + 1)).await;
         let before = consumer.seen.len();

@@ -32,15 +32,18 @@ async fn a_row_of_preset_whippet_carries_everything_the_contract_says() {
     assert_eq!(one.text(), r#"{"a": 1}"#);
     let headers: Vec<(&str, &str)> =
         one.headers.iter().map(|(name, _)| (name.as_str(), one.header(name).unwrap())).collect();
-    assert_eq!(headers, [
-        ("id", "11111111-1111-1111-1111-111111111111"),
-        ("eventType", "OrderPlaced"),
-        ("version", "7"),
-        ("tenant_id", "acme"),
-        ("source", "shop"),
-        ("x-request-id", "r-1"),
-        ("traceparent", trace),
-    ]);
+    assert_eq!(
+        headers,
+        [
+            ("id", "11111111-1111-1111-1111-111111111111"),
+            ("eventType", "OrderPlaced"),
+            ("version", "7"),
+            ("tenant_id", "acme"),
+            ("source", "shop"),
+            ("x-request-id", "r-1"),
+            ("traceparent", trace),
+        ]
+    );
     let tombstone = consumer.seen.iter().find(|record| record.key.as_deref() == Some(b"")).unwrap();
     assert_eq!(tombstone.payload, None);
     assert!(tombstone.header("traceparent").is_none() && tombstone.header("eventType").is_none());
@@ -195,7 +198,9 @@ async fn the_sql_is_enough_for_a_role_that_may_do_no_more() {
         world.sql(&script).await;
         let relay = world.relay(&config);
         world
-            .sql(&format!("INSERT INTO public.{table} (topic, key, payload) VALUES ('{topic}', 'k', '{table}')"))
+            .sql(&format!(
+                "INSERT INTO public.{table} (topic, key, payload) VALUES ('{topic}', 'k', '{table}')"
+            ))
             .await;
         let pending = match after {
             "mark" => format!("SELECT count(*) FROM {table} WHERE published_at IS NULL"),
@@ -206,7 +211,10 @@ async fn the_sql_is_enough_for_a_role_that_may_do_no_more() {
         assert_eq!(code, Some(0), "{log}");
     }
     let mut consumer = world.consumer(&topic);
-    assert_eq!(consumer.read(2).iter().map(|record| record.text()).collect::<Vec<_>>(), ["deleted", "marked"]);
+    assert_eq!(
+        consumer.read(2).iter().map(|record| record.text()).collect::<Vec<_>>(),
+        ["deleted", "marked"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -236,7 +244,8 @@ async fn large_rows_travel_within_the_window_and_a_giant_is_parked_unread() {
     assert!(peak < (40 << 20) + 2 * (4 << 20) + 3 * 20_000_000, "{} MiB", peak >> 20);
     let mut consumer = world.consumer(&topic);
     let seen = consumer.read(302);
-    let big: Vec<usize> = seen.iter().filter(|r| r.key.as_deref() == Some(b"big")).map(|r| r.text().len()).collect();
+    let big: Vec<usize> =
+        seen.iter().filter(|r| r.key.as_deref() == Some(b"big")).map(|r| r.text().len()).collect();
     assert_eq!(big, [20_000_000, 5]);
     assert!(seen[..300].iter().all(|record| record.payload.as_ref().unwrap().len() == 700_000));
 }

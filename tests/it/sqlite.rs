@@ -51,7 +51,8 @@ async fn a_sqlite_outbox_is_relayed_through_a_kill_in_order_and_completely() {
         for key in 0..10 {
             let name = format!("{after}-{key}");
             let mut first: Vec<usize> = Vec::new();
-            for record in seen[from..].iter().filter(|record| record.key.as_deref() == Some(name.as_bytes())) {
+            for record in seen[from..].iter().filter(|record| record.key.as_deref() == Some(name.as_bytes()))
+            {
                 let n = record.text().parse().unwrap();
                 if !first.contains(&n) {
                     first.push(n);

@@ -35,9 +35,7 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
   PRIMARY KEY (table_name, place)
 )"
         ),
-        format!(
-            "CREATE INDEX IF NOT EXISTS holds_by_key ON {schema}.holds (table_name, topic, key)"
-        ),
+        format!("CREATE INDEX IF NOT EXISTS holds_by_key ON {schema}.holds (table_name, topic, key)"),
     ]
 }
 
@@ -123,17 +121,23 @@ fn outbox(table: &Table, dialect: Dialect) -> Vec<String> {
     );
     if let Some(sequence) = &columns.sequence {
         // CACHE 1 (the default): a session that keeps numbers back would break the order.
-        add(sequence, kind(
-            "bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY",
-            "INTEGER PRIMARY KEY AUTOINCREMENT",
-        ));
+        add(
+            sequence,
+            kind(
+                "bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY",
+                "INTEGER PRIMARY KEY AUTOINCREMENT",
+            ),
+        );
     }
-    add(&columns.id, match (columns.sequence.is_some(), postgres) {
-        (true, true) => "uuid NOT NULL DEFAULT gen_random_uuid()",
-        (false, true) => "uuid PRIMARY KEY DEFAULT gen_random_uuid()",
-        (true, false) => "TEXT NOT NULL DEFAULT (lower(hex(randomblob(16))))",
-        (false, false) => "TEXT PRIMARY KEY DEFAULT (lower(hex(randomblob(16))))",
-    });
+    add(
+        &columns.id,
+        match (columns.sequence.is_some(), postgres) {
+            (true, true) => "uuid NOT NULL DEFAULT gen_random_uuid()",
+            (false, true) => "uuid PRIMARY KEY DEFAULT gen_random_uuid()",
+            (true, false) => "TEXT NOT NULL DEFAULT (lower(hex(randomblob(16))))",
+            (false, false) => "TEXT PRIMARY KEY DEFAULT (lower(hex(randomblob(16))))",
+        },
+    );
     for name in templates.iter().flat_map(Template::columns) {
         add(name, kind("text NOT NULL", "TEXT NOT NULL"));
     }
@@ -166,8 +170,7 @@ fn outbox(table: &Table, dialect: Dialect) -> Vec<String> {
 
     let name = quoted_table(&table.name);
     let list: Vec<String> = lines.iter().map(|(name, kind)| format!("  {} {kind}", quoted(name))).collect();
-    let mut statements =
-        vec![format!("CREATE TABLE IF NOT EXISTS {name} (\n{}\n)", list.join(",\n"))];
+    let mut statements = vec![format!("CREATE TABLE IF NOT EXISTS {name} (\n{}\n)", list.join(",\n"))];
     if let (Some(published_at), Some(sequence)) = (marked, &columns.sequence) {
         let index = quoted(&format!("{}_unpublished", table.name.replace('.', "_")));
         statements.push("-- Finds what waits without walking over what is published.".into());

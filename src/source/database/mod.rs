@@ -2,11 +2,11 @@
 //! same methods. All SQL is made here, from identifiers that were checked against the catalogue and
 //! quoted.
 
+pub mod ddl;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-pub mod ddl;
 
 use std::{convert::Infallible, time::Duration};
 

@@ -71,9 +71,8 @@ impl Postgres {
     pub async fn install(&self) -> Result<(), Error> {
         let mut options = self.options.clone();
         if let Some(file) = &self.password_file {
-            let password = std::fs::read_to_string(file).map_err(|error| {
-                Error::Setup(format!("source.password_file {}: {error}", file.display()))
-            })?;
+            let password = std::fs::read_to_string(file)
+                .map_err(|error| Error::Setup(format!("source.password_file {}: {error}", file.display())))?;
             options = options.password(password.trim_end_matches(['\r', '\n']));
             self.pool.set_connect_options(options.clone());
         }
@@ -254,9 +253,8 @@ impl Outbox {
         columns: &[(String, String)],
         lock_oid: i64,
     ) -> Result<Outbox, Error> {
-        let type_of = |name: &str| {
-            columns.iter().find(|(column, _)| column == name).map(|(_, kind)| kind.as_str())
-        };
+        let type_of =
+            |name: &str| columns.iter().find(|(column, _)| column == name).map(|(_, kind)| kind.as_str());
         let missing: Vec<&str> = spec
             .columns
             .iter()
@@ -511,10 +509,7 @@ impl Outbox {
             Place::Int(n) => query.bind(*n),
             Place::Text(text) => query.bind(&**text),
         };
-        let row = query
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(Error::sql("read a large payload"))?;
+        let row = query.fetch_optional(&self.pool).await.map_err(Error::sql("read a large payload"))?;
         match row {
             None => Ok(None),
             Some(row) => {
@@ -530,11 +525,8 @@ impl Outbox {
             true => query.bind(ints(places)),
             false => query.bind(texts(places)),
         };
-        let done = query
-            .bind(epoch)
-            .execute(&self.pool)
-            .await
-            .map_err(Error::sql("record what was published"))?;
+        let done =
+            query.bind(epoch).execute(&self.pool).await.map_err(Error::sql("record what was published"))?;
         if done.rows_affected() == 0 && !places.is_empty() {
             self.check_fence(epoch).await?;
         }
@@ -598,10 +590,13 @@ fn bytes(row: &PgRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
 }
 
 fn ints(places: &[Place]) -> Vec<i64> {
-    places.iter().filter_map(|place| match place {
-        Place::Int(n) => Some(*n),
-        Place::Text(_) => None,
-    }).collect()
+    places
+        .iter()
+        .filter_map(|place| match place {
+            Place::Int(n) => Some(*n),
+            Place::Text(_) => None,
+        })
+        .collect()
 }
 
 fn texts(places: &[Place]) -> Vec<String> {

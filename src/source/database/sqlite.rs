@@ -33,9 +33,8 @@ impl Sqlite {
             .map_err(|error| Error::Setup(format!("source.url: {error}")))?
             .journal_mode(SqliteJournalMode::Wal)
             .busy_timeout(Duration::from_secs(5));
-        let pool = SqlitePoolOptions::new()
-            .max_connections(source.max_connections)
-            .connect_lazy_with(options);
+        let pool =
+            SqlitePoolOptions::new().max_connections(source.max_connections).connect_lazy_with(options);
         Ok(Sqlite { pool, prefix: source.relay_schema.clone() })
     }
 
@@ -73,10 +72,7 @@ impl Sqlite {
     }
 
     pub async fn release(&self, owner: &str) -> Result<(), Error> {
-        let sql = format!(
-            "UPDATE {} SET expires_at = 0 WHERE name = ?1 AND owner = ?2",
-            self.own("leases")
-        );
+        let sql = format!("UPDATE {} SET expires_at = 0 WHERE name = ?1 AND owner = ?2", self.own("leases"));
         sqlx::query(AssertSqlSafe(sql))
             .bind(LEASE_NAME)
             .bind(owner)
@@ -127,9 +123,8 @@ pub struct Outbox {
 
 impl Outbox {
     fn new(db: &Sqlite, spec: &TableSpec, columns: &[(String, String)]) -> Result<Outbox, Error> {
-        let type_of = |name: &str| {
-            columns.iter().find(|(column, _)| column == name).map(|(_, kind)| kind.as_str())
-        };
+        let type_of =
+            |name: &str| columns.iter().find(|(column, _)| column == name).map(|(_, kind)| kind.as_str());
         let missing: Vec<&str> = spec
             .columns
             .iter()
@@ -197,7 +192,9 @@ impl Outbox {
             // `?1`: the cursor. `?2`: what is known, as JSON, where there is no cursor.
             let from = match place_is_int {
                 true => format!("o.{seq} > ?1 AND ?2 IS NOT NULL"),
-                false => format!("?1 IS NOT NULL AND CAST(o.{seq} AS TEXT) NOT IN (SELECT value FROM json_each(?2))"),
+                false => format!(
+                    "?1 IS NOT NULL AND CAST(o.{seq} AS TEXT) NOT IN (SELECT value FROM json_each(?2))"
+                ),
             };
             let order = if spec.sequence.is_some() { format!(" ORDER BY o.{seq}") } else { String::new() };
             format!("SELECT {list} FROM {table} o WHERE {from}{pending}{unheld}{order} LIMIT ?3")
@@ -329,10 +326,8 @@ impl Outbox {
             Place::Int(n) => query.bind(*n),
             Place::Text(text) => query.bind(text.to_string()),
         };
-        let payload: Option<Option<Vec<u8>>> = query
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(Error::sql("read a large payload"))?;
+        let payload: Option<Option<Vec<u8>>> =
+            query.fetch_optional(&self.pool).await.map_err(Error::sql("read a large payload"))?;
         Ok(payload.flatten())
     }
 
@@ -390,11 +385,10 @@ impl Outbox {
     }
 
     pub async fn backlog(&self) -> Result<Backlog, Error> {
-        let (rows, oldest_seconds): (i64, Option<f64>) =
-            sqlx::query_as(AssertSqlSafe(self.backlog.as_str()))
-                .fetch_one(&self.pool)
-                .await
-                .map_err(Error::sql("count what waits"))?;
+        let (rows, oldest_seconds): (i64, Option<f64>) = sqlx::query_as(AssertSqlSafe(self.backlog.as_str()))
+            .fetch_one(&self.pool)
+            .await
+            .map_err(Error::sql("count what waits"))?;
         Ok(Backlog { rows: rows.unsigned_abs(), oldest_seconds })
     }
 }
