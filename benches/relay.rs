@@ -34,7 +34,7 @@ struct Drain {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
-    let rounds: usize = std::env::args().filter_map(|word| word.parse().ok()).next().unwrap_or(5);
+    let rounds: usize = std::env::args().find_map(|word| word.parse().ok()).unwrap_or(5);
     let bench = Bench::new().await?;
     let (mut raw, mut delete, mut mark, mut latency) = (vec![], vec![], vec![], vec![]);
     for round in 1..=rounds {
@@ -152,7 +152,7 @@ impl Bench {
         for (key, payload) in &rows {
             producer.send(BaseRecord::to(&topic).key(key).payload(payload)).map_err(|(error, _)| error)?;
         }
-        producer.flush(Duration::from_secs(60))?;
+        producer.flush(Duration::from_mins(1))?;
         Ok(ROWS as f64 / begin.elapsed().as_secs_f64())
     }
 

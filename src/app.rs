@@ -102,7 +102,7 @@ impl App {
                 rules,
                 order: table.order,
                 retry,
-                max_held: table.hold.max_events as u64,
+                max_held: table.hold.max_events,
             }));
         }
         let relay = Relay {

@@ -72,3 +72,10 @@ impl Cli {
         ExitCode::from(code)
     }
 }
+
+/// Data goes to stdout. A reader that went away (`| head`) is no reason to fail.
+fn print(text: &str) {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).ok();
+}

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use super::{BAD_CONFIG, DONE, FAILED};
+use super::{BAD_CONFIG, DONE, FAILED, print};
 use crate::{
     app::App,
     config::{self, Config, Level, LogFormat},
@@ -61,7 +61,7 @@ pub fn validate(path: &Path) -> u8 {
             for warning in &config.warnings {
                 eprintln!("warning: {warning}");
             }
-            println!("{}: ok, {} table(s)", path.display(), config.tables.len());
+            print(&format!("{}: ok, {} table(s)\n", path.display(), config.tables.len()));
             DONE
         }
         Err(error) => {
@@ -72,7 +72,7 @@ pub fn validate(path: &Path) -> u8 {
 }
 
 pub fn schema() -> u8 {
-    println!("{:#}", config::schema());
+    print(&format!("{:#}\n", config::schema()));
     DONE
 }
 

@@ -24,7 +24,7 @@ pub enum Preset {
 }
 
 pub fn for_config(path: &Path) -> u8 {
-    print(config::load(path))
+    show(config::load(path))
 }
 
 pub fn for_preset(dialect: Dialect, preset: Preset) -> u8 {
@@ -41,13 +41,13 @@ pub fn for_preset(dialect: Dialect, preset: Preset) -> u8 {
         "source: {{ url: '{url}' }}\nkafka: {{ bootstrap_servers: localhost }}\n\
          tables: [{{ name: outbox, preset: {preset} }}]\n"
     );
-    print(config::parse("--preset", &yaml, &BTreeMap::new()))
+    show(config::parse("--preset", &yaml, &BTreeMap::new()))
 }
 
-fn print(config: Result<Config, Error>) -> u8 {
+fn show(config: Result<Config, Error>) -> u8 {
     match config {
         Ok(config) => {
-            print!("{}", ddl::script(&config));
+            super::print(&ddl::script(&config));
             DONE
         }
         Err(error) => {

@@ -64,7 +64,7 @@ const MESSAGE: &str = "not message:";
 /// Takes the keys to come out of the tree, and reports those that ask for something.
 pub(super) fn refuse(tree: &mut Value, problems: &mut Problems) {
     for (pattern, nothing, sentence) in KEYS {
-        visit(tree, pattern, String::new(), &mut |parent, key, path| {
+        visit(tree, pattern, "", &mut |parent, key, path| {
             let text = parent[key].as_str().unwrap_or_default();
             let refused = match nothing {
                 KEEP => text == "keep",
@@ -89,7 +89,7 @@ pub(super) fn refuse(tree: &mut Value, problems: &mut Problems) {
     }
     // What is left of a mapping all of whose keys are still to come.
     for pattern in ["tables[].payload.encode", "tables[].retention"] {
-        visit(tree, pattern, String::new(), &mut |parent, key, _| {
+        visit(tree, pattern, "", &mut |parent, key, _| {
             if let Value::Object(parent) = parent
                 && parent[key].as_object().is_none_or(serde_json::Map::is_empty)
             {
@@ -110,23 +110,23 @@ fn asks_for_nothing(value: &Value, nothing: &str) -> bool {
 }
 
 /// Calls `found` with the parent, the key and the path of every place that `pattern` matches.
-fn visit(tree: &mut Value, pattern: &str, at: String, found: &mut dyn FnMut(&mut Value, &str, &str)) {
+fn visit(tree: &mut Value, pattern: &str, at: &str, found: &mut dyn FnMut(&mut Value, &str, &str)) {
     let Some((level, rest)) = pattern.split_once('.') else {
         if tree.get(pattern).is_some() {
-            found(tree, pattern, &join(&at, pattern));
+            found(tree, pattern, &join(at, pattern));
         }
         return;
     };
     match level.strip_suffix("[]") {
         None => {
             if let Some(child) = tree.get_mut(level) {
-                visit(child, rest, join(&at, level), found);
+                visit(child, rest, &join(at, level), found);
             }
         }
         Some(list) => {
             let Some(Value::Array(items)) = tree.get_mut(list) else { return };
             for (index, item) in items.iter_mut().enumerate() {
-                visit(item, rest, format!("{}[{index}]", join(&at, list)), found);
+                visit(item, rest, &format!("{}[{index}]", join(at, list)), found);
             }
         }
     }

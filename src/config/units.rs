@@ -69,6 +69,7 @@ pub(super) mod size {
             .ok_or_else(|| D::Error::custom(format!("expected {SIZE}")))
     }
 
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
     pub fn serialize<S: Serializer>(value: &usize, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&format_size(*value as u64))
     }

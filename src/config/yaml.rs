@@ -22,7 +22,7 @@ pub(super) fn read(name: &str, text: &str) -> Result<(Value, Places), Error> {
     let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
     let root: Spanned<Node> =
         serde_saphyr::from_str_with_options(text, options).map_err(|e| malformed(name, &e))?;
-    let tree = root.value.into_tree(text, &root.defined, String::new(), &mut places);
+    let tree = root.value.into_tree(text, &root.defined, "", &mut places);
     Ok((tree, places))
 }
 
@@ -51,8 +51,8 @@ enum Node {
 }
 
 impl Node {
-    fn into_tree(self, text: &str, at: &Location, path: String, places: &mut Places) -> Value {
-        places.values.insert(path.clone(), (at.line(), at.column()));
+    fn into_tree(self, text: &str, at: &Location, path: &str, places: &mut Places) -> Value {
+        places.values.insert(path.to_owned(), (at.line(), at.column()));
         match self {
             Node::Null => Value::Null,
             Node::Text(text) => Value::String(text),
@@ -64,16 +64,16 @@ impl Node {
                     let path = format!("{path}[{index}]");
                     let at = item.referenced;
                     places.keys.insert(path.clone(), (at.line(), at.column()));
-                    item.value.into_tree(text, &item.defined, path, places)
+                    item.value.into_tree(text, &item.defined, &path, places)
                 })
                 .collect(),
             Node::Map(entries) => {
                 let mut map = Map::new();
                 for (key, value) in entries {
-                    let path = join(&path, &key.value);
+                    let path = join(path, &key.value);
                     let at = key.referenced;
                     places.keys.insert(path.clone(), (at.line(), at.column()));
-                    let value = value.value.into_tree(text, &value.defined, path, places);
+                    let value = value.value.into_tree(text, &value.defined, &path, places);
                     map.insert(key.value, value);
                 }
                 Value::Object(map)

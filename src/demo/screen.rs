@@ -44,7 +44,7 @@ impl Screen {
         }
         let tables: Vec<&str> = config.tables.iter().map(|table| table.name.as_str()).collect();
         let _ = writeln!(text, "  table      {}\n", tables.join(", "));
-        self.print(&text);
+        print(&text);
     }
 
     pub fn draw(&mut self, progress: &Progress, status: &Status) {
@@ -57,11 +57,11 @@ impl Screen {
             }
             text.push_str(&table);
             self.drawn = table.lines().count();
-            self.print(&text);
+            print(&text);
         } else if self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
             self.last_line = Some(Instant::now());
             let (p50, p99) = lags(progress);
-            self.print(&format!(
+            print(&format!(
                 "{:>5.1} s  committed {}  rolled back {}  consumed {}  lag p50 {p50} p99 {p99}\n",
                 self.started.elapsed().as_secs_f64(),
                 progress.expected.len(),
@@ -132,11 +132,11 @@ impl Screen {
                 }
             }
         }
-        self.print(&text);
+        print(&text);
     }
 
     pub fn keep(&self, admin: SocketAddr) {
-        self.print(&format!(
+        print(&format!(
             "\nThe relay goes on: http://{admin}/status, /metrics, /readyz, /livez. Ctrl-C ends it.\n"
         ));
     }
@@ -152,12 +152,12 @@ impl Screen {
     fn paint(&self, code: &str, text: &str) -> String {
         if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
+}
 
-    fn print(&self, text: &str) {
-        let mut out = std::io::stdout().lock();
-        // A reader that went away (`| head`) is no reason to fail.
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).ok();
-    }
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // A reader that went away (`| head`) is no reason to fail.
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).ok();
 }
 
 /// p50 and p99 from commit to consumer, of the first appearances.

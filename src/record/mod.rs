@@ -348,7 +348,7 @@ mod tests {
                 timestamp_ms: None,
             };
             // Zigzag varints, as the format has them.
-            let varint = |n: usize| (64 - (2 * n as u64 | 1).leading_zeros() as usize).div_ceil(7);
+            let varint = |n: usize| (64 - ((2 * n as u64) | 1).leading_zeros() as usize).div_ceil(7);
             let field = |size: Option<usize>| varint(size.unwrap_or(1)) + size.unwrap_or(0);
             let headers: usize = headers.iter().map(|(name, value)| field(Some(*name)) + field(*value)).sum();
             let body = 1 + 10 + 5 + field(key) + field(payload.as_ref().map(Vec::len)) + 5 + headers;

@@ -42,7 +42,7 @@ impl Template {
         let mut rest = source;
         while let Some(at) = rest.find(['{', '}']) {
             literal.push_str(&rest[..at]);
-            let brace = &rest[at..at + 1];
+            let brace = &rest[at..=at];
             rest = &rest[at + 1..];
             if rest.starts_with(brace) {
                 literal.push_str(brace);

@@ -166,7 +166,7 @@ impl Core {
     pub fn apply<S: Sink>(&mut self, action: Action, now: Duration, wall_ms: i64, sink: &S) -> Effects {
         self.now = now;
         match action {
-            Action::FromSource(table, yielded) => self.from_source(table, yielded, now, sink),
+            Action::FromSource(table, yielded) => self.yielded(table, yielded, now, sink),
             Action::Reports(reports) => {
                 for report in reports {
                     self.report(report, now, wall_ms, sink);
@@ -177,7 +177,7 @@ impl Core {
             Action::Rebuilt(Err(error)) => {
                 error!(error, "cannot make a kafka producer; will try again");
                 self.rebuilds += 1;
-                self.phase = Phase::Pausing { until: now + self.pause(self.rebuilds) };
+                self.phase = Phase::Pausing { until: now + rebuild_pause(self.rebuilds) };
             }
             Action::Lease(until) => {
                 self.lease_until = until;
@@ -251,7 +251,7 @@ impl Core {
         self.topics.blocked().map(|topic| topic.name.clone()).collect()
     }
 
-    fn from_source<S: Sink>(&mut self, table: TableIx, yielded: Yield, now: Duration, sink: &S) {
+    fn yielded<S: Sink>(&mut self, table: TableIx, yielded: Yield, now: Duration, sink: &S) {
         match yielded {
             Yield::Opened { generation, parked, held_events } => {
                 if generation != self.ledger.generation() {
@@ -623,7 +623,7 @@ impl Core {
                 // The first rebuild comes at once; only one that did not help is followed by a pause.
                 match self.rebuilds {
                     1 => self.start_over(),
-                    n => self.phase = Phase::Pausing { until: now + self.pause(n - 1) },
+                    n => self.phase = Phase::Pausing { until: now + rebuild_pause(n - 1) },
                 }
             }
             Phase::Pausing { until } if now >= until => self.start_over(),
@@ -633,10 +633,6 @@ impl Core {
             self.effects.look_up.extend(self.topics.due(now));
             self.start_trial(now, sink);
         }
-    }
-
-    fn pause(&self, attempt: u32) -> Duration {
-        Policy::default().pause(attempt, fastrand::f64())
     }
 
     /// Ends the generation: producers and everything in flight are thrown away, and the sources
@@ -732,6 +728,11 @@ impl Core {
 }
 
 const BEHIND: &str = "an earlier event of its key is parked";
+
+/// Before the next rebuild, where the last ones did not help.
+fn rebuild_pause(attempt: u32) -> Duration {
+    Policy::default().pause(attempt, fastrand::f64())
+}
 
 /// What an event counts for in the window: its columns, and the bookkeeping around them.
 pub fn window_bytes(event: &Event) -> usize {

@@ -148,7 +148,7 @@ impl<S: Sink> Relay<S> {
     /// Until when we may send, on the relay's clock.
     fn lease_until(&mut self) -> Option<Duration> {
         match &*self.lease.borrow_and_update() {
-            Lease::Standby { .. } => None,
+            Lease::Standby => None,
             Lease::Owner { until, .. } => Some(until.saturating_duration_since(self.started)),
         }
     }

@@ -183,7 +183,7 @@ impl Task {
         self.outbox = None;
         match error {
             Error::Setup(_) => {
-                error!(table, error = text, attempt = failures, "table cannot be relayed; will try again")
+                error!(table, error = text, attempt = failures, "table cannot be relayed; will try again");
             }
             Error::Fenced(_) => {
                 warn!(table, error = text, "nothing was recorded");
@@ -191,7 +191,7 @@ impl Task {
                 self.state.holds.clear();
             }
             Error::Sql { .. } => {
-                warn!(table, error = text, attempt = failures, "database error; will try again")
+                warn!(table, error = text, attempt = failures, "database error; will try again");
             }
         }
         self.poller.retry.pause(failures, fastrand::f64())

@@ -23,7 +23,7 @@ async fn a_bad_row_parks_its_key_and_everything_else_flows() {
     // The bad one, the one behind it, the illegal topic, the bad one without a key.
     world.until("SELECT count(*) FROM whippet.holds", 4).await;
     world.until("SELECT count(*) FROM outbox", 4).await;
-    let mut good: Vec<&str> = consumer.seen.iter().map(|record| record.text()).collect();
+    let mut good: Vec<&str> = consumer.seen.iter().map(super::harness::Seen::text).collect();
     good.sort_unstable();
     assert_eq!(good, ["1", "2", "keyless too"]);
 

@@ -21,7 +21,7 @@ async fn events_of_a_missing_topic_wait_and_others_flow() {
     }
     world.create_topic("later", 1, &[]).await;
     let mut consumer = world.consumer(&later);
-    assert_eq!(consumer.read(2).iter().map(|r| r.text()).collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!(consumer.read(2).iter().map(super::harness::Seen::text).collect::<Vec<_>>(), ["1", "2"]);
     world.until("SELECT count(*) FROM outbox", 0).await;
     assert_eq!(world.number("SELECT count(*) FROM whippet.holds").await, 0);
 }
@@ -181,5 +181,5 @@ async fn a_topic_that_is_deleted_and_made_again_loses_nothing_that_was_not_there
     world.create_topic("gone", 1, &[]).await;
     world.until("SELECT count(*) FROM outbox", 0).await;
     let mut consumer = world.consumer(&gone);
-    assert_eq!(consumer.read_to_end().iter().map(|r| r.text()).collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!(consumer.read_to_end().iter().map(super::harness::Seen::text).collect::<Vec<_>>(), ["1", "2"]);
 }

@@ -35,6 +35,9 @@ impl Written {
     }
 }
 
+/// Partition and offset.
+type At = (i32, i64);
+
 #[derive(Debug)]
 pub struct Verdict {
     pub published: usize,
@@ -47,7 +50,7 @@ pub struct Verdict {
 pub fn check(written: &[Written], seen: &[Seen]) -> Verdict {
     let committed: HashMap<&str, &Written> =
         written.iter().filter(|row| row.committed.is_some()).map(|row| (row.id.as_str(), row)).collect();
-    let mut first: HashMap<&str, (i32, i64)> = HashMap::new();
+    let mut first: HashMap<&str, At> = HashMap::new();
     for record in seen {
         let id = record.header("id").expect("every record has an id");
         let Some(row) = committed.get(id) else {
@@ -65,7 +68,7 @@ pub fn check(written: &[Written], seen: &[Seen]) -> Verdict {
         committed.len()
     );
 
-    let mut keys: HashMap<&str, Vec<(&Written, (i32, i64))>> = HashMap::new();
+    let mut keys: HashMap<&str, Vec<(&Written, At)>> = HashMap::new();
     for (id, at) in &first {
         let row = committed[id];
         keys.entry(row.key.as_str()).or_default().push((row, *at));

@@ -46,7 +46,7 @@ async fn a_second_relay_stands_by_ready_and_takes_over() {
     assert!(log.contains("stopped;"), "{log}");
     world.until("SELECT count(*) FROM outbox", 0).await;
     let seen = consumer.read_to_end();
-    let order: Vec<&str> = seen[before..].iter().map(|record| record.text()).collect();
+    let order: Vec<&str> = seen[before..].iter().map(super::harness::Seen::text).collect();
     let expected: Vec<String> = (1..=20000).map(|n| format!("n{n}")).collect();
     assert_eq!(order, expected, "in order, and each once");
 }

@@ -212,7 +212,7 @@ async fn the_sql_is_enough_for_a_role_that_may_do_no_more() {
     }
     let mut consumer = world.consumer(&topic);
     assert_eq!(
-        consumer.read(2).iter().map(|record| record.text()).collect::<Vec<_>>(),
+        consumer.read(2).iter().map(super::harness::Seen::text).collect::<Vec<_>>(),
         ["deleted", "marked"]
     );
 }

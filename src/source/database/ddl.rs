@@ -228,12 +228,12 @@ fn grants(config: &Config) -> Vec<String> {
     }
     grants.push(format!("GRANT USAGE ON SCHEMA {own} TO {role}"));
     grants.push(format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {own} TO {role}"));
-    let grants: String = grants.iter().map(|grant| format!("    {grant};\n")).collect();
     vec![
         format!("-- First: CREATE ROLE {role} LOGIN PASSWORD '…';"),
         format!(
-            "DO $$ BEGIN\n  IF EXISTS (SELECT FROM pg_roles WHERE rolname = {}) THEN\n{grants}  END IF;\nEND $$",
-            literal(&name)
+            "DO $$ BEGIN\n  IF EXISTS (SELECT FROM pg_roles WHERE rolname = {}) THEN\n    {};\n  END IF;\nEND $$",
+            literal(&name),
+            grants.join(";\n    ")
         ),
     ]
 }
