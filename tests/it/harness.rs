@@ -237,7 +237,7 @@ impl Relay {
         });
         let mut relay = Relay { child, log, admin: String::new() };
         let open = relay.wait_for("admin address is open");
-        relay.admin = open["address"].as_str().unwrap().to_owned();
+        open["address"].as_str().unwrap().clone_into(&mut relay.admin);
         relay
     }
 
@@ -423,11 +423,8 @@ impl Consumer {
     }
 
     fn poll(&self, within: Duration) -> Option<Seen> {
-        let message = match self.consumer.poll(within)? {
-            Ok(message) => message,
-            // A broker that is restarted: the client finds it again.
-            Err(_) => return None,
-        };
+        // An error is a broker that is restarted: the client finds it again.
+        let Ok(message) = self.consumer.poll(within)? else { return None };
         let headers = message.headers().map_or_else(Vec::new, |headers| {
             headers.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect()
         });
