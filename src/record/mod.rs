@@ -174,6 +174,11 @@ impl Rules {
         Ok(Prepared { record, dropped })
     }
 
+    /// The partition that the row names, if it is a number.
+    pub fn explicit_partition(&self, row: &Row) -> Option<i32> {
+        self.partition(row, self.partition?).ok()?
+    }
+
     fn partition(&self, row: &Row, index: usize) -> Result<Option<i32>, Rejection> {
         let Some(value) = row.get(index) else { return Ok(None) };
         let number = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());

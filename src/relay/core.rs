@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::{error, info, warn};
 
 use super::{
-    lanes::{Gate, Lanes, Waiting},
+    lanes::{Gate, Lane, Lanes, Waiting},
     ledger::{Entry, Ledger},
     retry::{Decision, Policy, decide},
     topics::{State, Topics, Warmth, partition_of},
@@ -120,6 +120,8 @@ pub struct Core {
     phase: Phase,
     /// Rebuilds since the last delivery.
     rebuilds: u32,
+    /// The rebuild that is under way: for batches of at most so many bytes.
+    rebuilding: Option<usize>,
     lease_until: Option<Duration>,
     /// Whether the lease was ours when it was last looked at.
     owned: bool,
@@ -149,6 +151,7 @@ impl Core {
             published: HashMap::new(),
             phase: Phase::Running,
             rebuilds: 0,
+            rebuilding: None,
             lease_until: None,
             owned: false,
             suspects: HashSet::new(),
@@ -173,13 +176,22 @@ impl Core {
                 }
             }
             Action::LookedUp { topic, result } => self.looked_up(&topic, result, now, sink),
-            Action::Rebuilt(Ok(())) => self.phase = Phase::Running,
+            Action::Rebuilt(Ok(())) => match self.rebuilding.take() {
+                // A topic that takes smaller batches turned up meanwhile.
+                Some(batch_bytes) if batch_bytes > self.batch_bytes => self.rebuild(),
+                _ => self.phase = Phase::Running,
+            },
             Action::Rebuilt(Err(error)) => {
                 error!(error, "cannot make a kafka producer; will try again");
+                self.rebuilding = None;
                 self.rebuilds += 1;
                 self.phase = Phase::Pausing { until: now + rebuild_pause(self.rebuilds) };
             }
             Action::Lease(until) => {
+                // What was taken in without a lease was not sent: it may not wait for later ones to pass.
+                if self.lease_until.is_none() && until.is_some() && self.ledger.open() > 0 {
+                    self.start_over();
+                }
                 self.lease_until = until;
                 self.owned |= until.is_some();
             }
@@ -358,42 +370,46 @@ impl Core {
             return topic.waiting.push_back(Waiting { ticket, event });
         }
         let limit = topic.and_then(|topic| self.topics.get(topic).max_message_bytes);
-        let prepared = match prepare(rules, &event, limit) {
-            Ok(prepared) => prepared,
-            Err(reason) => {
-                self.metrics.publish_failures(&rules.name, "rejected").inc();
-                return self.reject(ticket, rules, &event, reason, 0);
-            }
-        };
-        if !self.suspects.is_empty() && self.suspects.contains(&(table, event.place.clone())) {
-            self.lanes.stop(lane);
-            self.trials.push(Trial { waiting: Waiting { ticket, event }, attempts: 0, due: now });
-            return;
-        }
-        let mut warms = None;
+        // The partition that has to be warm first; only an event with an order minds.
+        let mut cold = None;
         if let (Some(topic), true) = (topic, lane.is_some()) {
             let topic = self.topics.get_mut(topic);
-            let record = &prepared.record;
-            let partition = |count| match record.partition {
-                Some(partition) => usize::try_from(partition).ok(),
-                None => record.key.as_deref().and_then(|key| partition_of(key, count)),
-            };
-            match topic.warmth(partition) {
-                Warmth::Send(partition) => warms = partition,
-                Warmth::Wait(partition) => {
-                    drop(prepared);
+            match topic.warmth(|count| partition(rules, &event, count)) {
+                Warmth::Warm => {}
+                Warmth::Cold(partition) => cold = Some(partition),
+                Warmth::Warming(partition) => {
                     return topic.wait_for_warmth(partition, Waiting { ticket, event });
                 }
             }
         }
+        let prepared = match prepare(rules, &event, limit) {
+            Ok(prepared) => prepared,
+            Err(reason) if lane.is_none() => return self.reject(ticket, rules, &event, reason, 0),
+            Err(_) => return self.try_alone(ticket, lane, event, now),
+        };
+        if !self.suspects.is_empty() && self.suspects.contains(&(table, event.place.clone())) {
+            return self.try_alone(ticket, lane, event, now);
+        }
         self.metrics.count_dropped(&rules.name, &prepared.dropped);
         match sink.send(Unit::Main, ticket, &prepared.record) {
-            Ok(()) => self.ledger.sent(ticket, now, warms),
+            Ok(()) => {
+                self.ledger.sent(ticket, now, cold);
+                if let (Some(topic), Some(partition)) = (topic, cold) {
+                    self.topics.get_mut(topic).warms(partition);
+                }
+            }
             Err(code) => {
                 drop(prepared);
                 self.failed_in_pipeline(ticket, code, now);
             }
         }
+    }
+
+    /// Stops the lane behind an event that is refused, or may be: it is looked at again once nothing
+    /// of the lane is on its way, so that no earlier event is held with it.
+    fn try_alone(&mut self, ticket: Ticket, lane: Option<Lane>, event: Event, now: Duration) {
+        self.lanes.stop(lane);
+        self.trials.push(Trial { waiting: Waiting { ticket, event }, attempts: 0, due: now });
     }
 
     fn report<S: Sink>(&mut self, report: Report, now: Duration, wall_ms: i64, sink: &S) {
@@ -469,7 +485,9 @@ impl Core {
         let (table, topic) = (entry.table, entry.topic);
         let rules = self.tables[table.0 as usize].clone();
         let kind = classify::classify(code);
-        self.metrics.publish_failures(&rules.name, kind.label()).inc();
+        if kind != Kind::Rejected {
+            self.metrics.publish_failures(&rules.name, kind.label()).inc();
+        }
         match decide(kind) {
             Decision::Retry => {
                 self.metrics.retries(&rules.name, kind.label()).inc();
@@ -492,6 +510,7 @@ impl Core {
     fn reject(&mut self, ticket: Ticket, rules: &Table, event: &Event, reason: String, attempts: u32) {
         let Some(entry) = self.ledger.get(ticket) else { return };
         let (table, lane) = (entry.table, entry.lane);
+        self.metrics.publish_failures(&rules.name, Kind::Rejected.label()).inc();
         error!(
             table = rules.name.as_str(), place = %event.place, id = event_id(rules, event), reason,
             "event can never be published as it is: its key is parked and the rest flows on"
@@ -587,7 +606,9 @@ impl Core {
                         limit, "kafka topic takes small batches only; the producer is rebuilt for them"
                     );
                     self.batch_bytes = limit;
-                    self.phase = Phase::Failing { since: now };
+                    if self.rebuilding.is_none() {
+                        self.phase = Phase::Failing { since: now };
+                    }
                     return;
                 }
                 let waited = std::mem::take(&mut topic.waiting);
@@ -635,6 +656,15 @@ impl Core {
         }
     }
 
+    /// Asks for new producers. Those of a rebuild that is under way have not been used and will do.
+    fn rebuild(&mut self) {
+        self.phase = Phase::Rebuilding;
+        if self.rebuilding.is_none() {
+            self.rebuilding = Some(self.batch_bytes);
+            self.effects.rebuild = self.rebuilding;
+        }
+    }
+
     /// Ends the generation: producers and everything in flight are thrown away, and the sources
     /// read again what is not recorded.
     fn start_over(&mut self) {
@@ -649,8 +679,7 @@ impl Core {
         self.trials.clear();
         self.trying = None;
         self.holding = 0;
-        self.phase = Phase::Rebuilding;
-        self.effects.rebuild = Some(self.batch_bytes);
+        self.rebuild();
         self.effects.restart = Some(self.ledger.generation());
     }
 
@@ -744,6 +773,16 @@ fn route_key(rules: &Table, event: &Event) -> RouteKey {
     match rules.rules.route(&event.row) {
         Ok(route) => (route.topic.into_owned(), route.key.map(|key| key.into_owned())),
         Err(_) => (String::new(), None),
+    }
+}
+
+/// Where an event goes, as far as it can be told before its record is made.
+fn partition(rules: &Table, event: &Event, count: usize) -> Option<usize> {
+    match rules.rules.explicit_partition(&event.row) {
+        Some(partition) => usize::try_from(partition).ok(),
+        // Under `order: table` an event without a key has an order too.
+        None if count == 1 => Some(0),
+        None => partition_of(rules.rules.route(&event.row).ok()?.key.as_deref()?, count),
     }
 }
 

@@ -8,6 +8,8 @@ pub mod core;
 mod lanes;
 mod ledger;
 pub mod retry;
+#[cfg(test)]
+mod sim;
 mod topics;
 pub mod window;
 

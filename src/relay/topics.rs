@@ -51,13 +51,14 @@ enum Partition {
     Warm,
 }
 
-/// What to do with an event that is ready to be sent.
+/// How well the broker knows the producer on the partition of an event.
 #[derive(Debug)]
 pub enum Warmth {
-    /// Send it. With a partition: tell [`Topic::warmed`] when it is acknowledged.
-    Send(Option<u32>),
-    /// Another event warms the partition: [`Topic::wait_for_warmth`].
-    Wait(u32),
+    Warm,
+    /// Not at all. Who is sent first warms it: [`Topic::warms`], then [`Topic::warmed`].
+    Cold(u32),
+    /// Another event warms it: [`Topic::wait_for_warmth`].
+    Warming(u32),
 }
 
 impl Topic {
@@ -72,21 +73,24 @@ impl Topic {
     }
 
     /// `partition` is where the event goes; it is asked for only while some are cold.
-    pub fn warmth(&mut self, partition: impl FnOnce(usize) -> Option<usize>) -> Warmth {
+    pub fn warmth(&self, partition: impl FnOnce(usize) -> Option<usize>) -> Warmth {
         if self.cold == 0 {
-            return Warmth::Send(None);
+            return Warmth::Warm;
         }
-        let Some(index) = partition(self.partitions.len()) else { return Warmth::Send(None) };
-        // A partition that the topic does not have: the broker will say so.
-        let Some(state) = self.partitions.get_mut(index) else { return Warmth::Send(None) };
+        let Some(index) = partition(self.partitions.len()) else { return Warmth::Warm };
         let number = u32::try_from(index).unwrap_or(u32::MAX);
-        match state {
-            Partition::Warm => Warmth::Send(None),
-            Partition::Warming(_) => Warmth::Wait(number),
-            Partition::Cold => {
-                *state = Partition::Warming(VecDeque::new());
-                Warmth::Send(Some(number))
-            }
+        match self.partitions.get(index) {
+            Some(Partition::Cold) => Warmth::Cold(number),
+            Some(Partition::Warming(_)) => Warmth::Warming(number),
+            // A partition that the topic does not have: the broker will say so.
+            Some(Partition::Warm) | None => Warmth::Warm,
+        }
+    }
+
+    /// The first record of a partition was sent.
+    pub fn warms(&mut self, partition: u32) {
+        if let Some(state @ Partition::Cold) = self.partitions.get_mut(partition as usize) {
+            *state = Partition::Warming(VecDeque::new());
         }
     }
 
@@ -239,15 +243,17 @@ mod tests {
         let (index, _) = topics.index("t");
         let topic = topics.get_mut(index);
         topic.is_ready(TopicFacts { partitions: 2, max_message_bytes: None });
-        assert!(matches!(topic.warmth(|_| Some(0)), Warmth::Send(Some(0))));
-        assert!(matches!(topic.warmth(|_| Some(0)), Warmth::Wait(0)));
-        assert!(matches!(topic.warmth(|_| Some(1)), Warmth::Send(Some(1))));
-        assert!(matches!(topic.warmth(|_| None), Warmth::Send(None)), "no key, no order");
+        assert!(matches!(topic.warmth(|_| Some(0)), Warmth::Cold(0)));
+        topic.warms(0);
+        assert!(matches!(topic.warmth(|_| Some(0)), Warmth::Warming(0)));
+        assert!(matches!(topic.warmth(|_| Some(1)), Warmth::Cold(1)));
+        assert!(matches!(topic.warmth(|_| None), Warmth::Warm), "no key, no order");
         topic.warmed(0);
-        assert!(matches!(topic.warmth(|_| Some(0)), Warmth::Send(None)));
+        assert!(matches!(topic.warmth(|_| Some(0)), Warmth::Warm));
+        topic.warms(1);
         topic.warmed(1);
-        assert!(matches!(topic.warmth(|_| panic!("all are warm")), Warmth::Send(None)));
+        assert!(matches!(topic.warmth(|_| panic!("all are warm")), Warmth::Warm));
         topics.start_over();
-        assert!(matches!(topics.get_mut(index).warmth(|_| Some(0)), Warmth::Send(Some(0))));
+        assert!(matches!(topics.get(index).warmth(|_| Some(0)), Warmth::Cold(0)));
     }
 }

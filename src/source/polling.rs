@@ -222,8 +222,8 @@ impl Task {
             self.outbox = Some(self.poller.database.outbox(&self.poller.spec).await?);
             self.poller.board.table_ready(self.feed.table);
         }
+        let recorded_by = self.record(epoch, !self.state.holds.is_empty()).await?;
         self.hold(epoch).await?;
-        let recorded_by = self.record(epoch, false).await?;
         if !self.state.opened {
             self.record(epoch, true).await?;
             self.open().await?;
@@ -377,8 +377,8 @@ impl Task {
                 return Ok(false);
             }
             let Some(epoch) = self.poller.lease.borrow().epoch() else { return Ok(false) };
+            self.record(epoch, !self.state.holds.is_empty()).await?;
             self.hold(epoch).await?;
-            self.record(epoch, false).await?;
         }
     }
 
@@ -420,6 +420,8 @@ impl Task {
         Ok(None)
     }
 
+    /// Commits holds. What was published before them is recorded first: read again, it would be held
+    /// behind them.
     async fn hold(&mut self, epoch: i64) -> Result<(), Error> {
         let Some(outbox) = &self.outbox else { return Ok(()) };
         if self.state.holds.is_empty() {
@@ -490,8 +492,8 @@ impl Task {
         let owed = self.state.owed.len();
         let table = self.poller.spec.name.clone();
         let done = async {
-            self.hold(epoch).await?;
-            self.record(epoch, true).await
+            self.record(epoch, true).await?;
+            self.hold(epoch).await
         };
         match done.await {
             Ok(_) => info!(table, "everything that was published is recorded"),
