@@ -496,7 +496,7 @@ impl Task {
             self.hold(epoch).await
         };
         match done.await {
-            Ok(_) => info!(table, "everything that was published is recorded"),
+            Ok(()) => info!(table, "everything that was published is recorded"),
             Err(error) => warn!(
                 table,
                 owed,

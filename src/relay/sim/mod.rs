@@ -136,8 +136,18 @@ impl World {
         }
     }
 
-    /// One thing happens.
+    /// One thing happens, and the window still counts what is on its way and nothing else.
     fn step(&mut self) {
+        self.happen();
+        let on_the_way = |yielded: &Yield| match yielded {
+            Yield::Events { events, .. } => events.len(),
+            Yield::Opened { .. } | Yield::Held { .. } => 0,
+        };
+        let handed_over: usize = self.tables.iter().flat_map(|table| &table.yields).map(on_the_way).sum();
+        assert_eq!(self.window.used().events, self.core.open() + handed_over);
+    }
+
+    fn happen(&mut self) {
         let table = self.random.usize(..self.tables.len());
         match self.random.u32(0..100) {
             0..30 => self.tables[table].turn(&self.window, self.random.usize(1..15), &self.broker),
