@@ -3,7 +3,7 @@
 //! actions.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -126,7 +126,7 @@ pub struct Core {
     /// Whether the lease was ours when it was last looked at.
     owned: bool,
     suspects: HashSet<(TableIx, Place)>,
-    trials: Vec<Trial>,
+    trials: VecDeque<Trial>,
     /// The suspect that is in flight.
     trying: Option<(Ticket, Event, u32)>,
     /// Events whose hold is being written.
@@ -155,7 +155,7 @@ impl Core {
             lease_until: None,
             owned: false,
             suspects: HashSet::new(),
-            trials: Vec::new(),
+            trials: VecDeque::new(),
             trying: None,
             holding: 0,
             batch_bytes: MAX_BATCH_BYTES,
@@ -408,8 +408,8 @@ impl Core {
     /// Stops the lane behind an event that is refused, or may be: it is looked at again once nothing
     /// of the lane is on its way, so that no earlier event is held with it.
     fn try_alone(&mut self, ticket: Ticket, lane: Option<Lane>, event: Event, now: Duration) {
-        self.lanes.stop(lane);
-        self.trials.push(Trial { waiting: Waiting { ticket, event }, attempts: 0, due: now });
+        self.lanes.stop(lane, lane.map_or(0, |lane| self.ledger.in_sink_of(lane)));
+        self.trials.push_back(Trial { waiting: Waiting { ticket, event }, attempts: 0, due: now });
     }
 
     fn report<S: Sink>(&mut self, report: Report, now: Duration, wall_ms: i64, sink: &S) {
@@ -419,6 +419,9 @@ impl Core {
                 let Some(entry) = self.ledger.settle(report.ticket) else { return };
                 self.rebuilds = 0;
                 self.acknowledged(&entry, now, wall_ms);
+                if tried.is_none() {
+                    self.lanes.delivered(entry.lane);
+                }
                 if let (Some(topic), Some(partition)) = (entry.topic, entry.warms) {
                     let waited = self.topics.get_mut(topic).warmed(partition);
                     self.pass_all(waited, now, sink);
@@ -495,7 +498,7 @@ impl Core {
                     self.block_topic(topic, code, now);
                 }
                 let due = now + rules.retry.pause(attempts, fastrand::f64());
-                self.trials.push(Trial { waiting: Waiting { ticket, event }, attempts, due });
+                self.trials.push_back(Trial { waiting: Waiting { ticket, event }, attempts, due });
             }
             Decision::Park => {
                 let reason = format!("kafka refused it: {code} ({code:?})");
@@ -652,7 +655,7 @@ impl Core {
         }
         if self.phase == Phase::Running {
             self.effects.look_up.extend(self.topics.due(now));
-            self.start_trial(now, sink);
+            self.start_trials(now, sink);
         }
     }
 
@@ -683,24 +686,24 @@ impl Core {
         self.effects.restart = Some(self.ledger.generation());
     }
 
-    /// Sends the next suspect, one at a time, once nothing of its lane is on its way.
-    fn start_trial<S: Sink>(&mut self, now: Duration, sink: &S) {
-        if self.trying.is_some() || self.trials.is_empty() {
-            return;
+    /// Looks at the suspects: what can be refused without the broker is, and one is sent at a time.
+    fn start_trials<S: Sink>(&mut self, now: Duration, sink: &S) {
+        while self.phase == Phase::Running
+            && self.lease_until.is_some()
+            && self.trying.is_none()
+            && let Some(trial) = self.next_trial(now)
+        {
+            self.start_trial(trial, now, sink);
         }
-        if self.lease_until.is_none() {
-            return;
-        }
-        let ready = self.trials.iter().position(|trial| {
-            trial.due <= now
-                && self.is_ready_for(trial)
-                && self
-                    .ledger
-                    .get(trial.waiting.ticket)
-                    .is_none_or(|entry| entry.lane.is_none_or(|lane| !self.ledger.lane_is_in_sink(lane)))
-        });
-        let Some(ready) = ready else { return };
-        let Trial { waiting: Waiting { ticket, event }, attempts, .. } = self.trials.remove(ready);
+    }
+
+    fn next_trial(&mut self, now: Duration) -> Option<Trial> {
+        let ready = self.trials.iter().position(|trial| trial.due <= now && self.is_ready_for(trial))?;
+        self.trials.remove(ready)
+    }
+
+    fn start_trial<S: Sink>(&mut self, trial: Trial, now: Duration, sink: &S) {
+        let Trial { waiting: Waiting { ticket, event }, attempts, .. } = trial;
         let Some(entry) = self.ledger.get(ticket) else { return };
         let rules = self.tables[entry.table.0 as usize].clone();
         let limit = entry.topic.and_then(|topic| self.topics.get(topic).max_message_bytes);
@@ -717,9 +720,11 @@ impl Core {
         }
     }
 
+    /// Whether a suspect may be looked at: its topic is known, and nothing of its lane on its way.
     fn is_ready_for(&self, trial: &Trial) -> bool {
-        let topic = self.ledger.get(trial.waiting.ticket).and_then(|entry| entry.topic);
-        topic.is_none_or(|topic| matches!(self.topics.get(topic).state, State::Ready))
+        let Some(entry) = self.ledger.get(trial.waiting.ticket) else { return true };
+        let ready = |topic| matches!(self.topics.get(topic).state, State::Ready);
+        entry.topic.is_none_or(ready) && self.lanes.is_clear(entry.lane)
     }
 
     fn count_parked(&self, table: TableIx) {

@@ -30,8 +30,9 @@ pub struct Waiting {
 
 #[derive(Debug)]
 enum Stop {
-    /// An event of the lane is tried on its own; the others wait for its end.
-    Trying(VecDeque<Waiting>),
+    /// An event of the lane is tried on its own, once those before it are out of the sink; the others
+    /// wait for its end.
+    Trying { waiting: VecDeque<Waiting>, in_sink: usize },
     /// An event of the lane is parked: what follows is held behind it.
     Parked,
 }
@@ -69,31 +70,48 @@ impl Lanes {
         }
         match lane.and_then(|lane| self.stopped.get(&lane)) {
             None => Gate::Open,
-            Some(Stop::Trying(_)) => Gate::Trying,
+            Some(Stop::Trying { .. }) => Gate::Trying,
             Some(Stop::Parked) => Gate::Parked,
         }
     }
 
-    /// Stops a lane behind an event that is tried on its own.
-    pub fn stop(&mut self, lane: Option<Lane>) {
+    /// Stops a lane behind an event that is tried on its own, after the `in_sink` before it.
+    pub fn stop(&mut self, lane: Option<Lane>, in_sink: usize) {
         if let Some(lane) = lane {
-            self.stopped.entry(lane).or_insert_with(|| Stop::Trying(VecDeque::new()));
+            self.stopped.entry(lane).or_insert_with(|| Stop::Trying { waiting: VecDeque::new(), in_sink });
+        }
+    }
+
+    /// Notes that the sink delivered an event of a lane.
+    pub fn delivered(&mut self, lane: Option<Lane>) {
+        if !self.stopped.is_empty()
+            && let Some(Stop::Trying { in_sink, .. }) = lane.and_then(|lane| self.stopped.get_mut(&lane))
+        {
+            *in_sink = in_sink.saturating_sub(1);
+        }
+    }
+
+    /// Whether nothing of a stopped lane is in the sink any more.
+    pub fn is_clear(&self, lane: Option<Lane>) -> bool {
+        match lane.and_then(|lane| self.stopped.get(&lane)) {
+            Some(Stop::Trying { in_sink, .. }) => *in_sink == 0,
+            Some(Stop::Parked) | None => true,
         }
     }
 
     /// Queues an event behind the one that its lane waits for.
-    pub fn wait(&mut self, lane: Option<Lane>, waiting: Waiting) {
+    pub fn wait(&mut self, lane: Option<Lane>, event: Waiting) {
         let stop = lane.and_then(|lane| self.stopped.get_mut(&lane));
-        debug_assert!(matches!(stop, Some(Stop::Trying(_))), "only behind `Gate::Trying`");
-        if let Some(Stop::Trying(queue)) = stop {
-            queue.push_back(waiting);
+        debug_assert!(matches!(stop, Some(Stop::Trying { .. })), "only behind `Gate::Trying`");
+        if let Some(Stop::Trying { waiting, .. }) = stop {
+            waiting.push_back(event);
         }
     }
 
     /// Parks a lane and returns what waited in it, in order, to be held.
     pub fn park(&mut self, lane: Option<Lane>) -> VecDeque<Waiting> {
         match lane.and_then(|lane| self.stopped.insert(lane, Stop::Parked)) {
-            Some(Stop::Trying(queue)) => queue,
+            Some(Stop::Trying { waiting, .. }) => waiting,
             _ => VecDeque::new(),
         }
     }
@@ -101,7 +119,7 @@ impl Lanes {
     /// Opens a lane whose event got through, and returns what waited in it, in order.
     pub fn open(&mut self, lane: Option<Lane>) -> VecDeque<Waiting> {
         match lane.and_then(|lane| self.stopped.remove(&lane)) {
-            Some(Stop::Trying(queue)) => queue,
+            Some(Stop::Trying { waiting, .. }) => waiting,
             _ => VecDeque::new(),
         }
     }

@@ -106,9 +106,9 @@ impl Ledger {
         self.sent
     }
 
-    /// Whether the sink has an event of this lane. Walks the entries: for the rare trial only.
-    pub fn lane_is_in_sink(&self, lane: Lane) -> bool {
-        self.entries.iter().any(|(_, entry)| entry.lane == Some(lane) && entry.sent_at.is_some())
+    /// How many events of this lane the sink has. Walks the entries: for a lane that is stopped only.
+    pub fn in_sink_of(&self, lane: Lane) -> usize {
+        self.entries.iter().filter(|(_, entry)| entry.lane == Some(lane) && entry.sent_at.is_some()).count()
     }
 
     fn current(&self, ticket: Ticket) -> bool {

@@ -8,7 +8,7 @@
 //! the cursor, and what appeared between `low` and the cursor. `low` rises to a cursor only when all
 //! transactions that had taken a number by then have ended, which their locks on the sequence tell,
 //! and one more read has been made since. A number can also be taken by other means than the
-//! sequence; such rows are found by a sweep of the whole table, every [`FULL_SWEEP_EVERY`].
+//! sequence; such rows are found by a sweep of the whole table, every ten seconds.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 

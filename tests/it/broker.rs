@@ -16,9 +16,7 @@ async fn events_of_a_missing_topic_wait_and_others_flow() {
         .await;
     world.consumer(&there).read(2);
     relay.wait_for("kafka topic cannot be written to");
-    while relay.status()["blocked_topics"][0] != later.as_str() {
-        world.pause().await;
-    }
+    relay.until_status("/blocked_topics/0", later.as_str()).await;
     world.create_topic("later", 1, &[]).await;
     let mut consumer = world.consumer(&later);
     assert_eq!(consumer.read(2).iter().map(super::harness::Seen::text).collect::<Vec<_>>(), ["1", "2"]);

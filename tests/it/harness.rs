@@ -272,6 +272,19 @@ impl Relay {
         serde_json::from_str(&self.get("/status").1).unwrap()
     }
 
+    /// Waits until the status has this at a JSON pointer: the board is written once in a while.
+    pub async fn until_status(&self, pointer: &str, expected: impl Into<serde_json::Value>) {
+        let (deadline, expected) = (Instant::now() + SOON, expected.into());
+        loop {
+            let status = self.status();
+            if status.pointer(pointer) == Some(&expected) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{pointer} is not {expected} after {SOON:?}: {status}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The sum of a metric's samples whose labels contain `labels`.
     pub fn metric(&self, name: &str, labels: &str) -> f64 {
         let text = self.get("/metrics").1;

@@ -17,9 +17,7 @@ async fn a_second_relay_stands_by_ready_and_takes_over() {
     let second = world.relay(&config);
     second.wait_for("standing by");
     assert_eq!((second.get("/readyz").0, second.get("/livez").0), (200, 200));
-    while second.status()["role"] != "standby" {
-        world.pause().await;
-    }
+    second.until_status("/role", "standby").await;
     assert_eq!(second.metric("whippet_leases_held", ""), 0.0);
     let mut consumer = world.consumer(&topic);
     world.sql(&format!("{INSERT} VALUES ('{topic}', 'k', '1')")).await;
