@@ -2,6 +2,12 @@
 //! action and changes state; what has to happen outside is left in [`Effects`]. A test is a list of
 //! actions.
 
+mod look_ups;
+mod parking;
+mod recovery;
+mod suspects;
+mod view;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
@@ -9,12 +15,17 @@ use std::{
 };
 
 use rdkafka::types::RDKafkaErrorCode as Code;
-use tracing::{error, info, warn};
+use tracing::error;
 
+use self::{
+    parking::BEHIND,
+    recovery::{FAILING_AT_MOST, rebuild_pause},
+    suspects::Trial,
+};
 use super::{
-    lanes::{Gate, Lane, Lanes, Waiting},
+    lanes::{Gate, Lanes, Waiting},
     ledger::{Entry, Ledger},
-    retry::{Decision, Policy, decide},
+    retry::Policy,
     topics::{State, Topics, Warmth, partition_of},
     window::Window,
 };
@@ -23,7 +34,7 @@ use crate::{
     config::Order,
     event::{Event, Place, TableIx},
     record::{Prepared, Rules, is_legal_topic},
-    sink::{Kind, MAX_BATCH_BYTES, Report, Sink, Ticket, TopicFacts, Unit, classify},
+    sink::{MAX_BATCH_BYTES, Report, Sink, Ticket, TopicFacts, Unit},
     source::{Hold, RouteKey, Yield},
 };
 
@@ -80,17 +91,6 @@ enum Phase {
         until: Duration,
     },
     Rebuilding,
-}
-
-/// How long a failing producer may take to report on what it has.
-const FAILING_AT_MOST: Duration = Duration::from_secs(1);
-
-/// A suspect of a refused batch, tried on its own.
-#[derive(Debug)]
-struct Trial {
-    waiting: Waiting,
-    attempts: u32,
-    due: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -201,11 +201,6 @@ impl Core {
         self.take_effects()
     }
 
-    /// Whether events may come in now. While a producer is rebuilt they wait in the channel.
-    pub fn wants_events(&self) -> bool {
-        self.phase == Phase::Running
-    }
-
     /// When [`Action::Due`] is to be sent, at the latest.
     pub fn next_due(&self) -> Option<Duration> {
         let phase = match self.phase {
@@ -219,48 +214,6 @@ impl Core {
             Some(_) => None,
         };
         [phase, trial, self.topics.next_due(), self.lease_until].into_iter().flatten().min()
-    }
-
-    /// Events that are not finished: admitted, and neither acknowledged nor held.
-    pub fn open(&self) -> usize {
-        self.ledger.open()
-    }
-
-    /// Events that Kafka has not answered for yet, and holds that are being written.
-    pub fn unanswered(&self) -> usize {
-        self.ledger.in_sink() + self.holding
-    }
-
-    pub fn parked_keys(&self, table: TableIx) -> usize {
-        self.progress[table.0 as usize].parked.len()
-    }
-
-    pub fn held_events(&self, table: TableIx) -> u64 {
-        self.progress[table.0 as usize].held_events
-    }
-
-    /// Events of a table that are read and not settled.
-    pub fn in_flight(&self, table: TableIx) -> usize {
-        self.progress[table.0 as usize].open
-    }
-
-    /// When Kafka last acknowledged an event of a table, in milliseconds since the Unix epoch.
-    pub fn last_publish_ms(&self, table: TableIx) -> Option<i64> {
-        self.progress[table.0 as usize].last_publish_ms
-    }
-
-    /// What last went wrong with an event of a table.
-    pub fn last_error(&self, table: TableIx) -> Option<&str> {
-        self.progress[table.0 as usize].last_error.as_deref()
-    }
-
-    pub fn halted(&self, table: TableIx) -> bool {
-        self.progress[table.0 as usize].halted
-    }
-
-    /// Topics that cannot be written to now.
-    pub fn blocked_topics(&self) -> Vec<String> {
-        self.topics.blocked().map(|topic| topic.name.clone()).collect()
     }
 
     fn yielded<S: Sink>(&mut self, table: TableIx, yielded: Yield, now: Duration, sink: &S) {
@@ -405,13 +358,6 @@ impl Core {
         }
     }
 
-    /// Stops the lane behind an event that is refused, or may be: it is looked at again once nothing
-    /// of the lane is on its way, so that no earlier event is held with it.
-    fn try_alone(&mut self, ticket: Ticket, lane: Option<Lane>, event: Event, now: Duration) {
-        self.lanes.stop(lane, lane.map_or(0, |lane| self.ledger.in_sink_of(lane)));
-        self.trials.push_back(Trial { waiting: Waiting { ticket, event }, attempts: 0, due: now });
-    }
-
     fn report<S: Sink>(&mut self, report: Report, now: Duration, wall_ms: i64, sink: &S) {
         let tried = self.trying.take_if(|(ticket, ..)| *ticket == report.ticket);
         match (report.result, tried) {
@@ -459,291 +405,11 @@ impl Core {
         }
     }
 
-    /// A record that the pipelined producer did not deliver. Its later records of the same key may
-    /// be on their way, so the producer is finished: what it has is read again, in order.
-    fn failed_in_pipeline(&mut self, ticket: Ticket, code: Code, now: Duration) {
-        let Some(entry) = self.ledger.returned(ticket) else { return };
-        let (table, place, topic) = (entry.table, entry.place.clone(), entry.topic);
-        let rules = self.tables[table.0 as usize].clone();
-        let kind = classify::classify(code);
-        self.metrics.publish_failures(&rules.name, kind.label()).inc();
-        if classify::is_about_topic(code) {
-            self.block_topic(topic, code, now);
-        } else if classify::is_about_size(code) && self.ask_for_limit(topic) {
-            // The new limit tells which records are too large, and how large a batch may be.
-        } else if kind == Kind::Rejected {
-            self.suspects.insert((table, place.clone()));
-        }
-        if self.phase == Phase::Running {
-            warn!(
-                table = rules.name.as_str(), place = %place, error = %code, kind = kind.label(),
-                "kafka did not take a record; the producer is rebuilt and what it had is read again"
-            );
-            self.phase = Phase::Failing { since: now };
-        }
-    }
-
-    fn failed_on_trial(&mut self, ticket: Ticket, event: Event, attempts: u32, code: Code, now: Duration) {
-        let Some(entry) = self.ledger.get(ticket) else { return };
-        let (table, topic) = (entry.table, entry.topic);
-        let rules = self.tables[table.0 as usize].clone();
-        let kind = classify::classify(code);
-        if kind != Kind::Rejected {
-            self.metrics.publish_failures(&rules.name, kind.label()).inc();
-        }
-        match decide(kind) {
-            Decision::Retry => {
-                self.metrics.retries(&rules.name, kind.label()).inc();
-                if classify::is_about_topic(code) {
-                    self.block_topic(topic, code, now);
-                }
-                let due = now + rules.retry.pause(attempts, fastrand::f64());
-                self.trials.push_back(Trial { waiting: Waiting { ticket, event }, attempts, due });
-            }
-            Decision::Park => {
-                let reason = format!("kafka refused it: {code} ({code:?})");
-                self.reject(ticket, &rules, &event, reason, attempts);
-            }
-            // The careful producer died too (a lost session, not this record): start over.
-            Decision::Rebuild => self.phase = Phase::Failing { since: now },
-        }
-    }
-
-    /// Parks an event's key: the event and all that waits behind it are held.
-    fn reject(&mut self, ticket: Ticket, rules: &Table, event: &Event, reason: String, attempts: u32) {
-        let Some(entry) = self.ledger.get(ticket) else { return };
-        let (table, lane) = (entry.table, entry.lane);
-        self.metrics.publish_failures(&rules.name, Kind::Rejected.label()).inc();
-        error!(
-            table = rules.name.as_str(), place = %event.place, id = event_id(rules, event), reason,
-            "event can never be published as it is: its key is parked and the rest flows on"
-        );
-        self.suspects.remove(&(table, event.place.clone()));
-        self.progress[table.0 as usize].last_error =
-            Some(format!("{} {} parked: {reason}", rules.name, event.place));
-        if lane.is_some() {
-            self.progress[table.0 as usize].parked.insert(route_key(rules, event));
-        }
-        self.hold(ticket, rules, event, "rejected", reason, attempts);
-        for Waiting { ticket, event } in self.lanes.park(lane) {
-            self.hold(ticket, rules, &event, "behind", BEHIND.into(), 0);
-        }
-        self.count_parked(table);
-    }
-
-    fn hold(
-        &mut self,
-        ticket: Ticket,
-        rules: &Table,
-        event: &Event,
-        cause: &'static str,
-        reason: String,
-        attempts: u32,
-    ) {
-        let Some(entry) = self.ledger.get(ticket) else { return };
-        let table = entry.table;
-        let (topic, key) = route_key(rules, event);
-        self.holding += 1;
-        self.progress[table.0 as usize].holds.push(Hold {
-            ticket,
-            place: event.place.clone(),
-            event_id: event_id(rules, event).to_owned(),
-            topic,
-            key,
-            cause,
-            reason,
-            attempts,
-        });
-    }
-
-    /// The topic's limit is not what we thought: asks for it again. `false` where that was done and
-    /// explained nothing.
-    fn ask_for_limit(&mut self, topic: Option<u32>) -> bool {
-        let Some(topic) = topic else { return false };
-        let topic = self.topics.get_mut(topic);
-        match topic.state {
-            State::Ready if topic.asked_for_limit => false,
-            State::Ready => {
-                topic.asked_for_limit = true;
-                topic.state = State::Asking;
-                self.effects.look_up.push(topic.name.clone());
-                true
-            }
-            State::Asking | State::Blocked { .. } => true,
-        }
-    }
-
-    fn block_topic(&mut self, topic: Option<u32>, code: Code, now: Duration) {
-        let Some(topic) = topic else { return };
-        let topic = self.topics.get_mut(topic);
-        if matches!(topic.state, State::Blocked { .. }) {
-            return;
-        }
-        topic.attempts += 1;
-        let pause = Policy::default().pause(topic.attempts, fastrand::f64());
-        warn!(
-            topic = topic.name, error = %code, attempt = topic.attempts,
-            "kafka topic cannot be written to; its events wait, other topics flow. \
-             Create the topic, or allow this relay to write to it"
-        );
-        topic.state = State::Blocked { due: now + pause };
-    }
-
-    fn looked_up<S: Sink>(&mut self, name: &str, result: Result<TopicFacts, Code>, now: Duration, sink: &S) {
-        let Some(index) = self.topics.find(name) else { return };
-        match result {
-            Ok(facts) => {
-                let topic = self.topics.get_mut(index);
-                if topic.attempts > 0 {
-                    info!(topic = name, "kafka topic can be written to");
-                }
-                topic.attempts = 0;
-                topic.is_ready(facts);
-                if let Some(limit) = facts.max_message_bytes
-                    && limit < self.batch_bytes
-                {
-                    // A batch larger than the topic takes would be refused whole, however small its
-                    // records are.
-                    info!(
-                        topic = name,
-                        limit, "kafka topic takes small batches only; the producer is rebuilt for them"
-                    );
-                    self.batch_bytes = limit;
-                    if self.rebuilding.is_none() {
-                        self.phase = Phase::Failing { since: now };
-                    }
-                    return;
-                }
-                let waited = std::mem::take(&mut topic.waiting);
-                self.pass_all(waited, now, sink);
-            }
-            Err(code) => {
-                self.topics.get_mut(index).state = State::Asking;
-                self.block_topic(Some(index), code, now);
-            }
-        }
-    }
-
     fn pass_all<S: Sink>(&mut self, waited: impl IntoIterator<Item = Waiting>, now: Duration, sink: &S) {
         for Waiting { ticket, event } in waited {
             let Some(entry) = self.ledger.get(ticket) else { continue };
             let rules = self.tables[entry.table.0 as usize].clone();
             self.pass(ticket, &rules, event, now, sink);
-        }
-    }
-
-    /// What follows from the state, whatever the action was.
-    fn upkeep<S: Sink>(&mut self, now: Duration, sink: &S) {
-        if self.lease_until.is_some_and(|until| now >= until) {
-            self.lease_until = None;
-        }
-        if self.lease_until.is_none() && std::mem::take(&mut self.owned) {
-            warn!("the lease is lost: what is in flight is thrown away, the next owner reads it");
-            self.start_over();
-        }
-        match self.phase {
-            Phase::Failing { since } if self.ledger.in_sink() == 0 || now >= since + FAILING_AT_MOST => {
-                self.rebuilds += 1;
-                // The first rebuild comes at once; only one that did not help is followed by a pause.
-                match self.rebuilds {
-                    1 => self.start_over(),
-                    n => self.phase = Phase::Pausing { until: now + rebuild_pause(n - 1) },
-                }
-            }
-            Phase::Pausing { until } if now >= until => self.start_over(),
-            _ => {}
-        }
-        if self.phase == Phase::Running {
-            self.effects.look_up.extend(self.topics.due(now));
-            self.start_trials(now, sink);
-        }
-    }
-
-    /// Asks for new producers. Those of a rebuild that is under way have not been used and will do.
-    fn rebuild(&mut self) {
-        self.phase = Phase::Rebuilding;
-        if self.rebuilding.is_none() {
-            self.rebuilding = Some(self.batch_bytes);
-            self.effects.rebuild = self.rebuilding;
-        }
-    }
-
-    /// Ends the generation: producers and everything in flight are thrown away, and the sources
-    /// read again what is not recorded.
-    fn start_over(&mut self) {
-        let forgotten = self.ledger.next_generation();
-        let bytes = forgotten.iter().map(|entry| entry.bytes).sum();
-        self.window.release(forgotten.len(), bytes);
-        self.lanes.clear();
-        for progress in &mut self.progress {
-            progress.open = 0;
-        }
-        self.topics.start_over();
-        self.trials.clear();
-        self.trying = None;
-        self.holding = 0;
-        self.rebuild();
-        self.effects.restart = Some(self.ledger.generation());
-    }
-
-    /// Looks at the suspects: what can be refused without the broker is, and one is sent at a time.
-    fn start_trials<S: Sink>(&mut self, now: Duration, sink: &S) {
-        while self.phase == Phase::Running
-            && self.lease_until.is_some()
-            && self.trying.is_none()
-            && let Some(trial) = self.next_trial(now)
-        {
-            self.start_trial(trial, now, sink);
-        }
-    }
-
-    fn next_trial(&mut self, now: Duration) -> Option<Trial> {
-        let ready = self.trials.iter().position(|trial| trial.due <= now && self.is_ready_for(trial))?;
-        self.trials.remove(ready)
-    }
-
-    fn start_trial<S: Sink>(&mut self, trial: Trial, now: Duration, sink: &S) {
-        let Trial { waiting: Waiting { ticket, event }, attempts, .. } = trial;
-        let Some(entry) = self.ledger.get(ticket) else { return };
-        let rules = self.tables[entry.table.0 as usize].clone();
-        let limit = entry.topic.and_then(|topic| self.topics.get(topic).max_message_bytes);
-        let sent = match prepare(&rules, &event, limit) {
-            Ok(prepared) => sink.send(Unit::Suspects, ticket, &prepared.record),
-            Err(reason) => return self.reject(ticket, &rules, &event, reason, attempts),
-        };
-        match sent {
-            Ok(()) => {
-                self.ledger.sent(ticket, now, None);
-                self.trying = Some((ticket, event, attempts));
-            }
-            Err(code) => self.failed_on_trial(ticket, event, attempts + 1, code, now),
-        }
-    }
-
-    /// Whether a suspect may be looked at: its topic is known, and nothing of its lane on its way.
-    fn is_ready_for(&self, trial: &Trial) -> bool {
-        let Some(entry) = self.ledger.get(trial.waiting.ticket) else { return true };
-        let ready = |topic| matches!(self.topics.get(topic).state, State::Ready);
-        entry.topic.is_none_or(ready) && self.lanes.is_clear(entry.lane)
-    }
-
-    fn count_parked(&self, table: TableIx) {
-        let progress = &self.progress[table.0 as usize];
-        self.metrics.parked(&self.tables[table.0 as usize].name, progress.parked.len(), progress.held_events);
-    }
-
-    fn halt_if_too_much_is_held(&mut self, table: TableIx) {
-        let (rules, progress) = (&self.tables[table.0 as usize], &mut self.progress[table.0 as usize]);
-        if progress.held_events > rules.max_held && !progress.halted {
-            error!(
-                table = rules.name.as_str(),
-                held = progress.held_events,
-                max = rules.max_held,
-                "more events are held than hold.max_events allows: the table halts. Mend and \
-                 release the parked keys, or raise the limit"
-            );
-            progress.halted = true;
-            self.effects.halt.push(table);
         }
     }
 
@@ -761,24 +427,9 @@ impl Core {
     }
 }
 
-const BEHIND: &str = "an earlier event of its key is parked";
-
-/// Before the next rebuild, where the last ones did not help.
-fn rebuild_pause(attempt: u32) -> Duration {
-    Policy::default().pause(attempt, fastrand::f64())
-}
-
 /// What an event counts for in the window: its columns, and the bookkeeping around them.
 pub fn window_bytes(event: &Event) -> usize {
     event.row.bytes() + 64
-}
-
-/// Topic and key, as the relay's own table has them: an empty topic where there is none.
-fn route_key(rules: &Table, event: &Event) -> RouteKey {
-    match rules.rules.route(&event.row) {
-        Ok(route) => (route.topic.into_owned(), route.key.map(|key| key.into_owned())),
-        Err(_) => (String::new(), None),
-    }
 }
 
 /// Where an event goes, as far as it can be told before its record is made.

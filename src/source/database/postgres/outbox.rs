@@ -1,213 +1,26 @@
-//! PostgreSQL 14 to 18.
-
-use std::{convert::Infallible, path::PathBuf, str::FromStr, time::Duration};
+//! One outbox table: its statements, made once, and what they bring.
 
 use futures_util::TryStreamExt as _;
 use sqlx::{
-    AssertSqlSafe, Connection as _, Row as _,
-    postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions, PgRow, PgSslMode},
+    AssertSqlSafe, Row as _,
+    postgres::{PgPool, PgRow},
 };
-use tokio::sync::Notify;
 
 use super::{
-    BACKLOG_CAP, Backlog, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl, literal,
-    missing_columns, quoted, quoted_table,
+    super::{
+        BACKLOG_CAP, Backlog, Error, Found, LEASE_NAME, Limits, Reach, TableSpec, literal, missing_columns,
+        quoted, quoted_table,
+    },
+    Postgres,
 };
 use crate::{
-    config::{self, AfterPublish, TlsMode},
+    config::AfterPublish,
     event::{Event, Place, Row},
     source::{Hold, RouteKey},
 };
 
 /// Seconds from the Unix epoch to PostgreSQL's, 2000-01-01 (src/include/datatype/timestamp.h).
 const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
-
-#[derive(Clone, Debug)]
-pub struct Postgres {
-    pool: PgPool,
-    options: PgConnectOptions,
-    password_file: Option<PathBuf>,
-    schema: String,
-}
-
-impl Postgres {
-    pub fn new(source: &config::Source) -> Result<Postgres, Error> {
-        let mut options = PgConnectOptions::from_str(source.url.expose())
-            .map_err(|error| Error::Setup(format!("source.url: {error}")))?
-            .application_name("whippet")
-            .ssl_mode(match source.tls.mode {
-                TlsMode::Disable => PgSslMode::Disable,
-                TlsMode::Prefer => PgSslMode::Prefer,
-                TlsMode::Require => PgSslMode::Require,
-                TlsMode::VerifyCa => PgSslMode::VerifyCa,
-                TlsMode::VerifyFull => PgSslMode::VerifyFull,
-            });
-        if let Some(ca) = &source.tls.ca_file {
-            options = options.ssl_root_cert(ca);
-        }
-        if let Some(cert) = &source.tls.cert_file {
-            options = options.ssl_client_cert(cert);
-        }
-        if let Some(key) = &source.tls.key_file {
-            options = options.ssl_client_key(key);
-        }
-        let pool = PgPoolOptions::new()
-            .max_connections(source.max_connections)
-            .acquire_timeout(Duration::from_secs(10))
-            // A dead connection shows as an error of the statement, which is tried again anyway.
-            .test_before_acquire(false)
-            .connect_lazy_with(options.clone());
-        Ok(Postgres {
-            pool,
-            options,
-            password_file: source.password_file.clone(),
-            schema: source.relay_schema.clone(),
-        })
-    }
-
-    /// Connects, and makes the relay's own tables where they are missing. Called again after every
-    /// failure, so this is also where a rotated password is taken up. On a connection of its own:
-    /// the pool tries a refused one again in silence until its time is up, and hides why.
-    pub async fn install(&self) -> Result<(), Error> {
-        let mut options = self.options.clone();
-        if let Some(file) = &self.password_file {
-            let password = std::fs::read_to_string(file)
-                .map_err(|error| Error::Setup(format!("source.password_file {}: {error}", file.display())))?;
-            options = options.password(password.trim_end_matches(['\r', '\n']));
-            self.pool.set_connect_options(options.clone());
-        }
-        let mut connection = PgConnection::connect_with(&options)
-            .await
-            .map_err(Error::sql("connect to the source database"))?;
-        self.make_tables(&mut connection).await?;
-        connection.close().await.map_err(Error::sql("connect to the source database"))
-    }
-
-    async fn make_tables(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        let there: bool = sqlx::query_scalar(
-            "SELECT to_regclass(format('%I.leases', $1)) IS NOT NULL \
-             AND to_regclass(format('%I.holds', $1)) IS NOT NULL",
-        )
-        .bind(&self.schema)
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(Error::sql("look for the relay's own tables"))?;
-        if there {
-            return Ok(());
-        }
-        for statement in ddl::relay_tables_postgres(&self.schema) {
-            sqlx::query(AssertSqlSafe(statement)).execute(&mut *connection).await.map_err(|source| {
-                match source.as_database_error().and_then(|error| error.code()).as_deref() {
-                    // insufficient_privilege
-                    Some("42501") => Error::Setup(format!(
-                        "the relay's own tables are missing from schema {} and this role may not \
-                         make them ({source}): run the statements of `whippet sql` as the owner \
-                         of the database",
-                        self.schema
-                    )),
-                    _ => Error::Sql { doing: "make the relay's own tables", source },
-                }
-            })?;
-        }
-        Ok(())
-    }
-
-    pub async fn lease(&self, owner: &str, length: Duration) -> Result<Option<Grant>, Error> {
-        // One statement by the database's clock: free, expired or ours. The epoch grows with every
-        // change of owner, and with every new start of the same one after its lease ran out.
-        let sql = format!(
-            "INSERT INTO {schema}.leases AS l (name, owner, epoch, expires_at) \
-             VALUES ($1, $2, 1, clock_timestamp() + make_interval(secs => $3)) \
-             ON CONFLICT (name) DO UPDATE SET \
-               owner = excluded.owner, expires_at = excluded.expires_at, \
-               epoch = CASE WHEN l.owner = excluded.owner AND l.expires_at > clock_timestamp() \
-                       THEN l.epoch ELSE l.epoch + 1 END \
-             WHERE l.owner = excluded.owner OR l.expires_at <= clock_timestamp() \
-             RETURNING epoch",
-            schema = quoted(&self.schema)
-        );
-        let epoch: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
-            .bind(LEASE_NAME)
-            .bind(owner)
-            .bind(length.as_secs_f64())
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(Error::sql("renew the lease"))?;
-        Ok(epoch.map(|epoch| Grant { epoch }))
-    }
-
-    pub async fn release(&self, owner: &str) -> Result<(), Error> {
-        let sql = format!(
-            "UPDATE {schema}.leases SET expires_at = clock_timestamp() \
-             WHERE name = $1 AND owner = $2",
-            schema = quoted(&self.schema)
-        );
-        sqlx::query(AssertSqlSafe(sql))
-            .bind(LEASE_NAME)
-            .bind(owner)
-            .execute(&self.pool)
-            .await
-            .map_err(Error::sql("release the lease"))?;
-        Ok(())
-    }
-
-    /// Listens on the channel named like the table and passes every NOTIFY on. Ends with an error
-    /// of the connection, which is its own: it would hold one of the pool's for ever.
-    pub async fn listen(&self, table: &str, heard: &Notify) -> Result<Infallible, Error> {
-        let options = PgConnectOptions::clone(&self.pool.connect_options());
-        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
-        let ended: Result<Infallible, sqlx::Error> = async {
-            let mut listener = PgListener::connect_with(&pool).await?;
-            listener.listen(table).await?;
-            // What was notified before we listened.
-            heard.notify_one();
-            loop {
-                listener.recv().await?;
-                heard.notify_one();
-            }
-        }
-        .await;
-        ended.map_err(Error::sql("listen for notifications"))
-    }
-
-    pub async fn outbox(&self, spec: &TableSpec) -> Result<Outbox, Error> {
-        let table = quoted_table(&spec.name);
-        let oid: Option<i64> = sqlx::query_scalar("SELECT to_regclass($1)::oid::bigint")
-            .bind(&table)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(Error::sql("look for the table"))?;
-        let Some(oid) = oid else {
-            return Err(Error::Setup(format!(
-                "table {} does not exist, or this role cannot see its schema: make it with \
-                 `whippet sql`, or mend tables[].name",
-                spec.name
-            )));
-        };
-        let columns: Vec<(String, String)> = sqlx::query_as(
-            "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute \
-             WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
-        )
-        .bind(oid)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(Error::sql("read the table's columns"))?;
-        // The sequence's lock tells which transactions have taken a number; without a sequence of
-        // its own, the lock on the table tells which have inserted.
-        let sequence_oid: Option<i64> = match &spec.sequence {
-            Some(sequence) if columns.iter().any(|(name, _)| name == sequence) => {
-                sqlx::query_scalar("SELECT pg_get_serial_sequence($1, $2)::regclass::oid::bigint")
-                    .bind(&table)
-                    .bind(sequence)
-                    .fetch_one(&self.pool)
-                    .await
-                    .map_err(Error::sql("look for the table's sequence"))?
-            }
-            _ => None,
-        };
-        Outbox::new(self, spec, &columns, sequence_oid.unwrap_or(oid))
-    }
-}
 
 /// How the timestamp column comes over the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -247,7 +60,7 @@ struct Sql {
 }
 
 impl Outbox {
-    fn new(
+    pub fn new(
         db: &Postgres,
         spec: &TableSpec,
         columns: &[(String, String)],

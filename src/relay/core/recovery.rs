@@ -1,0 +1,101 @@
+//! The way back from every fault: the generation ends, the producers are thrown away, and what is not
+//! recorded is read again.
+
+use std::time::Duration;
+
+use rdkafka::types::RDKafkaErrorCode as Code;
+use tracing::warn;
+
+use super::{Core, Phase};
+use crate::{
+    relay::retry::Policy,
+    sink::{Kind, Sink, Ticket, classify},
+};
+
+/// How long a failing producer may take to report on what it has.
+pub(super) const FAILING_AT_MOST: Duration = Duration::from_secs(1);
+
+/// Before the next rebuild, where the last ones did not help.
+pub(super) fn rebuild_pause(attempt: u32) -> Duration {
+    Policy::default().pause(attempt, fastrand::f64())
+}
+
+impl Core {
+    /// A record that the pipelined producer did not deliver. Its later records of the same key may
+    /// be on their way, so the producer is finished: what it has is read again, in order.
+    pub(super) fn failed_in_pipeline(&mut self, ticket: Ticket, code: Code, now: Duration) {
+        let Some(entry) = self.ledger.returned(ticket) else { return };
+        let (table, place, topic) = (entry.table, entry.place.clone(), entry.topic);
+        let rules = self.tables[table.0 as usize].clone();
+        let kind = classify::classify(code);
+        self.metrics.publish_failures(&rules.name, kind.label()).inc();
+        if classify::is_about_topic(code) {
+            self.block_topic(topic, code, now);
+        } else if classify::is_about_size(code) && self.ask_for_limit(topic) {
+            // The new limit tells which records are too large, and how large a batch may be.
+        } else if kind == Kind::Rejected {
+            self.suspects.insert((table, place.clone()));
+        }
+        if self.phase == Phase::Running {
+            warn!(
+                table = rules.name.as_str(), place = %place, error = %code, kind = kind.label(),
+                "kafka did not take a record; the producer is rebuilt and what it had is read again"
+            );
+            self.phase = Phase::Failing { since: now };
+        }
+    }
+
+    /// What follows from the state, whatever the action was.
+    pub(super) fn upkeep<S: Sink>(&mut self, now: Duration, sink: &S) {
+        if self.lease_until.is_some_and(|until| now >= until) {
+            self.lease_until = None;
+        }
+        if self.lease_until.is_none() && std::mem::take(&mut self.owned) {
+            warn!("the lease is lost: what is in flight is thrown away, the next owner reads it");
+            self.start_over();
+        }
+        match self.phase {
+            Phase::Failing { since } if self.ledger.in_sink() == 0 || now >= since + FAILING_AT_MOST => {
+                self.rebuilds += 1;
+                // The first rebuild comes at once; only one that did not help is followed by a pause.
+                match self.rebuilds {
+                    1 => self.start_over(),
+                    n => self.phase = Phase::Pausing { until: now + rebuild_pause(n - 1) },
+                }
+            }
+            Phase::Pausing { until } if now >= until => self.start_over(),
+            _ => {}
+        }
+        if self.phase == Phase::Running {
+            self.effects.look_up.extend(self.topics.due(now));
+            self.start_trials(now, sink);
+        }
+    }
+
+    /// Asks for new producers. Those of a rebuild that is under way have not been used and will do.
+    pub(super) fn rebuild(&mut self) {
+        self.phase = Phase::Rebuilding;
+        if self.rebuilding.is_none() {
+            self.rebuilding = Some(self.batch_bytes);
+            self.effects.rebuild = self.rebuilding;
+        }
+    }
+
+    /// Ends the generation: producers and everything in flight are thrown away, and the sources
+    /// read again what is not recorded.
+    pub(super) fn start_over(&mut self) {
+        let forgotten = self.ledger.next_generation();
+        let bytes = forgotten.iter().map(|entry| entry.bytes).sum();
+        self.window.release(forgotten.len(), bytes);
+        self.lanes.clear();
+        for progress in &mut self.progress {
+            progress.open = 0;
+        }
+        self.topics.start_over();
+        self.trials.clear();
+        self.trying = None;
+        self.holding = 0;
+        self.rebuild();
+        self.effects.restart = Some(self.ledger.generation());
+    }
+}
