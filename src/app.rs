@@ -66,6 +66,7 @@ impl App {
             linger: config.kafka.linger,
             compression: config.kafka.compression.as_str().to_owned(),
             in_flight_events: config.limits.in_flight_events,
+            create_topics: config.kafka.create_topics.clone(),
             properties: config.kafka.properties.clone(),
         })
         .context("kafka")?;

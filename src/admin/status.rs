@@ -51,7 +51,6 @@ struct Inner {
     status: Status,
     reached: bool,
     relay_turned: Instant,
-    source_turned: Vec<Instant>,
     ready: Vec<bool>,
     halted: Vec<bool>,
 }
@@ -84,7 +83,6 @@ impl Board {
             inner: Mutex::new(Inner {
                 reached: false,
                 relay_turned: now,
-                source_turned: vec![now; tables.len()],
                 ready: vec![false; tables.len()],
                 halted: vec![false; tables.len()],
                 status: Status {
@@ -154,10 +152,6 @@ impl Board {
                 status.last_error = Some(error.to_owned());
             }
         }
-    }
-
-    pub fn source_turned(&self, table: TableIx) {
-        self.lock().source_turned[table.0 as usize] = Instant::now();
     }
 
     pub fn source_reached(&self) {

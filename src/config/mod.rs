@@ -141,6 +141,9 @@ pub struct Kafka {
     pub linger: Duration,
     #[serde(default)]
     pub compression: Compression,
+    /// What to do about a topic that is missing.
+    #[serde(default)]
+    pub create_topics: CreateTopics,
     /// librdkafka's own properties, such as security.protocol; one that would break a guarantee is
     /// refused.
     #[serde(default)]
@@ -150,6 +153,23 @@ pub struct Kafka {
 impl Kafka {
     fn linger() -> Duration {
         Duration::from_millis(1)
+    }
+}
+
+/// Topics are made only where this says so.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CreateTopics {
+    pub enabled: bool,
+    #[schemars(range(min = 1, max = 100_000))]
+    pub partitions: i32,
+    #[schemars(range(min = 1, max = 1000))]
+    pub replication_factor: i32,
+}
+
+impl Default for CreateTopics {
+    fn default() -> CreateTopics {
+        CreateTopics { enabled: false, partitions: 12, replication_factor: 3 }
     }
 }
 

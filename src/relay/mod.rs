@@ -35,7 +35,7 @@ use crate::{
 /// How long one question about a topic may take.
 const LOOK_UP_WITHIN: Duration = Duration::from_secs(10);
 /// How often the status board is brought up to date while nothing happens.
-const BOARD_EVERY: Duration = Duration::from_millis(250);
+const BOARD_EVERY: Duration = Duration::from_millis(100);
 
 /// What was left when the relay stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

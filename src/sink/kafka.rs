@@ -12,7 +12,7 @@ use std::{
 
 use rdkafka::{
     ClientConfig, ClientContext, Message,
-    admin::{AdminClient, AdminOptions, ResourceSpecifier},
+    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, RDKafkaErrorCode},
@@ -23,7 +23,10 @@ use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
 use super::{MAX_BATCH_BYTES, Report, Sink, Ticket, TopicFacts, Unit};
-use crate::{config::Secret, record::Record};
+use crate::{
+    config::{CreateTopics, Secret},
+    record::Record,
+};
 
 /// What the producers are made from.
 #[derive(Clone, Debug)]
@@ -33,6 +36,7 @@ pub struct Settings {
     pub compression: String,
     /// The relay's window, in events; librdkafka's own queue is never the limit.
     pub in_flight_events: usize,
+    pub create_topics: CreateTopics,
     /// librdkafka properties of the user; `config` has refused those that break a guarantee.
     pub properties: BTreeMap<String, Secret>,
 }
@@ -249,13 +253,21 @@ impl Sink for Kafka {
         topic: String,
         within: Duration,
     ) -> impl Future<Output = Result<TopicFacts, RDKafkaErrorCode>> + Send + 'static {
-        let admin = self.admin.clone();
+        let (admin, create) = (self.admin.clone(), self.settings.create_topics.clone());
         async move {
-            let partitions = {
+            let count = || {
                 let (admin, topic) = (admin.clone(), topic.clone());
-                tokio::task::spawn_blocking(move || partition_count(&admin, &topic, within))
-                    .await
-                    .unwrap_or(Err(RDKafkaErrorCode::Fail))?
+                let asked = tokio::task::spawn_blocking(move || partition_count(&admin, &topic, within));
+                async { asked.await.unwrap_or(Err(RDKafkaErrorCode::Fail)) }
+            };
+            let partitions = match count().await {
+                Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
+                    if create.enabled =>
+                {
+                    create_topic(&admin, &topic, &create, within).await?;
+                    create.partitions
+                }
+                answer => answer?,
             };
             let max_message_bytes = limit(&admin, &topic, within.min(LIMIT_WITHIN)).await;
             Ok(TopicFacts { partitions, max_message_bytes })
@@ -279,6 +291,29 @@ fn partition_count(
         Some(error) => Err(error.into()),
         None if found.partitions().is_empty() => Err(RDKafkaErrorCode::UnknownTopicOrPartition),
         None => Ok(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)),
+    }
+}
+
+async fn create_topic(
+    admin: &AdminClient<DefaultClientContext>,
+    topic: &str,
+    create: &CreateTopics,
+    within: Duration,
+) -> Result<(), RDKafkaErrorCode> {
+    let new = NewTopic::new(topic, create.partitions, TopicReplication::Fixed(create.replication_factor));
+    // Until the controller has answered: the topic is to be used next.
+    let options = AdminOptions::new().request_timeout(Some(within)).operation_timeout(Some(within));
+    let code = |error: KafkaError| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+    match admin.create_topics([&new], &options).await.map_err(code)?.pop() {
+        // Somebody was quicker: it is asked about again, and has its own number of partitions.
+        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => {
+            Err(RDKafkaErrorCode::UnknownTopicOrPartition)
+        }
+        Some(Err((_, error))) => Err(error),
+        _ => {
+            info!(topic, partitions = create.partitions, "created the kafka topic");
+            Ok(())
+        }
     }
 }
 

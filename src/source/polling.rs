@@ -156,7 +156,6 @@ impl Task {
                     }
                 }
             }
-            self.poller.board.source_turned(self.feed.table);
             let next = match self.turn().await {
                 Ok(next) => {
                     failures = 0;

@@ -67,8 +67,10 @@ async fn past_the_most_that_may_be_held_the_table_halts_and_says_so() {
     let relay = world.relay(&config);
     world.sql(&format!("{INSERT} SELECT '{topic}', 'bad', 'x', '7' FROM generate_series(1, 4)")).await;
     relay.wait_for("the table halts");
-    world.sql(&format!("{INSERT} VALUES ('{topic}', 'good', 'x', NULL)")).await;
     relay.until_status("/tables/0/state", "halted").await;
+    world.sql(&format!("{INSERT} VALUES ('{topic}', 'good', 'x', NULL)")).await;
+    // Measured every few seconds, by another task than the poller.
+    relay.until_status("/tables/0/pending", 1).await;
     assert_eq!(world.number("SELECT count(*) FROM outbox").await, 5, "nothing is lost");
 }
 
@@ -138,7 +140,8 @@ async fn an_unreachable_database_or_broker_at_start_is_waited_for() {
     world.install(&config).await;
     let relay = world.relay(&config);
     world.sql(&format!("{INSERT} VALUES ('somewhere', 'k', 'x', NULL)")).await;
-    relay.wait_for("kafka topic cannot be written to");
+    let said = relay.wait_for("kafka topic cannot be written to");
+    assert!(said["cure"].as_str().unwrap().contains("kafka.bootstrap_servers"), "{said}");
     assert_eq!(relay.get("/readyz").0, 200, "readiness is not Kafka's health");
     let (code, log) = relay.stop();
     assert_eq!(code, Some(0), "{log}");

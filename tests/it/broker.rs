@@ -24,6 +24,23 @@ async fn events_of_a_missing_topic_wait_and_others_flow() {
     assert_eq!(world.number("SELECT count(*) FROM whippet.holds").await, 0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_topic_is_created_where_the_configuration_says_so() {
+    let world = World::new("create").await;
+    let topic = world.topic("made");
+    let config = world.config("[{ name: outbox }]", "").replace(
+        "kafka: {",
+        "kafka: { create_topics: { enabled: true, partitions: 5, replication_factor: 1 },",
+    );
+    world.install(&config).await;
+    let _relay = world.relay(&config);
+    world.sql(&format!("{INSERT} VALUES ('{topic}', 'k', '1'), ('{topic}', 'k', '2')")).await;
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    let mut consumer = world.consumer(&topic);
+    assert_eq!(consumer.partitions(), 5);
+    assert_eq!(consumer.read_to_end().iter().map(|r| r.text()).collect::<Vec<_>>(), ["1", "2"]);
+}
+
 /// Rows 1, 2 and 3 of one key in flight, 1 refused by the broker, 2 and 3 acceptable: nobody may see
 /// 2 or 3 while 1 was not published.
 #[tokio::test(flavor = "multi_thread")]

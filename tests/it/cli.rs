@@ -46,3 +46,16 @@ fn a_good_configuration_is_0_and_the_schema_is_json() {
     assert!(schema["properties"]["tables"]["items"]["properties"]["order"].is_object());
     assert!(schema["$schema"].is_string());
 }
+
+/// Without any service: the demo brings its own.
+#[test]
+fn the_demo_succeeds_and_says_what_it_compared() {
+    let said = whippet(&["demo", "--events", "300"]);
+    assert_eq!(said.status.code(), Some(0), "{}{}", text(&said.stdout), text(&said.stderr));
+    assert!(
+        text(&said.stdout).contains("every one of 300 committed events came back"),
+        "{}",
+        text(&said.stdout)
+    );
+    assert!(said.stderr.is_empty(), "{}", text(&said.stderr));
+}

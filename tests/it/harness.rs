@@ -274,13 +274,18 @@ impl Relay {
 
     /// Waits until the status has this at a JSON pointer: the board is written once in a while.
     pub async fn until_status(&self, pointer: &str, expected: impl Into<serde_json::Value>) {
-        let (deadline, expected) = (Instant::now() + SOON, expected.into());
+        let expected = expected.into();
+        self.until(|status| status.pointer(pointer) == Some(&expected)).await;
+    }
+
+    pub async fn until(&self, good: impl Fn(&serde_json::Value) -> bool) {
+        let deadline = Instant::now() + SOON;
         loop {
             let status = self.status();
-            if status.pointer(pointer) == Some(&expected) {
+            if good(&status) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{pointer} is not {expected} after {SOON:?}: {status}");
+            assert!(Instant::now() < deadline, "not after {SOON:?}: {status}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -393,6 +398,10 @@ impl Consumer {
         assert!(list.count() > 0, "topic {topic} does not exist");
         consumer.assign(&list).unwrap();
         Consumer { consumer, seen: Vec::new() }
+    }
+
+    pub fn partitions(&self) -> usize {
+        self.consumer.assignment().unwrap().count()
     }
 
     /// Reads until `enough`; panics after a while.

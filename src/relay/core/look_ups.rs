@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use super::{Core, Phase};
 use crate::{
     relay::{retry::Policy, topics::State},
-    sink::{Sink, TopicFacts},
+    sink::{Sink, TopicFacts, classify},
 };
 
 impl Core {
@@ -78,10 +78,13 @@ impl Core {
         }
         topic.attempts += 1;
         let pause = Policy::default().pause(topic.attempts, fastrand::f64());
+        let cure = match classify::is_about_topic(code) {
+            true => "create the topic, or allow this relay to write to it",
+            false => "see whether kafka can be reached at kafka.bootstrap_servers",
+        };
         warn!(
-            topic = topic.name, error = %code, attempt = topic.attempts,
-            "kafka topic cannot be written to; its events wait, other topics flow. \
-             Create the topic, or allow this relay to write to it"
+            topic = topic.name, error = %code, attempt = topic.attempts, cure,
+            "kafka topic cannot be written to; its events wait, other topics flow"
         );
         topic.state = State::Blocked { due: now + pause };
     }
