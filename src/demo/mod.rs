@@ -13,13 +13,17 @@ mod verdict;
 use std::{
     collections::BTreeMap,
     path::Path,
+    str::FromStr as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
-use sqlx::{AssertSqlSafe, SqlitePool};
+use sqlx::{
+    AssertSqlSafe, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode},
+};
 use tokio_util::sync::CancellationToken;
 
 use self::{reader::Received, screen::Screen, shop::Expected};
@@ -58,7 +62,11 @@ pub async fn run(events: usize, keep: bool, stop: CancellationToken) -> anyhow::
         MockCluster::new(1).context("the broker inside this process")?;
     broker.create_topic(TOPIC, PARTITIONS, 1).context("the topic")?;
     let config = configuration(folder.path(), &broker.bootstrap_servers())?;
-    let database = SqlitePool::connect(config.source.url.expose()).await.context("the SQLite file")?;
+    // Readers and the writer do not wait for each other in WAL mode.
+    let options = SqliteConnectOptions::from_str(config.source.url.expose())?
+        .journal_mode(SqliteJournalMode::Wal)
+        .busy_timeout(Duration::from_secs(10));
+    let database = SqlitePool::connect_with(options).await.context("the SQLite file")?;
     sqlx::raw_sql(AssertSqlSafe(ddl::script(&config))).execute(&database).await.context("the outbox")?;
 
     let app = App::build(&config).await?;

@@ -72,6 +72,10 @@ impl Topic {
         self.state = State::Ready;
     }
 
+    pub fn partition_count(&self) -> usize {
+        self.partitions.len()
+    }
+
     /// `partition` is where the event goes; it is asked for only while some are cold.
     pub fn warmth(&self, partition: impl FnOnce(usize) -> Option<usize>) -> Warmth {
         if self.cold == 0 {

@@ -59,6 +59,26 @@ async fn a_bad_row_parks_its_key_and_everything_else_flows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_not_there_parks_the_key_and_costs_nobody_else_anything() {
+    let world = World::new("badpartition").await;
+    let topic = world.create_topic("events", 3, &[]).await;
+    let config = world.config("[{ name: outbox, columns: { partition: part } }]", "");
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    world
+        .sql(&format!(
+            "INSERT INTO outbox (topic, key, payload, part) VALUES ('{topic}', 'good', '1', 2), ('{topic}', 'bad', '1', 3), ('{topic}', 'good', '2', 2)"
+        ))
+        .await;
+    let mut consumer = world.consumer(&topic);
+    assert!(consumer.read(2).iter().all(|record| record.partition == 2));
+    world
+        .until("SELECT count(*) FROM whippet.holds WHERE reason LIKE '%has 3 partition(s)%number 3%'", 1)
+        .await;
+    assert!(!relay.log().contains("rebuilt"), "{}", relay.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn past_the_most_that_may_be_held_the_table_halts_and_says_so() {
     let world = World::new("halt").await;
     let topic = world.create_topic("events", 1, &[]).await;

@@ -26,7 +26,7 @@ use super::{
     lanes::{Gate, Lanes, Waiting},
     ledger::{Entry, Ledger},
     retry::Policy,
-    topics::{State, Topics, Warmth, partition_of},
+    topics::{State, Topic, Topics, Warmth, partition_of},
     window::Window,
 };
 use crate::{
@@ -322,7 +322,6 @@ impl Core {
         {
             return topic.waiting.push_back(Waiting { ticket, event });
         }
-        let limit = topic.and_then(|topic| self.topics.get(topic).max_message_bytes);
         // The partition that has to be warm first; only an event with an order minds.
         let mut cold = None;
         if let (Some(topic), true) = (topic, lane.is_some()) {
@@ -335,7 +334,7 @@ impl Core {
                 }
             }
         }
-        let prepared = match prepare(rules, &event, limit) {
+        let prepared = match prepare(rules, &event, topic.map(|topic| self.topics.get(topic))) {
             Ok(prepared) => prepared,
             Err(reason) if lane.is_none() => return self.reject(ticket, rules, &event, reason, 0),
             Err(_) => return self.try_alone(ticket, lane, event, now),
@@ -447,20 +446,31 @@ fn event_id<'a>(rules: &Table, event: &'a Event) -> &'a str {
 }
 
 /// The record of an event, or why there can be none.
-fn prepare<'a>(rules: &'a Table, event: &'a Event, limit: Option<usize>) -> Result<Prepared<'a>, String> {
+fn prepare<'a>(rules: &'a Table, event: &'a Event, topic: Option<&Topic>) -> Result<Prepared<'a>, String> {
     if let Some(bytes) = event.unread_bytes {
         return Err(format!(
             "the payload has {bytes} bytes, more than payload.max_bytes allows: it was not read"
         ));
     }
     let prepared = rules.rules.prepare(event).map_err(|rejection| rejection.to_string())?;
+    let Some(topic) = topic else { return Ok(prepared) };
     let size = prepared.record.wire_size();
-    match limit {
-        Some(limit) if size > limit => Err(format!(
-            "the record would have {size} bytes and topic {} takes {limit} (max.message.bytes): \
-             raise the topic's limit or make the payload smaller",
-            prepared.record.topic
-        )),
+    if let Some(limit) = topic.max_message_bytes.filter(|limit| size > *limit) {
+        return Err(format!(
+            "the record would have {size} bytes and topic {} takes {limit} (max.message.bytes): raise the \
+             topic's limit or make the payload smaller",
+            topic.name
+        ));
+    }
+    let count = topic.partition_count();
+    match prepared.record.partition {
+        Some(partition) if usize::try_from(partition).is_ok_and(|partition| partition >= count) => {
+            Err(format!(
+                "topic {} has {count} partition(s) and the row asks for number {partition}: mend the row, or \
+             add partitions",
+                topic.name
+            ))
+        }
         _ => Ok(prepared),
     }
 }

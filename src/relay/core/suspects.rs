@@ -51,8 +51,8 @@ impl Core {
         let Trial { waiting: Waiting { ticket, event }, attempts, .. } = trial;
         let Some(entry) = self.ledger.get(ticket) else { return };
         let rules = self.tables[entry.table.0 as usize].clone();
-        let limit = entry.topic.and_then(|topic| self.topics.get(topic).max_message_bytes);
-        let sent = match prepare(&rules, &event, limit) {
+        let topic = entry.topic.map(|topic| self.topics.get(topic));
+        let sent = match prepare(&rules, &event, topic) {
             Ok(prepared) => sink.send(Unit::Suspects, ticket, &prepared.record),
             Err(reason) => return self.reject(ticket, &rules, &event, reason, attempts),
         };

@@ -59,6 +59,19 @@ pub struct TableSpec {
     pub max_payload: usize,
 }
 
+impl TableSpec {
+    /// Whether a table with these columns, by name and type, has what is needed.
+    fn check(&self, columns: &[(String, String)]) -> Result<(), Error> {
+        let present: Vec<String> = columns.iter().map(|(name, _)| name.clone()).collect();
+        let needed = self.columns.iter().chain(&self.sequence).chain(&self.published_at);
+        let missing: Vec<&str> = needed
+            .filter(|name| !present.contains(name) && !self.optional.contains(name))
+            .map(String::as_str)
+            .collect();
+        if missing.is_empty() { Ok(()) } else { Err(missing_columns(&self.name, &missing, &present)) }
+    }
+}
+
 /// How far a poller has read, for tables with an integer order column.
 ///
 /// Everything visible up to `cursor` was handed over, is held or is settled, except rows that commit

@@ -8,12 +8,11 @@ use std::{str::FromStr, time::Duration};
 use futures_util::TryStreamExt as _;
 use sqlx::{
     AssertSqlSafe, Row as _, ValueRef as _,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow},
+    sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow},
 };
 
 use super::{
-    BACKLOG_CAP, Backlog, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl, literal,
-    missing_columns, quoted,
+    BACKLOG_CAP, Backlog, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl, literal, quoted,
 };
 use crate::{
     config::{self, AfterPublish},
@@ -31,7 +30,7 @@ impl Sqlite {
     pub fn new(source: &config::Source) -> Result<Sqlite, Error> {
         let options = SqliteConnectOptions::from_str(source.url.expose())
             .map_err(|error| Error::Setup(format!("source.url: {error}")))?
-            .journal_mode(SqliteJournalMode::Wal)
+            // The journal mode is the application's choice: changing it needs the file for itself.
             .busy_timeout(Duration::from_secs(5));
         let pool =
             SqlitePoolOptions::new().max_connections(source.max_connections).connect_lazy_with(options);
@@ -125,18 +124,7 @@ impl Outbox {
     fn new(db: &Sqlite, spec: &TableSpec, columns: &[(String, String)]) -> Result<Outbox, Error> {
         let type_of =
             |name: &str| columns.iter().find(|(column, _)| column == name).map(|(_, kind)| kind.as_str());
-        let missing: Vec<&str> = spec
-            .columns
-            .iter()
-            .chain(spec.sequence.iter())
-            .chain(spec.published_at.iter())
-            .map(String::as_str)
-            .filter(|name| type_of(name).is_none() && !spec.optional.iter().any(|o| o == name))
-            .collect();
-        if !missing.is_empty() {
-            let present: Vec<String> = columns.iter().map(|(name, _)| name.clone()).collect();
-            return Err(missing_columns(&spec.name, &missing, &present));
-        }
+        spec.check(columns)?;
         let place = spec.sequence.as_ref().unwrap_or(&spec.id);
         let place_is_int = type_of(place).is_some_and(|kind| kind.contains("INT"));
         let timestamp = spec.timestamps.iter().find(|name| type_of(name).is_some());

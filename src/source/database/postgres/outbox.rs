@@ -8,8 +8,8 @@ use sqlx::{
 
 use super::{
     super::{
-        BACKLOG_CAP, Backlog, Error, Found, LEASE_NAME, Limits, Reach, TableSpec, literal, missing_columns,
-        quoted, quoted_table,
+        BACKLOG_CAP, Backlog, Error, Found, LEASE_NAME, Limits, Reach, TableSpec, literal, quoted,
+        quoted_table,
     },
     Postgres,
 };
@@ -68,18 +68,7 @@ impl Outbox {
     ) -> Result<Outbox, Error> {
         let type_of =
             |name: &str| columns.iter().find(|(column, _)| column == name).map(|(_, kind)| kind.as_str());
-        let missing: Vec<&str> = spec
-            .columns
-            .iter()
-            .chain(spec.sequence.iter())
-            .chain(spec.published_at.iter())
-            .map(String::as_str)
-            .filter(|name| type_of(name).is_none() && !spec.optional.iter().any(|o| o == name))
-            .collect();
-        if !missing.is_empty() {
-            let present: Vec<String> = columns.iter().map(|(name, _)| name.clone()).collect();
-            return Err(missing_columns(&spec.name, &missing, &present));
-        }
+        spec.check(columns)?;
         let place = spec.sequence.as_ref().unwrap_or(&spec.id);
         let place_type = type_of(place).unwrap_or("text").to_owned();
         let place_is_int = matches!(place_type.as_str(), "bigint" | "integer" | "smallint");
