@@ -16,4 +16,5 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+#[cfg(feature = "sqlite")]
 pub mod demo;

@@ -1,5 +1,6 @@
 //! The command line.
 
+#[cfg(feature = "sqlite")]
 mod demo;
 mod run;
 mod sql;
@@ -30,6 +31,7 @@ enum Command {
         #[arg(long, short)]
         config: PathBuf,
     },
+    #[cfg(feature = "sqlite")]
     /// The whole story with nothing to install: SQLite, a broker inside the process, a consumer.
     Demo {
         /// Events to write.
@@ -63,6 +65,7 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let code = match self.command {
             Command::Run { config } => run::run(&config),
+            #[cfg(feature = "sqlite")]
             Command::Demo { events, keep } => demo::demo(events as usize, keep),
             Command::Validate { config } => run::validate(&config),
             Command::Sql { config: Some(config), .. } => sql::for_config(&config),

@@ -161,8 +161,10 @@ impl Database {
             Dialect::Postgres => Ok(Database::Postgres(postgres::Postgres::new(source)?)),
             #[cfg(feature = "sqlite")]
             Dialect::Sqlite => Ok(Database::Sqlite(sqlite::Sqlite::new(source)?)),
-            #[expect(unreachable_patterns, reason = "reached in builds without a source's feature")]
-            other => Err(Error::Setup(format!("this build has no support for {other:?}"))),
+            #[cfg(not(feature = "postgres"))]
+            Dialect::Postgres => Err(Error::Setup("this build has no support for PostgreSQL".into())),
+            #[cfg(not(feature = "sqlite"))]
+            Dialect::Sqlite => Err(Error::Setup("this build has no support for SQLite".into())),
         }
     }
 
@@ -194,12 +196,7 @@ impl Database {
     /// Passes on every hint that rows were committed, until the connection fails; waits for ever
     /// where the dialect has no hints.
     pub async fn listen(&self, table: &str, heard: &Notify) -> Result<Infallible, Error> {
-        match self {
-            #[cfg(feature = "postgres")]
-            Database::Postgres(db) => db.listen(table, heard).await,
-            #[cfg(feature = "sqlite")]
-            Database::Sqlite(_) => std::future::pending().await,
-        }
+        each!(self, db => db.listen(table, heard).await)
     }
 }
 

@@ -3,13 +3,14 @@
 //! Writers take turns, so a number from AUTOINCREMENT is also the commit order: no row appears below
 //! the cursor, and one connection at a time is enough.
 
-use std::{str::FromStr, time::Duration};
+use std::{convert::Infallible, str::FromStr, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use sqlx::{
     AssertSqlSafe, Row as _, ValueRef as _,
     sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow},
 };
+use tokio::sync::Notify;
 
 use super::{
     BACKLOG_CAP, Backlog, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl, literal, quoted,
@@ -95,6 +96,11 @@ impl Sqlite {
             )));
         }
         Outbox::new(self, spec, &columns)
+    }
+
+    /// SQLite tells other processes nothing.
+    pub async fn listen(&self, _table: &str, _heard: &Notify) -> Result<Infallible, Error> {
+        std::future::pending().await
     }
 
     fn own(&self, name: &str) -> String {
