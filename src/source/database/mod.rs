@@ -125,7 +125,10 @@ pub const LEASE_NAME: &str = "source";
 
 /// A database, by its dialect.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a handful of them live as long as the process")]
+#[cfg_attr(
+    all(feature = "postgres", feature = "sqlite"),
+    expect(clippy::large_enum_variant, reason = "a handful of them live as long as the process")
+)]
 pub enum Database {
     #[cfg(feature = "postgres")]
     Postgres(postgres::Postgres),
