@@ -184,3 +184,28 @@ async fn a_writer_that_sleeps_thirty_seconds_is_published_and_stalls_nobody() {
     let (_, log) = relay.stop();
     assert!(!log.contains("\"ERROR\""), "{log}");
 }
+
+/// A number below everything that was read, taken from no sequence and long after: only the sweep of the
+/// whole table can see it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_with_a_number_of_its_own_is_found() {
+    let world = World::new("sweep").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let config = world.config("[{ name: outbox, after_publish: mark }]", "");
+    world.install(&config).await;
+    let _relay = world.relay(&config);
+    let insert = |columns: &str, values: &str| {
+        format!(
+            "INSERT INTO outbox ({columns} topic, key, payload) OVERRIDING SYSTEM VALUE VALUES ({values} '{topic}', 'k', 'x')"
+        )
+    };
+    let mut consumer = world.consumer(&topic);
+    // Enough reads for the lower end of what is looked at to rise.
+    for n in 1..=40 {
+        world.sql(&insert("", "")).await;
+        consumer.read(n);
+    }
+    world.sql(&insert("seq,", "-5,")).await;
+    consumer.read(41);
+    world.until("SELECT count(*) FROM outbox WHERE published_at IS NULL", 0).await;
+}
