@@ -70,6 +70,16 @@ impl Row {
         (!cell.null).then(|| &self.bytes[start as usize..cell.end as usize])
     }
 
+    /// The same row with another value at `index`. One copy of the value: it may be large.
+    pub fn with(&self, index: usize, value: Option<&[u8]>) -> Row {
+        let bytes = self.bytes.len() + value.map_or(0, <[u8]>::len);
+        let mut row = Row::with_capacity(self.cells.len(), bytes);
+        for column in 0..self.cells.len() {
+            row.push(if column == index { value } else { self.get(column) });
+        }
+        row
+    }
+
     /// The size of all columns, in bytes: what the windows count.
     pub fn bytes(&self) -> usize {
         self.bytes.len()

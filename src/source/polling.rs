@@ -27,7 +27,7 @@ use crate::{
     admin::{metrics::Metrics, status::Board},
     config::{Poll, Wake},
     coordinate::{Lease, report},
-    event::{Event, Place, Row},
+    event::{Event, Place},
     relay::{core::window_bytes, retry::Policy, window::Window},
     sink::Ticket,
 };
@@ -383,18 +383,10 @@ impl Task {
 
     /// The event with its payload.
     async fn fetch(&mut self, event: Event) -> Result<Event, Error> {
-        let Some(outbox) = &self.outbox else { return Ok(event) };
-        let payload = outbox.payload(&event.place).await?;
-        let columns = &self.poller.spec.columns;
-        let size = event.row.bytes() + payload.as_ref().map_or(0, Vec::len);
-        let mut row = Row::with_capacity(columns.len(), size);
-        for (index, name) in columns.iter().enumerate() {
-            match *name == self.poller.spec.payload {
-                true => row.push(payload.as_deref()),
-                false => row.push(event.row.get(index)),
-            }
+        match &self.outbox {
+            Some(outbox) => outbox.with_payload(event).await,
+            None => Ok(event),
         }
-        Ok(Event { row, ..event })
     }
 
     /// Deletes or marks what is settled, in batches: at once when there is much, else no more often

@@ -227,9 +227,9 @@ impl Outbox {
         each!(self, outbox => outbox.read(reach, known, limits, skip_held).await)
     }
 
-    /// The payload of one row; `None` where the row is gone or its payload is NULL.
-    pub async fn payload(&self, place: &Place) -> Result<Option<Vec<u8>>, Error> {
-        each!(self, outbox => outbox.payload(place).await)
+    /// The event with its payload, which is NULL where the row is gone.
+    pub async fn with_payload(&self, event: Event) -> Result<Event, Error> {
+        each!(self, outbox => outbox.with_payload(event).await)
     }
 
     /// Deletes or marks settled rows, if the lease is still of this epoch.

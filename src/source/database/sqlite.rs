@@ -314,15 +314,16 @@ impl Outbox {
         })
     }
 
-    pub async fn payload(&self, place: &Place) -> Result<Option<Vec<u8>>, Error> {
+    pub async fn with_payload(&self, event: Event) -> Result<Event, Error> {
         let query = sqlx::query_scalar(AssertSqlSafe(self.payload.as_str()));
-        let query = match place {
+        let query = match &event.place {
             Place::Int(n) => query.bind(*n),
             Place::Text(text) => query.bind(text.to_string()),
         };
         let payload: Option<Option<Vec<u8>>> =
             query.fetch_optional(&self.pool).await.map_err(Error::sql("read a large payload"))?;
-        Ok(payload.flatten())
+        let row = self.payload_index.map(|index| event.row.with(index, payload.flatten().as_deref()));
+        Ok(Event { row: row.unwrap_or_default(), ..event })
     }
 
     pub async fn record(&self, places: &[Place], epoch: i64) -> Result<(), Error> {

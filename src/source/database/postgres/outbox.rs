@@ -305,20 +305,19 @@ impl Outbox {
         })
     }
 
-    pub async fn payload(&self, place: &Place) -> Result<Option<Vec<u8>>, Error> {
+    pub async fn with_payload(&self, event: Event) -> Result<Event, Error> {
         let query = sqlx::query(AssertSqlSafe(self.sql.payload.as_str()));
-        let query = match place {
+        let query = match &event.place {
             Place::Int(n) => query.bind(*n),
             Place::Text(text) => query.bind(&**text),
         };
         let row = query.fetch_optional(&self.pool).await.map_err(Error::sql("read a large payload"))?;
-        match row {
-            None => Ok(None),
-            Some(row) => {
-                let cell = bytes(&row, 0).map_err(Error::sql("read a large payload"))?;
-                Ok(cell.map(<[u8]>::to_vec))
-            }
-        }
+        let payload = match &row {
+            None => None,
+            Some(row) => bytes(row, 0).map_err(Error::sql("read a large payload"))?,
+        };
+        let row = self.payload_index.map(|index| event.row.with(index, payload));
+        Ok(Event { row: row.unwrap_or_default(), ..event })
     }
 
     pub async fn record(&self, places: &[Place], epoch: i64) -> Result<(), Error> {
