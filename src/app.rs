@@ -21,13 +21,13 @@ use crate::{
     record::{Rules, Spec},
     relay::{
         Core, Left, Relay, Table,
-        retry::Policy,
+        retry::{GiveUp, Policy},
         window::{Room, Window},
     },
     sink,
     source::{
         Command, Feed, Source as _,
-        database::{Database, TableSpec},
+        database::{Database, TableSpec, answered},
         polling::Poller,
     },
 };
@@ -103,6 +103,7 @@ impl App {
                 rules,
                 order: table.order,
                 retry,
+                give_up: GiveUp { after: table.retry.give_up_after, then: table.on_failure },
                 max_held: table.hold.max_events,
             }));
         }
@@ -231,12 +232,13 @@ async fn watch_backlog(
                 outbox = Some(database.outbox(&spec).await?);
             }
             match &outbox {
-                Some(outbox) => outbox.backlog().await.map(Some),
+                Some(outbox) => Ok(Some((outbox.backlog().await?, outbox.oldest_parked().await?))),
                 None => Ok(None),
             }
         };
-        match measured.await {
-            Ok(Some(backlog)) => {
+        match answered("measure the backlog", measured).await {
+            Ok(Some((backlog, parked))) => {
+                metrics.oldest_parked_age.with_label_values(&[&spec.name]).set(parked.unwrap_or(0.0));
                 let oldest = backlog.oldest_seconds.unwrap_or(0.0);
                 metrics
                     .pending_events
@@ -279,6 +281,7 @@ fn record_spec(table: &config::Table) -> Spec {
         deny: table.headers.deny.clone(),
         headers_max_bytes: table.headers.max_bytes,
         event_type_header: table.event_type_header(),
+        dead_letter_topic: table.dead_letter.topic.clone(),
     }
 }
 
@@ -298,6 +301,7 @@ fn table_spec(table: &config::Table, rules: &Rules) -> TableSpec {
         id: columns.id.clone(),
         payload: columns.payload.clone(),
         sequence: columns.sequence.clone(),
+        order: table.order,
         timestamps: columns.timestamp.iter().chain(&columns.created_at).cloned().collect(),
         published_at: match table.after_publish {
             AfterPublish::Mark => columns.published_at.clone(),

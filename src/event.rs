@@ -35,6 +35,17 @@ pub struct Event {
     pub timestamp_ms: Option<i64>,
     /// Set where the payload was too large to be read: its size in bytes. The column is NULL then.
     pub unread_bytes: Option<u64>,
+    /// Set where a published row is published again because an operator asked for it.
+    pub replay: Option<Box<Replay>>,
+}
+
+/// How a published row is published again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// Another topic than the row's own.
+    pub topic: Option<String>,
+    /// When it was asked for, RFC 3339: the value of the header `whippet-replay`.
+    pub requested: String,
 }
 
 /// The columns of a row in one allocation, by index. A column is NULL or bytes.

@@ -8,7 +8,10 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::record::Dropped;
+use crate::{
+    record::Dropped,
+    source::{Cause, hold::Counts},
+};
 
 /// Seconds: from a local broker's answer to an outage's backlog.
 const LATENCY_BUCKETS: [f64; 16] =
@@ -19,6 +22,7 @@ pub struct Metrics {
     registry: Registry,
     events_read: IntCounterVec,
     events_published: IntCounterVec,
+    events_dead_lettered: IntCounterVec,
     publish_failures: IntCounterVec,
     retries: IntCounterVec,
     publish_duration: Histogram,
@@ -28,6 +32,8 @@ pub struct Metrics {
     parked_keys: IntGaugeVec,
     parked_events: IntGaugeVec,
     held_events: IntGaugeVec,
+    table_halted: IntGaugeVec,
+    pub oldest_parked_age: GaugeVec,
     pub in_flight_events: IntGauge,
     pub in_flight_bytes: IntGauge,
     capture_mode: IntGaugeVec,
@@ -74,6 +80,11 @@ const EVENTS_READ: Described =
     counter("whippet_events_read_total", &["table"], "Rows read from the source, repeats included.");
 const EVENTS_PUBLISHED: Described =
     counter("whippet_events_published_total", &["table", "topic"], "Events that Kafka acknowledged.");
+const EVENTS_DEAD_LETTERED: Described = counter(
+    "whippet_events_dead_lettered_total",
+    &["table", "reason"],
+    "Events whose dead letter Kafka acknowledged, by reason: rejected, gave_up.",
+);
 const PUBLISH_FAILURES: Described = counter(
     "whippet_publish_failures_total",
     &["table", "kind"],
@@ -111,7 +122,21 @@ const PARKED_EVENTS: Described = gauge(
     &["table"],
     "Events held because they, or an earlier one of their key, can never be published.",
 );
-const HELD_EVENTS: Described = gauge("whippet_held_events", &["table", "cause"], "Held events, by cause.");
+const HELD_EVENTS: Described = gauge(
+    "whippet_held_events",
+    &["table", "cause"],
+    "Held events, by cause: parked (an operator releases them), topic and paused (the relay does).",
+);
+const OLDEST_PARKED_AGE: Described = gauge(
+    "whippet_oldest_parked_age_seconds",
+    &["table"],
+    "How long the oldest parked event has been parked, by the database's clock. 0 when none is.",
+);
+const TABLE_HALTED: Described = gauge(
+    "whippet_table_halted",
+    &["table"],
+    "1 while a table is halted: too much is held, or on_failure is halt and an event failed.",
+);
 const IN_FLIGHT_EVENTS: Described =
     gauge("whippet_in_flight_events", &[], "Events read and not settled, of all tables.");
 const IN_FLIGHT_BYTES: Described =
@@ -140,9 +165,10 @@ const RESIDENT_BYTES: Described =
     gauge("whippet_resident_memory_bytes", &[], "Resident memory of this process (Linux, /proc/self/statm).");
 
 /// Every metric, in the order of the docs.
-pub const ALL: [Described; 20] = [
+pub const ALL: [Described; 23] = [
     EVENTS_READ,
     EVENTS_PUBLISHED,
+    EVENTS_DEAD_LETTERED,
     PUBLISH_FAILURES,
     RETRIES,
     PUBLISH_DURATION,
@@ -152,6 +178,8 @@ pub const ALL: [Described; 20] = [
     PARKED_KEYS,
     PARKED_EVENTS,
     HELD_EVENTS,
+    OLDEST_PARKED_AGE,
+    TABLE_HALTED,
     IN_FLIGHT_EVENTS,
     IN_FLIGHT_BYTES,
     CAPTURE_MODE,
@@ -210,6 +238,7 @@ impl Metrics {
         let metrics = Metrics {
             events_read: counters(&EVENTS_READ),
             events_published: counters(&EVENTS_PUBLISHED),
+            events_dead_lettered: counters(&EVENTS_DEAD_LETTERED),
             publish_failures: counters(&PUBLISH_FAILURES),
             retries: counters(&RETRIES),
             publish_duration: registered!(r, Histogram::with_opts(buckets(&PUBLISH_DURATION))),
@@ -219,6 +248,8 @@ impl Metrics {
             parked_keys: ints(&PARKED_KEYS),
             parked_events: ints(&PARKED_EVENTS),
             held_events: ints(&HELD_EVENTS),
+            oldest_parked_age: floats(&OLDEST_PARKED_AGE),
+            table_halted: ints(&TABLE_HALTED),
             in_flight_events: registered!(r, IntGauge::with_opts(IN_FLIGHT_EVENTS.opts())),
             in_flight_bytes: registered!(r, IntGauge::with_opts(IN_FLIGHT_BYTES.opts())),
             capture_mode: ints(&CAPTURE_MODE),
@@ -236,7 +267,11 @@ impl Metrics {
             metrics.oldest_pending_age.with_label_values(&[table]).set(0.0);
             metrics.pending_events.with_label_values(&[table]).set(0);
             metrics.end_to_end.with_label_values(&[table]);
-            metrics.parked(table, 0, 0);
+            metrics.held(table, 0, Counts::default(), false);
+            metrics.oldest_parked_age.with_label_values(&[table]).set(0.0);
+            for cause in [Cause::Rejected, Cause::GaveUp] {
+                metrics.dead_lettered(table, cause.as_str());
+            }
             for kind in ["transient", "rejected", "fatal"] {
                 metrics.publish_failures(table, kind);
             }
@@ -267,11 +302,18 @@ impl Metrics {
         }
     }
 
-    pub fn parked(&self, table: &str, keys: usize, events: u64) {
-        let events = i64::try_from(events).unwrap_or(i64::MAX);
-        self.parked_keys.with_label_values(&[table]).set(i64::try_from(keys).unwrap_or(i64::MAX));
-        self.parked_events.with_label_values(&[table]).set(events);
-        self.held_events.with_label_values(&[table, "parked"]).set(events);
+    pub fn dead_lettered(&self, table: &str, reason: &str) -> IntCounter {
+        self.events_dead_lettered.with_label_values(&[table, reason])
+    }
+
+    pub fn held(&self, table: &str, parked_keys: usize, held: Counts, halted: bool) {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.parked_keys.with_label_values(&[table]).set(number(parked_keys as u64));
+        self.parked_events.with_label_values(&[table]).set(number(held.parked));
+        for (cause, events) in [("parked", held.parked), ("topic", held.topic), ("paused", held.paused)] {
+            self.held_events.with_label_values(&[table, cause]).set(number(events));
+        }
+        self.table_halted.with_label_values(&[table]).set(i64::from(halted));
     }
 
     pub fn leases(&self, table: &str, held: bool) {

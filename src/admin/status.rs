@@ -13,6 +13,10 @@ use crate::{coordinate::Lease, event::TableIx, relay::Core, source::database::Ba
 /// A loop that has not turned for this long is stuck: `/livez` fails.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
 
+/// A table in which the oldest row has waited for this long, and of which nothing was published for as
+/// long, is stalled.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
+
 /// The answer of `/status`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
@@ -30,7 +34,7 @@ pub struct Status {
 #[derive(Clone, Debug, Serialize)]
 pub struct TableStatus {
     pub name: String,
-    /// `starting`, `running`, `standby`, `failing` or `halted`.
+    /// `starting`, `running`, `standby`, `failing`, `stalled`, `paused` or `halted`.
     pub state: &'static str,
     pub capture: &'static str,
     pub capture_reason: &'static str,
@@ -41,9 +45,24 @@ pub struct TableStatus {
     pub in_flight: u64,
     pub parked_keys: u64,
     pub parked_events: u64,
+    /// Events that the relay releases by itself: their topic cannot be written to, or is paused.
+    pub held_events: u64,
+    /// What an operator paused.
+    pub paused: Vec<String>,
     /// RFC 3339.
     pub last_publish: Option<String>,
     pub last_error: Option<String>,
+}
+
+/// Rows wait, and nothing was published for a while: whatever the reason, it is not well.
+fn is_stalled(table: &TableStatus) -> bool {
+    let limit = STALLED_AFTER.as_secs_f64();
+    let published = table.last_publish.as_ref().and_then(|at| chrono::DateTime::parse_from_rfc3339(at).ok());
+    let quiet = published.is_none_or(|at| {
+        let age = chrono::Utc::now().signed_duration_since(at);
+        age.to_std().is_ok_and(|age| age >= STALLED_AFTER)
+    });
+    quiet && table.oldest_pending_age_seconds.is_some_and(|age| age >= limit)
 }
 
 #[derive(Debug)]
@@ -74,6 +93,8 @@ impl Board {
                 in_flight: 0,
                 parked_keys: 0,
                 parked_events: 0,
+                held_events: 0,
+                paused: Vec::new(),
                 last_publish: None,
                 last_error: None,
             })
@@ -104,6 +125,8 @@ impl Board {
             table.state = match (status.role, inner.halted[index], inner.ready[index]) {
                 (_, true, _) => "halted",
                 ("standby", ..) => "standby",
+                ("owner", _, true) if table.paused.iter().any(|scope| scope == "table") => "paused",
+                ("owner", _, true) if is_stalled(table) => "stalled",
                 ("owner", _, true) => "running",
                 (_, _, false) if table.last_error.is_some() => "failing",
                 ("unreachable", ..) if inner.reached => "failing",
@@ -143,7 +166,10 @@ impl Board {
             let status = &mut inner.status.tables[index];
             status.in_flight = core.in_flight(table) as u64;
             status.parked_keys = core.parked_keys(table) as u64;
-            status.parked_events = core.held_events(table);
+            let held = core.held_counts(table);
+            status.parked_events = held.parked;
+            status.held_events = held.topic + held.paused;
+            status.paused = core.paused(table);
             if let Some(published) = core.last_publish_ms(table) {
                 status.last_publish = chrono::DateTime::from_timestamp_millis(published)
                     .map(|time| time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));

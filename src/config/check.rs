@@ -135,7 +135,10 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
         let shape = if most == 1 { "table" } else { "table or schema.table" };
         problems.add(&at("name"), format!("expected {shape}"));
     }
-    for (key, template) in [("topic", &table.topic), ("key", &table.key)] {
+    let dead_letters = Some(table.dead_letter.topic.clone());
+    for (key, template) in
+        [("topic", &table.topic), ("key", &table.key), ("dead_letter.topic", &dead_letters)]
+    {
         if let Some(source) = template
             && let Err(error) = Template::parse(source)
         {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::error::{Problems, join};
 
 /// Path (`[]` for every element), the value that asks for nothing, and what is missing.
-const KEYS: [(&str, &str, &str); 29] = [
+const KEYS: [(&str, &str, &str); 25] = [
     ("source.stream", "", STREAM),
     ("kafka.delivery", "at_least_once", EXACTLY_ONCE),
     ("kafka.eos_units", "4", EXACTLY_ONCE),
@@ -17,11 +17,6 @@ const KEYS: [(&str, &str, &str); 29] = [
         "replicas.buckets",
         "64",
         "sharing the work among replicas is still to come: one owns the source, others stand by",
-    ),
-    (
-        "admin.token_file",
-        "",
-        "the verbs that change something are still to come: the admin address only reads",
     ),
     ("log.context", "", "context headers in log lines are still to come"),
     ("telemetry", "", "traces are still to come"),
@@ -37,17 +32,10 @@ const KEYS: [(&str, &str, &str); 29] = [
     (
         "tables[].payload.oversize",
         "park",
-        "claim checks, chunks and dead letters are still to come: an oversize event is parked",
+        "claim checks and chunks are still to come: an oversize event fails as on_failure says",
     ),
     ("tables[].payload.reference", "", "claim checks are still to come"),
     ("tables[].payload.chunk", "", "chunks are still to come"),
-    (
-        "tables[].on_failure",
-        "park",
-        "an event that can never be published is parked; dead letters and halting are still to come",
-    ),
-    ("tables[].dead_letter", "", "dead letters are still to come"),
-    ("tables[].retry.give_up_after", "never", "giving up is still to come: retries never end"),
     ("tables[].retention.published", "never", "retention is still to come"),
     ("tables[].envelope", "none", "CloudEvents are still to come"),
     ("tables[].after_publish", KEEP, "keep is still to come: choose delete or mark"),

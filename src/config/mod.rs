@@ -33,7 +33,10 @@ use self::error::Problems;
 pub use self::{
     error::{Error, Place, Problem},
     secret::Secret,
-    table::{AfterPublish, Columns, Headers, Hold, Jitter, Order, Payload, Poll, Preset, Retry, Table, Wake},
+    table::{
+        AfterPublish, Columns, DeadLetter, Headers, Hold, Jitter, OnFailure, Order, Payload, Poll, Preset,
+        Retry, Table, Wake,
+    },
 };
 
 /// The whole configuration.
@@ -236,11 +239,14 @@ pub struct Admin {
     /// Metrics, probes and status; null for none.
     #[schemars(with = "Option<units::AddressText>")]
     pub listen: Option<SocketAddr>,
+    /// Who may change something: a token a line, or `NAME TOKEN` to have the name in the audit log.
+    /// Read again for every request, so that it can be rotated. Without it nothing can be changed.
+    pub token_file: Option<PathBuf>,
 }
 
 impl Default for Admin {
     fn default() -> Admin {
-        Admin { listen: Some(SocketAddr::from(([127, 0, 0, 1], 9464))) }
+        Admin { listen: Some(SocketAddr::from(([127, 0, 0, 1], 9464))), token_file: None }
     }
 }
 

@@ -34,7 +34,11 @@ pub struct Table {
     #[serde(default)]
     pub payload: Payload,
     #[serde(default)]
+    pub on_failure: OnFailure,
+    #[serde(default)]
     pub hold: Hold,
+    #[serde(default)]
+    pub dead_letter: DeadLetter,
     #[serde(default)]
     pub retry: Retry,
 }
@@ -231,6 +235,32 @@ impl Default for Payload {
     }
 }
 
+/// What becomes of an event that can never be published as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// It and every later event of its key are held until an operator releases them.
+    #[default]
+    Park,
+    /// It is published to `dead_letter.topic`, and its key flows on.
+    DeadLetter,
+    /// It is held and the table stops.
+    Halt,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeadLetter {
+    /// Template over columns; {topic} is the topic that the event was meant for.
+    pub topic: String,
+}
+
+impl Default for DeadLetter {
+    fn default() -> DeadLetter {
+        DeadLetter { topic: "{topic}.dlq".into() }
+    }
+}
+
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hold {
@@ -245,7 +275,7 @@ impl Default for Hold {
     }
 }
 
-/// The pauses between tries, which never end.
+/// The pauses between tries.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
@@ -258,11 +288,21 @@ pub struct Retry {
     #[schemars(with = "units::DurationText")]
     pub max: Duration,
     pub jitter: Jitter,
+    /// After failing by itself for so long, an event is taken for one that can never be published;
+    /// `never`, or a duration. A broker that is down is no failure of an event.
+    #[serde(with = "units::duration_or_never")]
+    #[schemars(with = "units::DurationOrNeverText")]
+    pub give_up_after: Option<Duration>,
 }
 
 impl Default for Retry {
     fn default() -> Retry {
-        Retry { initial: Duration::from_millis(100), max: Duration::from_secs(30), jitter: Jitter::Full }
+        Retry {
+            initial: Duration::from_millis(100),
+            max: Duration::from_secs(30),
+            jitter: Jitter::Full,
+            give_up_after: None,
+        }
     }
 }
 

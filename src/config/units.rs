@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// What a duration looks like, for messages.
 pub(super) const DURATION: &str = "a duration such as 250ms, 5s or 2m";
+/// What a duration that may be endless looks like, for messages.
+pub(super) const DURATION_OR_NEVER: &str = "never, or a duration such as 30s, 10m or 2h";
 /// What a size looks like, for messages.
 pub(super) const SIZE: &str = "a size such as 16KiB, 64MiB or a number of bytes";
 
@@ -13,6 +15,14 @@ pub(super) const ADDRESS: &str = "an IP address and a port such as 127.0.0.1:946
 /// Parses a duration; `None` where it is none.
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     humantime::parse_duration(text.trim()).ok()
+}
+
+/// Parses a duration or `never`, which is `Some(None)`.
+pub(super) fn parse_duration_or_never(text: &str) -> Option<Option<Duration>> {
+    match text.trim() {
+        "never" => Some(None),
+        text => parse_duration(text).map(Some),
+    }
 }
 
 /// Parses a size into bytes; `None` where it is none. Units are powers of 1024 only: `12MB` is
@@ -57,6 +67,26 @@ pub(super) mod duration {
     }
 }
 
+/// `#[serde(with = "units::duration_or_never")]` for an `Option<Duration>` field.
+pub(super) mod duration_or_never {
+    use super::*;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        let text = String::deserialize(from)?;
+        parse_duration_or_never(&text)
+            .ok_or_else(|| D::Error::custom(format!("expected {DURATION_OR_NEVER}")))
+    }
+
+    #[expect(clippy::ref_option, reason = "serde calls it so")]
+    pub fn serialize<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            None => to.serialize_str("never"),
+            Some(duration) => to.collect_str(&humantime::format_duration(*duration)),
+        }
+    }
+}
+
 /// `#[serde(with = "units::size")]` for a `usize` field, in bytes.
 pub(super) mod size {
     use super::*;
@@ -77,6 +107,8 @@ pub(super) mod size {
 
 /// The schema of a duration: `#[schemars(with = "units::DurationText")]`.
 pub(super) struct DurationText;
+/// The schema of a duration that may be endless: `#[schemars(with = "units::DurationOrNeverText")]`.
+pub(super) struct DurationOrNeverText;
 /// The schema of a size: `#[schemars(with = "units::SizeText")]`.
 pub(super) struct SizeText;
 /// The schema of an address: `#[schemars(with = "units::AddressText")]`.
@@ -102,6 +134,7 @@ macro_rules! text_schema {
 }
 
 text_schema!(DurationText, { "type": "string", "format": "duration", "examples": ["250ms", "5s", "2m"] });
+text_schema!(DurationOrNeverText, { "type": "string", "format": "duration-or-never", "examples": ["never", "10m"] });
 text_schema!(AddressText, { "type": "string", "format": "address", "examples": ["127.0.0.1:9464"] });
 text_schema!(SizeText, { "type": ["string", "integer"], "format": "size", "examples": ["900KiB", "64MiB"] });
 
@@ -124,6 +157,13 @@ mod tests {
         ] {
             assert_eq!(parse_duration(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_duration_may_be_endless_where_that_is_allowed() {
+        assert_eq!(parse_duration_or_never("never"), Some(None));
+        assert_eq!(parse_duration_or_never("10m"), Some(Some(Duration::from_secs(600))));
+        assert_eq!(parse_duration_or_never("soon"), None);
     }
 
     #[test]

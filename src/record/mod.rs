@@ -5,6 +5,7 @@
 //! columns and sizes, never values of payloads or headers.
 
 mod context;
+mod dead_letter;
 mod properties;
 mod route;
 
@@ -12,9 +13,10 @@ use std::borrow::Cow;
 
 pub use self::{
     context::Dropped,
+    dead_letter::Failure,
     route::{Route, Template, TemplateError, is_legal_topic},
 };
-use self::{context::HeaderRules, route::RouteRules};
+use self::{context::HeaderRules, dead_letter::DeadLetterRules, route::RouteRules};
 use crate::event::{Event, Row};
 
 /// What a table's configuration says about its records: column names and templates.
@@ -44,6 +46,8 @@ pub struct Spec {
     pub headers_max_bytes: usize,
     /// Whether the type becomes the header `eventType`.
     pub event_type_header: bool,
+    /// Where dead letters go; `{topic}` is the record's topic.
+    pub dead_letter_topic: String,
 }
 
 /// Why a table's rules cannot be compiled.
@@ -53,6 +57,8 @@ pub enum RuleError {
     Topic(String, TemplateError),
     #[error("key {0:?}: {1}")]
     Key(String, TemplateError),
+    #[error("dead_letter.topic {0:?}: {1}")]
+    DeadLetter(String, TemplateError),
     #[error("neither a topic column nor a topic template is configured")]
     NoTopic,
 }
@@ -96,6 +102,7 @@ pub struct Rules {
     partition: Option<usize>,
     route: RouteRules,
     headers: HeaderRules,
+    dead_letter: DeadLetterRules,
 }
 
 /// A Kafka record, borrowing from the row wherever it can.
@@ -131,6 +138,7 @@ impl Rules {
             partition: columns.optional(spec.partition.as_ref()),
             route: RouteRules::compile(spec, &mut columns)?,
             headers: HeaderRules::compile(spec, &mut columns),
+            dead_letter: DeadLetterRules::compile(spec, &mut columns)?,
             columns,
         })
     }
@@ -150,18 +158,25 @@ impl Rules {
     }
 
     /// Topic and key: what decides an event's order.
-    pub fn route<'a>(&self, row: &'a Row) -> Result<Route<'a>, Rejection> {
-        self.route.route(row, &self.columns.0)
+    pub fn route<'a>(&self, event: &'a Event) -> Result<Route<'a>, Rejection> {
+        let mut route = self.route.route(&event.row, &self.columns.0)?;
+        if let Some(topic) = event.replay.as_ref().and_then(|replay| replay.topic.as_deref()) {
+            route.topic = topic.into();
+        }
+        Ok(route)
     }
 
     /// The whole record.
     pub fn prepare<'a>(&'a self, event: &'a Event) -> Result<Prepared<'a>, Rejection> {
         let row = &event.row;
         let id = self.id(row)?;
-        let Route { topic, key } = self.route(row)?;
+        let Route { topic, key } = self.route(event)?;
         route::check_topic(&topic)?;
         let partition = self.partition.map(|index| self.partition(row, index)).transpose()?;
-        let (headers, dropped) = self.headers.headers(id, row, &self.columns.0)?;
+        let (mut headers, dropped) = self.headers.headers(id, row, &self.columns.0)?;
+        if let Some(replay) = &event.replay {
+            headers.push(("whippet-replay".into(), Some(replay.requested.as_bytes().into())));
+        }
         let record = Record {
             topic,
             partition: partition.flatten(),
@@ -254,7 +269,13 @@ mod tests {
         for column in rules.columns() {
             row.push(values.iter().find(|(name, _)| name == column).map(|(_, value)| value.as_bytes()));
         }
-        Event { place: Place::Int(1), row, timestamp_ms: Some(1_700_000_000_000), unread_bytes: None }
+        Event {
+            place: Place::Int(1),
+            row,
+            timestamp_ms: Some(1_700_000_000_000),
+            unread_bytes: None,
+            replay: None,
+        }
     }
 
     fn named<'a>(prepared: &'a Prepared<'_>) -> Vec<(&'a str, Option<&'a str>)> {

@@ -71,6 +71,15 @@ impl Template {
         Ok(Template { parts })
     }
 
+    /// The text with its names replaced; `None` where one has no value.
+    pub fn fill<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> Option<String> {
+        let part = |part: &Part| match part {
+            Part::Literal(text) => Some(text.clone()),
+            Part::Column(name) => value(name).map(str::to_owned),
+        };
+        self.parts.iter().map(part).collect()
+    }
+
     /// The columns that it names.
     pub fn columns(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {

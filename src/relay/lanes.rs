@@ -3,10 +3,11 @@
 //! Pure. A lane is one (table, topic, key), or a whole table under `order: table`. A lane that runs
 //! freely costs nothing: it is not even listed, and its events go to the pipelined producer one
 //! behind the other, which keeps them in order by itself. Listed are only the lanes in which an
-//! event had to stop; what follows in such a lane queues behind it.
+//! event had to stop: what follows queues behind one that is tried alone, and is held behind one
+//! that is parked.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     hash::{BuildHasher, RandomState},
 };
 
@@ -28,13 +29,12 @@ pub struct Waiting {
     pub event: Event,
 }
 
-#[derive(Debug)]
-enum Stop {
-    /// An event of the lane is tried on its own, once those before it are out of the sink; the others
-    /// wait for its end.
-    Trying { waiting: VecDeque<Waiting>, in_sink: usize },
-    /// An event of the lane is parked: what follows is held behind it.
-    Parked,
+/// An event of the lane is tried on its own, once those before it are out of the sink; the others wait
+/// for its end.
+#[derive(Debug, Default)]
+struct Trying {
+    waiting: VecDeque<Waiting>,
+    in_sink: usize,
 }
 
 /// Whether an event may go.
@@ -50,7 +50,9 @@ pub enum Gate {
 #[derive(Debug, Default)]
 pub struct Lanes {
     hasher: RandomState,
-    stopped: HashMap<Lane, Stop>,
+    trying: HashMap<Lane, Trying>,
+    /// Parked lanes, by table: small, because there may be hundreds of thousands.
+    parked: Vec<HashSet<Lane>>,
 }
 
 impl Lanes {
@@ -63,69 +65,87 @@ impl Lanes {
         }
     }
 
-    pub fn gate(&self, lane: Option<Lane>) -> Gate {
+    pub fn gate(&self, table: TableIx, lane: Option<Lane>) -> Gate {
+        let parked = self.parked.get(table.0 as usize).filter(|parked| !parked.is_empty());
         // Nothing is stopped in an ordinary minute: no hashing on that path.
-        if self.stopped.is_empty() {
+        if self.trying.is_empty() && parked.is_none() {
             return Gate::Open;
         }
-        match lane.and_then(|lane| self.stopped.get(&lane)) {
-            None => Gate::Open,
-            Some(Stop::Trying { .. }) => Gate::Trying,
-            Some(Stop::Parked) => Gate::Parked,
+        match lane {
+            Some(lane) if self.trying.contains_key(&lane) => Gate::Trying,
+            Some(lane) if parked.is_some_and(|parked| parked.contains(&lane)) => Gate::Parked,
+            _ => Gate::Open,
         }
     }
 
     /// Stops a lane behind an event that is tried on its own, after the `in_sink` before it.
     pub fn stop(&mut self, lane: Option<Lane>, in_sink: usize) {
         if let Some(lane) = lane {
-            self.stopped.entry(lane).or_insert_with(|| Stop::Trying { waiting: VecDeque::new(), in_sink });
+            self.trying.entry(lane).or_insert_with(|| Trying { waiting: VecDeque::new(), in_sink });
         }
     }
 
     /// Notes that the sink delivered an event of a lane.
     pub fn delivered(&mut self, lane: Option<Lane>) {
-        if !self.stopped.is_empty()
-            && let Some(Stop::Trying { in_sink, .. }) = lane.and_then(|lane| self.stopped.get_mut(&lane))
+        if !self.trying.is_empty()
+            && let Some(trying) = lane.and_then(|lane| self.trying.get_mut(&lane))
         {
-            *in_sink = in_sink.saturating_sub(1);
+            trying.in_sink = trying.in_sink.saturating_sub(1);
         }
     }
 
     /// Whether nothing of a stopped lane is in the sink any more.
     pub fn is_clear(&self, lane: Option<Lane>) -> bool {
-        match lane.and_then(|lane| self.stopped.get(&lane)) {
-            Some(Stop::Trying { in_sink, .. }) => *in_sink == 0,
-            Some(Stop::Parked) | None => true,
-        }
+        lane.and_then(|lane| self.trying.get(&lane)).is_none_or(|trying| trying.in_sink == 0)
     }
 
     /// Queues an event behind the one that its lane waits for.
     pub fn wait(&mut self, lane: Option<Lane>, event: Waiting) {
-        let stop = lane.and_then(|lane| self.stopped.get_mut(&lane));
-        debug_assert!(matches!(stop, Some(Stop::Trying { .. })), "only behind `Gate::Trying`");
-        if let Some(Stop::Trying { waiting, .. }) = stop {
-            waiting.push_back(event);
+        let trying = lane.and_then(|lane| self.trying.get_mut(&lane));
+        debug_assert!(trying.is_some(), "only behind `Gate::Trying`");
+        if let Some(trying) = trying {
+            trying.waiting.push_back(event);
         }
     }
 
     /// Parks a lane and returns what waited in it, in order, to be held.
-    pub fn park(&mut self, lane: Option<Lane>) -> VecDeque<Waiting> {
-        match lane.and_then(|lane| self.stopped.insert(lane, Stop::Parked)) {
-            Some(Stop::Trying { waiting, .. }) => waiting,
-            _ => VecDeque::new(),
-        }
+    pub fn park(&mut self, table: TableIx, lane: Option<Lane>) -> VecDeque<Waiting> {
+        let Some(lane) = lane else { return VecDeque::new() };
+        self.parked_of(table).insert(lane);
+        self.open(Some(lane))
     }
 
-    /// Opens a lane whose event got through, and returns what waited in it, in order.
+    /// Opens a lane whose event is out of the way, and returns what waited in it, in order.
     pub fn open(&mut self, lane: Option<Lane>) -> VecDeque<Waiting> {
-        match lane.and_then(|lane| self.stopped.remove(&lane)) {
-            Some(Stop::Trying { waiting, .. }) => waiting,
-            _ => VecDeque::new(),
-        }
+        let trying = lane.and_then(|lane| self.trying.remove(&lane));
+        trying.unwrap_or_default().waiting
+    }
+
+    /// Adds to the parked lanes of a table.
+    pub fn add_parked(&mut self, table: TableIx, lane: Lane) {
+        self.parked_of(table).insert(lane);
+    }
+
+    /// Forgets the parked lanes of a table: the source lists them anew.
+    pub fn forget_parked(&mut self, table: TableIx) {
+        *self.parked_of(table) = HashSet::new();
+    }
+
+    pub fn parked(&self, table: TableIx) -> usize {
+        self.parked.get(table.0 as usize).map_or(0, HashSet::len)
     }
 
     /// Forgets everything: a new generation learns the parked keys from the database.
     pub fn clear(&mut self) {
-        self.stopped.clear();
+        self.trying.clear();
+        self.parked.clear();
+    }
+
+    fn parked_of(&mut self, table: TableIx) -> &mut HashSet<Lane> {
+        let index = table.0 as usize;
+        if self.parked.len() <= index {
+            self.parked.resize_with(index + 1, HashSet::default);
+        }
+        &mut self.parked[index]
     }
 }

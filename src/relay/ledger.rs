@@ -3,7 +3,7 @@
 //! Pure. The ledger owns one question: *is this event finished?* An entry that is forgotten (a new
 //! generation) was never settled, so its row is read again: the default outcome is "not delivered".
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use slab::Slab;
 
@@ -73,6 +73,15 @@ impl Ledger {
         Some(entry)
     }
 
+    /// An event that is not sent, or whose sending failed, goes elsewhere: as a dead letter.
+    pub fn moved(&mut self, ticket: Ticket, topic: u32) {
+        if self.current(ticket)
+            && let Some(entry) = self.entries.get_mut(ticket.slot as usize)
+        {
+            entry.topic = Some(topic);
+        }
+    }
+
     /// Ends an event. `None` where the ticket means nothing (any more).
     pub fn settle(&mut self, ticket: Ticket) -> Option<Entry> {
         if !self.current(ticket) {
@@ -109,6 +118,20 @@ impl Ledger {
     /// How many events of this lane the sink has. Walks the entries: for a lane that is stopped only.
     pub fn in_sink_of(&self, lane: Lane) -> usize {
         self.entries.iter().filter(|(_, entry)| entry.lane == Some(lane) && entry.sent_at.is_some()).count()
+    }
+
+    /// For each topic, when the first of its events that the sink has was sent, and how many it has.
+    /// Walks the entries: to be asked once in a while.
+    pub fn waits_in_sink(&self) -> HashMap<u32, (Duration, usize)> {
+        let mut waits = HashMap::new();
+        for (_, entry) in &self.entries {
+            if let (Some(topic), Some(sent)) = (entry.topic, entry.sent_at) {
+                let (first, count) = waits.entry(topic).or_insert((sent, 0));
+                *first = sent.min(*first);
+                *count += 1;
+            }
+        }
+        waits
     }
 
     fn current(&self, ticket: Ticket) -> bool {

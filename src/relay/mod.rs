@@ -121,8 +121,17 @@ impl<S: Sink> Relay<S> {
         for (table, places) in effects.settled {
             self.tell(table, Command::Settled(places));
         }
+        for (table, places) in effects.forgotten {
+            self.tell(table, Command::Forget(places));
+        }
         for (table, holds) in effects.holds {
             self.tell(table, Command::Hold(holds));
+        }
+        for (table, topic) in effects.release {
+            self.tell(table, Command::Release { topic });
+        }
+        for (table, serial, halted) in effects.go {
+            self.tell(table, Command::Go { serial, halted });
         }
         for table in effects.halt {
             self.tell(table, Command::Halt);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 
-use crate::sink::Kind;
+use crate::{config::OnFailure, sink::Kind, source::Cause};
 
 /// The pauses between tries, for one table or one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,23 +40,42 @@ impl Default for Policy {
     }
 }
 
+/// What a table does with an event that cannot be published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GiveUp {
+    /// For how long an event of its own may fail; `None`: for ever.
+    pub after: Option<Duration>,
+    pub then: OnFailure,
+}
+
 /// What happens to an event whose own try failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Again, after a pause.
     Retry,
     /// Its key is parked.
-    Park,
+    Park(Cause),
+    /// Its dead letter is published, and its key flows on.
+    DeadLetter(Cause),
+    /// Its key is parked and the table stops.
+    Halt(Cause),
     /// The producer is rebuilt and everything un-acknowledged is read again.
     Rebuild,
 }
 
-/// The one place where a kind of failure becomes an action. Retries never end.
-pub fn decide(kind: Kind) -> Decision {
-    match kind {
-        Kind::Transient => Decision::Retry,
-        Kind::Rejected => Decision::Park,
-        Kind::Fatal => Decision::Rebuild,
+/// The one place where a kind of failure becomes an action. `failing` is how long the event has been
+/// failing by itself; without `give_up_after`, retries never end.
+pub fn decide(kind: Kind, failing: Duration, give_up: GiveUp) -> Decision {
+    let cause = match kind {
+        Kind::Fatal => return Decision::Rebuild,
+        Kind::Rejected => Cause::Rejected,
+        Kind::Transient if give_up.after.is_some_and(|after| failing >= after) => Cause::GaveUp,
+        Kind::Transient => return Decision::Retry,
+    };
+    match give_up.then {
+        OnFailure::Park => Decision::Park(cause),
+        OnFailure::DeadLetter => Decision::DeadLetter(cause),
+        OnFailure::Halt => Decision::Halt(cause),
     }
 }
 
@@ -66,9 +85,26 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_decision() {
-        assert_eq!(decide(Kind::Transient), Decision::Retry);
-        assert_eq!(decide(Kind::Rejected), Decision::Park);
-        assert_eq!(decide(Kind::Fatal), Decision::Rebuild);
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+        let never = GiveUp::default();
+        assert_eq!(decide(Kind::Transient, hour, never), Decision::Retry);
+        assert_eq!(decide(Kind::Rejected, Duration::ZERO, never), Decision::Park(Cause::Rejected));
+        assert_eq!(decide(Kind::Fatal, hour, never), Decision::Rebuild);
+        for (then, rejected, gave_up) in [
+            (OnFailure::Park, Decision::Park(Cause::Rejected), Decision::Park(Cause::GaveUp)),
+            (
+                OnFailure::DeadLetter,
+                Decision::DeadLetter(Cause::Rejected),
+                Decision::DeadLetter(Cause::GaveUp),
+            ),
+            (OnFailure::Halt, Decision::Halt(Cause::Rejected), Decision::Halt(Cause::GaveUp)),
+        ] {
+            let give_up = GiveUp { after: Some(second), then };
+            assert_eq!(decide(Kind::Rejected, Duration::ZERO, give_up), rejected);
+            assert_eq!(decide(Kind::Transient, Duration::ZERO, give_up), Decision::Retry);
+            assert_eq!(decide(Kind::Transient, second, give_up), gave_up);
+            assert_eq!(decide(Kind::Fatal, hour, give_up), Decision::Rebuild);
+        }
     }
 
     #[test]

@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use rdkafka::types::RDKafkaErrorCode as Code;
+
 use super::lanes::Waiting;
 use crate::sink::TopicFacts;
 
@@ -26,13 +28,33 @@ pub enum State {
     },
 }
 
+/// Why a topic is not used now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// When it began, on the relay's clock.
+    pub since: Duration,
+    /// What the broker said; `None`: it takes records and never acknowledges them.
+    pub code: Option<Code>,
+    /// Whether the topic is the cause, and not the way to the broker.
+    pub its_own: bool,
+}
+
 #[derive(Debug)]
 pub struct Topic {
     pub name: String,
     pub state: State,
     /// Failed look-ups in a row.
     pub attempts: u32,
+    pub trouble: Option<Trouble>,
+    /// The breaker is open: events of this topic are held, until it can be written to.
+    pub tripped: bool,
+    /// How often it stopped acknowledging since it last did.
+    pub stalls: u32,
+    /// When the broker last said that the topic is fine although it does not acknowledge.
+    pub fine_but_stalled: Option<Duration>,
     pub waiting: VecDeque<Waiting>,
+    /// Bytes of `waiting`, as the window counts them.
+    pub waiting_bytes: usize,
     /// What the topic takes, where the broker told us, in bytes.
     pub max_message_bytes: Option<usize>,
     /// Whether the limit was asked for again after a refusal, and is still the same.
@@ -89,6 +111,23 @@ impl Topic {
             // A partition that the topic does not have: the broker will say so.
             Some(Partition::Warm) | None => Warmth::Warm,
         }
+    }
+
+    pub fn wait(&mut self, waiting: Waiting, bytes: usize) {
+        self.waiting.push_back(waiting);
+        self.waiting_bytes += bytes;
+    }
+
+    /// Everything that waits for the topic or for one of its partitions, in order of waiting.
+    pub fn take_waiting(&mut self) -> Vec<Waiting> {
+        self.waiting_bytes = 0;
+        let mut all: Vec<Waiting> = std::mem::take(&mut self.waiting).into();
+        for partition in &mut self.partitions {
+            if let Partition::Warming(queue) = partition {
+                all.extend(std::mem::take(queue));
+            }
+        }
+        all
     }
 
     /// The first record of a partition was sent.
@@ -165,7 +204,12 @@ impl Topics {
             name: name.to_owned(),
             state: State::Asking,
             attempts: 0,
+            trouble: None,
+            tripped: false,
+            stalls: 0,
+            fine_but_stalled: None,
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
             max_message_bytes: None,
             asked_for_limit: false,
             partitions: Vec::new(),
@@ -207,15 +251,22 @@ impl Topics {
         self.all.iter().filter_map(due).min()
     }
 
-    /// Topics that are not usable now, by name.
-    pub fn blocked(&self) -> impl Iterator<Item = &Topic> {
-        self.all.iter().filter(|topic| matches!(topic.state, State::Blocked { .. }))
+    /// Topics that are not usable now.
+    pub fn troubled(&self) -> impl Iterator<Item = &Topic> {
+        self.all.iter().filter(|topic| topic.trouble.is_some())
+    }
+
+    /// Every topic, by its index.
+    pub fn all(&self) -> impl Iterator<Item = (u32, &Topic)> {
+        (0..).zip(&self.all)
     }
 
     /// A new generation reads the waiting events again, and its producer knows no partition.
     pub fn start_over(&mut self) {
         for topic in &mut self.all {
             topic.waiting.clear();
+            topic.waiting_bytes = 0;
+            topic.fine_but_stalled = None;
             topic.cold = topic.partitions.len();
             topic.partitions.fill_with(Partition::default);
         }

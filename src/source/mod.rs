@@ -8,16 +8,19 @@
 //!   over, held nor settled.
 //! - It records an acknowledgement only for a place that the relay called settled, and never forgets
 //!   one: after an error of the database it records what it owes before it reads again.
-//! - A new generation starts with [`Yield::Opened`], which lists the parked keys, and reads again
-//!   everything that is not recorded.
+//! - A new generation starts with [`Yield::Gates`], and reads again everything that is not recorded.
+//! - After a release it reads again from the start of the table, before anything that is new.
 
 pub mod database;
+pub mod hold;
 pub mod polling;
 
 use std::future::Future;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
+pub use self::hold::{Cause, Hold};
+use self::hold::{Counts, Outcome, Request, Scope};
 use crate::{
     event::{Event, Place, TableIx},
     sink::Ticket,
@@ -29,12 +32,26 @@ pub type RouteKey = (String, Option<Vec<u8>>);
 /// From a source to the relay, in one channel: the order matters.
 #[derive(Debug)]
 pub enum Yield {
-    /// A generation begins: these keys are parked, and this many events are held.
-    Opened { generation: u32, parked: Vec<RouteKey>, held_events: u64 },
+    /// Keys that are parked: a piece of the list that [`Yield::Gates`] ends.
+    Parked { generation: u32, keys: Vec<RouteKey> },
+    /// All that stops events of the table, as it is now. Sent when a generation begins and after
+    /// every change; the source reads nothing and holds nothing until [`Command::Go`] answers.
+    Gates { generation: u32, serial: u32, gates: Gates },
     /// Committed rows, in the table's order.
     Events { generation: u32, events: Vec<Event> },
     /// These holds are committed.
-    Held { tickets: Vec<Ticket> },
+    Held { tickets: Vec<Ticket>, counts: Counts },
+    /// These were to be held behind something that has changed meanwhile: they are read again.
+    Forgotten { tickets: Vec<Ticket> },
+}
+
+/// What stops events of a table, parked keys apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gates {
+    pub paused: Vec<Scope>,
+    /// Topics with events that are held until they can be written to.
+    pub topics: Vec<String>,
+    pub held: Counts,
 }
 
 /// From the relay to a source, in one channel: the order matters.
@@ -44,27 +61,31 @@ pub enum Command {
     Settled(Vec<Place>),
     /// Commit these holds, then answer with [`Yield::Held`].
     Hold(Vec<Hold>),
+    /// Read these again, after a while.
+    Forget(Vec<Place>),
     /// Forget what was handed over and not settled, and read it again, as this generation.
     Restart { generation: u32 },
+    /// The gates of this number are known: go on, or, where too much is held, only go on recording.
+    Go { serial: u32, halted: bool },
     /// Read no more of this table (too much is held); go on recording.
     Halt,
+    /// This topic can be written to: release what is held for it.
+    Release { topic: String },
+    /// An operator's verb, and where its outcome goes.
+    Verb(Request, oneshot::Sender<Result<Outcome, Refusal>>),
     /// Read no more; record what still comes and end when the channel closes.
     Stop,
 }
 
-/// An event that is to be held: what the relay's own table keeps of it.
-#[derive(Clone, Debug)]
-pub struct Hold {
-    pub ticket: Ticket,
-    pub place: Place,
-    pub event_id: String,
-    pub topic: String,
-    pub key: Option<Vec<u8>>,
-    /// `rejected` for the event itself, `behind` for one that follows it.
-    pub cause: &'static str,
-    /// One sentence for the operator: what was wrong and what mends it.
-    pub reason: String,
-    pub attempts: u32,
+/// Why a verb was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("this replica does not own the source now: ask the one that does")]
+    NotOwner,
+    #[error("{0}")]
+    Wrong(String),
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// A source's two ends of its channels.

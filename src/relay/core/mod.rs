@@ -2,14 +2,14 @@
 //! action and changes state; what has to happen outside is left in [`Effects`]. A test is a list of
 //! actions.
 
-mod look_ups;
-mod parking;
+mod breaker;
+mod holds;
 mod recovery;
 mod suspects;
 mod view;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -18,15 +18,14 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::error;
 
 use self::{
-    parking::BEHIND,
     recovery::{FAILING_AT_MOST, rebuild_pause},
-    suspects::Trial,
+    suspects::{Step, Trial},
 };
 use super::{
-    lanes::{Gate, Lanes, Waiting},
+    lanes::{Gate, Lane, Lanes, Waiting},
     ledger::{Entry, Ledger},
-    retry::Policy,
-    topics::{State, Topic, Topics, Warmth, partition_of},
+    retry::{GiveUp, Policy},
+    topics::{Topic, Topics, Warmth, partition_of},
     window::Window,
 };
 use crate::{
@@ -35,7 +34,10 @@ use crate::{
     event::{Event, Place, TableIx},
     record::{Prepared, Rules, is_legal_topic},
     sink::{MAX_BATCH_BYTES, Report, Sink, Ticket, TopicFacts, Unit},
-    source::{Hold, RouteKey, Yield},
+    source::{
+        Hold, Yield,
+        hold::{Counts, Scope},
+    },
 };
 
 /// What the relay has to know of a table.
@@ -45,6 +47,7 @@ pub struct Table {
     pub rules: Rules,
     pub order: Order,
     pub retry: Policy,
+    pub give_up: GiveUp,
     /// Held events past this halt the table.
     pub max_held: u64,
 }
@@ -71,6 +74,12 @@ pub struct Effects {
     pub settled: Vec<(TableIx, Vec<Place>)>,
     pub holds: Vec<(TableIx, Vec<Hold>)>,
     pub look_up: Vec<String>,
+    /// Given back: to be read again after a while.
+    pub forgotten: Vec<(TableIx, Vec<Place>)>,
+    /// The gates of a table, by their number, are known: it may go on, unless it is halted.
+    pub go: Vec<(TableIx, u32, bool)>,
+    /// What is held for a topic is to be released.
+    pub release: Vec<(TableIx, String)>,
     pub halt: Vec<TableIx>,
     /// Rebuild the sink for batches of at most so many bytes, then answer with [`Action::Rebuilt`].
     pub rebuild: Option<usize>,
@@ -98,9 +107,16 @@ struct Progress {
     /// The generation that the source has opened.
     opened: Option<u32>,
     settled: Vec<Place>,
+    forgotten: Vec<Place>,
     holds: Vec<Hold>,
-    held_events: u64,
-    parked: HashSet<RouteKey>,
+    /// Parked lanes that the source is listing.
+    listed: Vec<Lane>,
+    /// Lanes whose parked event is on its way to the source.
+    parking: HashMap<Ticket, Lane>,
+    paused: Vec<Scope>,
+    /// Topics that have held events, and whether the source was asked to release them.
+    held_topics: BTreeMap<u32, bool>,
+    held: Counts,
     halted: bool,
     /// Admitted and not settled.
     open: usize,
@@ -126,15 +142,22 @@ pub struct Core {
     /// Whether the lease was ours when it was last looked at.
     owned: bool,
     suspects: HashSet<(TableIx, Place)>,
+    /// Events that failed in the pipeline for a reason that may pass; a second time makes a suspect.
+    failed_once: HashSet<(TableIx, Place)>,
     trials: VecDeque<Trial>,
     /// The suspect that is in flight.
-    trying: Option<(Ticket, Event, u32)>,
+    trying: Option<(Ticket, Trial)>,
     /// Events whose hold is being written.
     holding: usize,
     /// What every known topic takes as one batch.
     batch_bytes: usize,
-    /// When the last action was applied.
+    /// The different values of `retry.give_up_after`.
+    give_up_times: Vec<Duration>,
+    /// When it is to be looked again whether topics acknowledge.
+    look_again: Duration,
+    /// When the last action was applied, on the relay's clock and by the time of day.
     now: Duration,
+    wall_ms: i64,
     effects: Effects,
 }
 
@@ -142,6 +165,7 @@ impl Core {
     pub fn new(tables: Vec<Arc<Table>>, window: Arc<Window>, metrics: Arc<Metrics>) -> Core {
         Core {
             progress: tables.iter().map(|_| Progress::default()).collect(),
+            give_up_times: tables.iter().filter_map(|table| table.give_up.after).collect(),
             tables,
             ledger: Ledger::default(),
             lanes: Lanes::default(),
@@ -155,19 +179,23 @@ impl Core {
             lease_until: None,
             owned: false,
             suspects: HashSet::new(),
+            failed_once: HashSet::new(),
             trials: VecDeque::new(),
             trying: None,
             holding: 0,
             batch_bytes: MAX_BATCH_BYTES,
+            look_again: Duration::ZERO,
             now: Duration::ZERO,
+            wall_ms: 0,
             effects: Effects::default(),
         }
     }
 
     /// Changes state by one action. `now` is on the monotonic clock that the lease uses too, and
-    /// `wall_ms` is the time of day in milliseconds since the Unix epoch, for latency metrics only.
+    /// `wall_ms` is the time of day in milliseconds since the Unix epoch, for metrics and headers only.
     pub fn apply<S: Sink>(&mut self, action: Action, now: Duration, wall_ms: i64, sink: &S) -> Effects {
         self.now = now;
+        self.wall_ms = wall_ms;
         match action {
             Action::FromSource(table, yielded) => self.yielded(table, yielded, now, sink),
             Action::Reports(reports) => {
@@ -213,30 +241,22 @@ impl Core {
             None => self.trials.iter().map(|trial| trial.due).filter(|due| *due > self.now).min(),
             Some(_) => None,
         };
-        [phase, trial, self.topics.next_due(), self.lease_until].into_iter().flatten().min()
+        let stalls = (self.ledger.in_sink() > 0).then_some(self.look_again);
+        [phase, trial, self.topics.next_due(), self.lease_until, stalls].into_iter().flatten().min()
     }
 
     fn yielded<S: Sink>(&mut self, table: TableIx, yielded: Yield, now: Duration, sink: &S) {
         match yielded {
-            Yield::Opened { generation, parked, held_events } => {
-                if generation != self.ledger.generation() {
-                    return;
+            Yield::Parked { generation, keys } => {
+                if generation == self.ledger.generation() {
+                    self.parked_keys_are(table, keys);
                 }
-                let rules = self.tables[table.0 as usize].clone();
-                let progress = &mut self.progress[table.0 as usize];
-                progress.opened = Some(generation);
-                progress.held_events = held_events;
-                progress.parked.clear();
-                for (topic, key) in parked {
-                    let lane = self.lanes.lane(table, rules.order, &topic, key.as_deref());
-                    // An event without order held only itself.
-                    if lane.is_some() {
-                        self.lanes.park(lane);
-                        progress.parked.insert((topic, key));
-                    }
+            }
+            Yield::Gates { generation, serial, gates } => {
+                if generation == self.ledger.generation() {
+                    self.progress[table.0 as usize].opened = Some(generation);
+                    self.gates_are(table, serial, gates);
                 }
-                self.count_parked(table);
-                self.halt_if_too_much_is_held(table);
             }
             Yield::Events { generation, events } => {
                 let current = generation == self.ledger.generation()
@@ -253,41 +273,27 @@ impl Core {
                     self.admit(table, &rules, event, now, sink);
                 }
             }
-            Yield::Held { tickets } => {
-                for ticket in tickets {
-                    if let Some(entry) = self.ledger.settle(ticket) {
-                        self.holding -= 1;
-                        self.window.release(1, entry.bytes);
-                        let progress = &mut self.progress[table.0 as usize];
-                        progress.held_events += 1;
-                        progress.open -= 1;
-                    }
-                }
-                self.count_parked(table);
-                self.halt_if_too_much_is_held(table);
-            }
+            Yield::Held { tickets, counts } => self.held(table, tickets, counts),
+            Yield::Forgotten { tickets } => self.no_longer_holding(table, tickets),
         }
     }
 
     /// Takes a fresh event in and sends it, or lets it wait, or holds it.
     fn admit<S: Sink>(&mut self, table: TableIx, rules: &Table, event: Event, now: Duration, sink: &S) {
-        let route = rules.rules.route(&event.row);
+        let route = rules.rules.route(&event);
         let (topic, lane) = match &route {
             // Refused when its record is prepared; no broker need be asked.
             Ok(route) if !is_legal_topic(&route.topic) => {
-                (None, self.lanes.lane(table, rules.order, &route.topic, route.key.as_deref()))
+                (None, self.lane_of(table, rules.order, &event, &route.topic, route.key.as_deref()))
             }
             Ok(route) => {
-                let (topic, new) = self.topics.index(&route.topic);
-                if new {
-                    self.effects.look_up.push(route.topic.clone().into_owned());
-                }
+                let topic = self.topic(&route.topic);
                 let key = route.key.as_deref();
-                (Some(topic), self.lanes.lane(table, rules.order, &route.topic, key))
+                (Some(topic), self.lane_of(table, rules.order, &event, &route.topic, key))
             }
             // Without a topic there is no key to keep in order: such an event holds only itself,
             // except where the table is one lane.
-            Err(_) => (None, self.lanes.lane(table, rules.order, "", None)),
+            Err(_) => (None, self.lane_of(table, rules.order, &event, "", None)),
         };
         drop(route);
         self.progress[table.0 as usize].open += 1;
@@ -312,15 +318,29 @@ impl Core {
             // This generation is over, or about to be: the row is read again.
             return;
         }
-        match self.lanes.gate(lane) {
+        match self.lanes.gate(table, lane) {
             Gate::Open => {}
             Gate::Trying => return self.lanes.wait(lane, Waiting { ticket, event }),
-            Gate::Parked => return self.hold(ticket, rules, &event, "behind", BEHIND.into(), 0),
+            Gate::Parked => return self.hold_behind(ticket, rules, &event),
         }
-        if let Some(topic) = topic.map(|topic| self.topics.get_mut(topic))
-            && !matches!(topic.state, State::Ready)
-        {
-            return topic.waiting.push_back(Waiting { ticket, event });
+        let bad = topic.map(|topic| self.topics.get(topic)).filter(|topic| !topic.is_usable());
+        let is_bad = bad.is_some();
+        // What is held for the topic is earlier, and is released to be given up first.
+        let first = !self.is_held_for_topic(table, rules.order, topic);
+        let given_up = first && bad.is_some_and(|topic| topic.is_given_up(rules.give_up.after, now));
+        if given_up {
+            return self.try_alone(ticket, lane, event, Step::GiveUp, now);
+        }
+        if let Some((cause, reason)) = self.closed(table, rules, topic, &event) {
+            return self.hold(ticket, rules, &event, cause, reason, 0);
+        }
+        if let Some(topic) = topic.filter(|_| is_bad) {
+            if rules.order == Order::Table {
+                // The next one may have another topic.
+                return self.try_alone(ticket, lane, event, Step::Wait, now);
+            }
+            let bytes = window_bytes(&event);
+            return self.topics.get_mut(topic).wait(Waiting { ticket, event }, bytes);
         }
         // The partition that has to be warm first; only an event with an order minds.
         let mut cold = None;
@@ -336,11 +356,10 @@ impl Core {
         }
         let prepared = match prepare(rules, &event, topic.map(|topic| self.topics.get(topic))) {
             Ok(prepared) => prepared,
-            Err(reason) if lane.is_none() => return self.reject(ticket, rules, &event, reason, 0),
-            Err(_) => return self.try_alone(ticket, lane, event, now),
+            Err(_) => return self.try_alone(ticket, lane, event, Step::Send, now),
         };
         if !self.suspects.is_empty() && self.suspects.contains(&(table, event.place.clone())) {
-            return self.try_alone(ticket, lane, event, now);
+            return self.try_alone(ticket, lane, event, Step::Send, now);
         }
         self.metrics.count_dropped(&rules.name, &prepared.dropped);
         match sink.send(Unit::Main, ticket, &prepared.record) {
@@ -358,41 +377,51 @@ impl Core {
     }
 
     fn report<S: Sink>(&mut self, report: Report, now: Duration, wall_ms: i64, sink: &S) {
-        let tried = self.trying.take_if(|(ticket, ..)| *ticket == report.ticket);
+        let tried = self.trying.take_if(|(ticket, _)| *ticket == report.ticket).map(|(_, trial)| trial);
         match (report.result, tried) {
-            (Ok(()), tried) => {
+            (Ok(()), None) => {
                 let Some(entry) = self.ledger.settle(report.ticket) else { return };
-                self.rebuilds = 0;
-                self.acknowledged(&entry, now, wall_ms);
-                if tried.is_none() {
-                    self.lanes.delivered(entry.lane);
-                }
+                self.acknowledged(&entry, true, now, wall_ms);
+                self.lanes.delivered(entry.lane);
                 if let (Some(topic), Some(partition)) = (entry.topic, entry.warms) {
                     let waited = self.topics.get_mut(topic).warmed(partition);
                     self.pass_all(waited, now, sink);
                 }
-                if tried.is_some() {
-                    self.suspects.remove(&(entry.table, entry.place));
-                    let waited = self.lanes.open(entry.lane);
-                    self.pass_all(waited, now, sink);
+            }
+            (Ok(()), Some(Trial { waiting, step, .. })) => {
+                let Some(entry) = self.ledger.settle(report.ticket) else { return };
+                let letter = matches!(step, Step::Bury { .. });
+                self.acknowledged(&entry, !letter, now, wall_ms);
+                if let Step::Bury { cause, failure, letters } = step {
+                    let rules = self.tables[entry.table.0 as usize].clone();
+                    self.buried(&rules, &waiting.event, cause, &failure, letters);
                 }
+                self.suspects.remove(&(entry.table, entry.place));
+                let waited = self.lanes.open(entry.lane);
+                self.pass_all(waited, now, sink);
             }
             (Err(code), None) => self.failed_in_pipeline(report.ticket, code, now),
-            (Err(code), Some((ticket, event, attempts))) => {
-                self.ledger.returned(ticket);
-                self.failed_on_trial(ticket, event, attempts + 1, code, now);
+            (Err(code), Some(trial)) => {
+                self.ledger.returned(report.ticket);
+                self.failed_on_trial(trial, code, now);
             }
         }
     }
 
-    fn acknowledged(&mut self, entry: &Entry, now: Duration, wall_ms: i64) {
+    fn acknowledged(&mut self, entry: &Entry, published: bool, now: Duration, wall_ms: i64) {
+        self.rebuilds = 0;
         self.window.release(1, entry.bytes);
+        if !self.failed_once.is_empty() {
+            self.failed_once.remove(&(entry.table, entry.place.clone()));
+        }
         let table = entry.table.0 as usize;
         let progress = &mut self.progress[table];
         progress.settled.push(entry.place.clone());
         progress.open -= 1;
-        progress.last_publish_ms = Some(wall_ms);
-        if let Some(topic) = entry.topic {
+        let Some(topic) = entry.topic else { return };
+        self.topics.get_mut(topic).stalls = 0;
+        if published {
+            progress.last_publish_ms = Some(wall_ms);
             let (name, topics, metrics) = (&self.tables[table].name, &self.topics, &self.metrics);
             let handles = self
                 .published
@@ -418,6 +447,9 @@ impl Core {
             if !progress.settled.is_empty() {
                 self.effects.settled.push((table, std::mem::take(&mut progress.settled)));
             }
+            if !progress.forgotten.is_empty() {
+                self.effects.forgotten.push((table, std::mem::take(&mut progress.forgotten)));
+            }
             if !progress.holds.is_empty() {
                 self.effects.holds.push((table, std::mem::take(&mut progress.holds)));
             }
@@ -437,7 +469,7 @@ fn partition(rules: &Table, event: &Event, count: usize) -> Option<usize> {
         Some(partition) => usize::try_from(partition).ok(),
         // Under `order: table` an event without a key has an order too.
         None if count == 1 => Some(0),
-        None => partition_of(rules.rules.route(&event.row).ok()?.key.as_deref()?, count),
+        None => partition_of(rules.rules.route(event).ok()?.key.as_deref()?, count),
     }
 }
 

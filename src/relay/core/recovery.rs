@@ -30,10 +30,13 @@ impl Core {
         let kind = classify::classify(code);
         self.metrics.publish_failures(&rules.name, kind.label()).inc();
         if classify::is_about_topic(code) {
-            self.block_topic(topic, code, now);
+            self.block_topic(topic, Some(code), now);
         } else if classify::is_about_size(code) && self.ask_for_limit(topic) {
             // The new limit tells which records are too large, and how large a batch may be.
         } else if kind == Kind::Rejected {
+            self.suspects.insert((table, place.clone()));
+        } else if kind == Kind::Transient && !self.failed_once.insert((table, place.clone())) {
+            // Twice: it may fail for ever, and everything else must not fail with it.
             self.suspects.insert((table, place.clone()));
         }
         if self.phase == Phase::Running {
@@ -68,6 +71,8 @@ impl Core {
         }
         if self.phase == Phase::Running {
             self.effects.look_up.extend(self.topics.due(now));
+            self.look_at_bad_topics(now, sink);
+            self.release_ready_topics();
             self.start_trials(now, sink);
         }
     }
@@ -90,6 +95,11 @@ impl Core {
         self.lanes.clear();
         for progress in &mut self.progress {
             progress.open = 0;
+            progress.listed.clear();
+            progress.parking.clear();
+            // Forgotten with everything else.
+            progress.holds.clear();
+            progress.forgotten.clear();
         }
         self.topics.start_over();
         self.trials.clear();

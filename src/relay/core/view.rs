@@ -1,7 +1,10 @@
 //! What the loop and the status board see of the core.
 
 use super::{Core, Phase};
-use crate::event::TableIx;
+use crate::{
+    event::TableIx,
+    source::hold::{Counts, Scope},
+};
 
 impl Core {
     /// Whether events may come in now. While a producer is rebuilt they wait in the channel.
@@ -20,11 +23,17 @@ impl Core {
     }
 
     pub fn parked_keys(&self, table: TableIx) -> usize {
-        self.progress[table.0 as usize].parked.len()
+        self.lanes.parked(table)
     }
 
-    pub fn held_events(&self, table: TableIx) -> u64 {
-        self.progress[table.0 as usize].held_events
+    /// Held events, parked ones among them.
+    pub fn held_counts(&self, table: TableIx) -> Counts {
+        self.progress[table.0 as usize].held
+    }
+
+    /// What an operator paused within a table.
+    pub fn paused(&self, table: TableIx) -> Vec<String> {
+        self.progress[table.0 as usize].paused.iter().map(Scope::describe).collect()
     }
 
     /// Events of a table that are read and not settled.
@@ -48,6 +57,6 @@ impl Core {
 
     /// Topics that cannot be written to now.
     pub fn blocked_topics(&self) -> Vec<String> {
-        self.topics.blocked().map(|topic| topic.name.clone()).collect()
+        self.topics.troubled().map(|topic| topic.name.clone()).collect()
     }
 }

@@ -10,20 +10,20 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use self::{
     broker::Broker,
-    table::{Poison, Row, State, Table},
+    table::{Poison, Row, State, Table, Wish},
 };
 use super::{
     core::{self, Action, Core, Effects},
-    retry::Policy,
+    retry::{GiveUp, Policy},
     window::{Room, Window},
 };
 use crate::{
     admin::metrics::Metrics,
-    config::Order,
+    config::{OnFailure, Order},
     event::TableIx,
     record::{Rules, Spec},
     sink::TopicFacts,
-    source::{Command, Yield},
+    source::{Command, Yield, hold::Scope},
 };
 
 /// Partitions of every topic but `single`, which has one.
@@ -41,12 +41,16 @@ struct World {
     /// Rebuilds that were asked for and are not done.
     rebuilds: usize,
     leased: bool,
+    give_up: GiveUp,
+    /// What was changed by hand, and how many breakers released what they held.
+    changed: usize,
+    released: usize,
     /// Whether faults still happen.
     faults: bool,
 }
 
 impl World {
-    fn new(seed: u64, orders: &[Order]) -> World {
+    fn new(seed: u64, orders: &[Order], give_up: GiveUp) -> World {
         let window = Window::new(Room { events: 40, bytes: 8_000 });
         let spec = Spec {
             id: "id".into(),
@@ -56,6 +60,7 @@ impl World {
             headers: Some("headers".into()),
             allow: vec!["*".into()],
             headers_max_bytes: 1000,
+            dead_letter_topic: "{topic}.dlq".into(),
             ..Spec::default()
         };
         let names: Vec<String> = (0..orders.len()).map(|n| format!("t{n}")).collect();
@@ -66,6 +71,7 @@ impl World {
                 rules: Rules::compile(&spec).unwrap(),
                 order: *order,
                 retry: Policy { jitter: false, ..Policy::default() },
+                give_up,
                 max_held: u64::MAX,
             })
         });
@@ -80,6 +86,9 @@ impl World {
             look_ups: VecDeque::new(),
             rebuilds: 0,
             leased: false,
+            give_up,
+            changed: 0,
+            released: 0,
             faults: true,
         };
         world.lease(true);
@@ -88,12 +97,20 @@ impl World {
 
     fn apply(&mut self, action: Action) {
         let effects = self.core.apply(action, self.now, 0, &self.broker);
-        let Effects { settled, holds, look_up, halt, rebuild, restart } = effects;
+        let Effects { settled, holds, forgotten, look_up, go, release, halt, rebuild, restart } = effects;
+        assert!(forgotten.is_empty(), "nothing is replayed here");
         for (table, places) in settled {
             self.tell(table, Command::Settled(places));
         }
         for (table, holds) in holds {
             self.tell(table, Command::Hold(holds));
+        }
+        self.released += release.len();
+        for (table, topic) in release {
+            self.tell(table, Command::Release { topic });
+        }
+        for (table, serial, halted) in go {
+            self.tell(table, Command::Go { serial, halted });
         }
         for table in halt {
             self.tell(table, Command::Halt);
@@ -141,7 +158,7 @@ impl World {
         self.happen();
         let on_the_way = |yielded: &Yield| match yielded {
             Yield::Events { events, .. } => events.len(),
-            Yield::Opened { .. } | Yield::Held { .. } => 0,
+            Yield::Parked { .. } | Yield::Gates { .. } | Yield::Held { .. } | Yield::Forgotten { .. } => 0,
         };
         let handed_over: usize = self.tables.iter().flat_map(|table| &table.yields).map(on_the_way).sum();
         assert_eq!(self.window.used().events, self.core.open() + handed_over);
@@ -174,6 +191,7 @@ impl World {
                     self.rebuilt(failed);
                 }
             }
+            92..93 if self.faults => self.operate(table),
             92..97 => {
                 let due = self.core.next_due().map_or(Duration::ZERO, |due| due.saturating_sub(self.now));
                 self.now += due.min(LEASE) + Duration::from_millis(self.random.u64(0..50));
@@ -192,6 +210,29 @@ impl World {
         }
     }
 
+    /// An operator changes something.
+    fn operate(&mut self, table: usize) {
+        let (random, table) = (&mut self.random, &mut self.tables[table]);
+        let scope = match random.u32(0..4) {
+            0 => Scope::Table,
+            1 => Scope::Topic("topic0".into()),
+            2 => Scope::Key { topic: None, key: b"k1".to_vec() },
+            _ => Scope::Key { topic: Some("topic1".into()), key: b"k2".to_vec() },
+        };
+        // A table that is one lane is paused as a whole.
+        let scope = if table.order == Order::Table { Scope::Table } else { scope };
+        let held = table.held();
+        let row = random.usize(..table.rows.len().max(1));
+        table.wishes.push_back(match random.u32(0..8) {
+            0 => Wish::Pause(scope),
+            1..3 => Wish::Resume(scope),
+            3 if held > 0 => Wish::Skip(row),
+            _ if held > 0 => Wish::Redrive(row, random.bool()),
+            _ => return,
+        });
+        self.changed += 1;
+    }
+
     fn rebuilt(&mut self, failed: bool) {
         self.apply(Action::Rebuilt(if failed { Err("no".into()) } else { Ok(()) }));
     }
@@ -208,17 +249,18 @@ impl World {
     }
 
     fn is_quiet(&self) -> bool {
-        self.rebuilds == 0
-            && self.tables.iter().all(|table| {
-                table.commands.is_empty()
-                    && table.yields.is_empty()
-                    && table.rows.iter().all(|row| row.state != State::Waiting)
-            })
+        self.rebuilds == 0 && self.tables.iter().all(Table::is_quiet)
     }
 
     /// Lets everything end, with no more faults, and looks at what is left.
     fn settle(&mut self, seed: u64) {
         self.faults = false;
+        for table in &mut self.tables {
+            let resume: Vec<Wish> = table.paused.iter().cloned().map(Wish::Resume).collect();
+            let unpaused = |wish: &Wish| !matches!(wish, Wish::Pause(_));
+            table.wishes.retain(unpaused);
+            table.wishes.extend(resume);
+        }
         let mut steps = 0;
         while !self.is_quiet() {
             steps += 1;
@@ -233,13 +275,13 @@ impl World {
         assert_eq!(self.core.open(), 0, "seed {seed}");
         assert_eq!(self.window.used(), Room::default(), "seed {seed}: room was not given back");
         for table in &self.tables {
-            table.check_end(&self.broker);
+            table.check_end(&self.broker, self.give_up.then == OnFailure::DeadLetter);
         }
     }
 }
 
-fn history(seed: u64, orders: &[Order]) -> World {
-    let mut world = World::new(seed, orders);
+fn history(seed: u64, orders: &[Order], give_up: GiveUp) -> World {
+    let mut world = World::new(seed, orders, give_up);
     for _ in 0..world.random.usize(50..400) {
         if world.random.u32(0..10) == 0 {
             let rows = world.random.usize(1..12);
@@ -254,6 +296,7 @@ fn history(seed: u64, orders: &[Order]) -> World {
 #[test]
 fn random_histories_keep_the_promises() {
     let (mut refused, mut rebuilt, mut published) = (0, 0, 0);
+    let (mut changed, mut released, mut buried) = (0, 0, 0);
     for seed in 0..1_500 {
         let orders: &[Order] = match seed % 4 {
             0 => &[Order::Key],
@@ -261,19 +304,24 @@ fn random_histories_keep_the_promises() {
             2 => &[Order::Table],
             _ => &[Order::Key, Order::Table, Order::None],
         };
-        let world = history(seed, orders);
+        let after = (seed % 3 == 0).then_some(Duration::from_secs(20));
+        let then = if seed % 5 == 0 { OnFailure::DeadLetter } else { OnFailure::Park };
+        let world = history(seed, orders, GiveUp { after, then });
+        (changed, released) = (changed + world.changed, released + world.released);
+        buried += world.broker.dead.len();
         refused += world.broker.refused;
         rebuilt += world.broker.rebuilt;
         published += world.broker.first.len();
     }
     // Histories in which nothing happens prove nothing.
     assert!(refused > 500 && rebuilt > 1_000 && published > 20_000, "{refused} {rebuilt} {published}");
+    assert!(changed > 500 && released > 100 && buried > 100, "{changed} {released} {buried}");
 }
 
 /// Rows 1, 2 and 3 of one key in flight, 1 refused by the broker.
 #[test]
 fn a_refused_row_is_parked_with_those_behind_it_and_its_neighbours_pass() {
-    let mut world = World::new(7, &[Order::Key]);
+    let mut world = World::new(7, &[Order::Key], GiveUp::default());
     world.faults = false;
     for (key, poison) in
         [("a", Poison::Broker), ("b", Poison::None), ("a", Poison::None), ("a", Poison::None)]
@@ -288,12 +336,12 @@ fn a_refused_row_is_parked_with_those_behind_it_and_its_neighbours_pass() {
     world.settle(7);
     let states: Vec<State> = world.tables[0].rows.iter().map(|row| row.state).collect();
     assert_eq!(states, [State::Held, State::Recorded, State::Held, State::Held]);
-    assert_eq!((world.core.parked_keys(TableIx(0)), world.core.held_events(TableIx(0))), (1, 3));
+    assert_eq!((world.core.parked_keys(TableIx(0)), world.core.held_counts(TableIx(0)).parked), (1, 3));
 }
 
 #[test]
 fn without_the_lease_nothing_is_sent() {
-    let mut world = World::new(1, &[Order::Key]);
+    let mut world = World::new(1, &[Order::Key], GiveUp::default());
     world.lease(false);
     world.rebuilds = 0;
     world.rebuilt(false);
@@ -311,7 +359,7 @@ fn without_the_lease_nothing_is_sent() {
 
 #[test]
 fn events_of_an_older_generation_give_their_room_back() {
-    let mut world = World::new(1, &[Order::Key]);
+    let mut world = World::new(1, &[Order::Key], GiveUp::default());
     world.insert(1);
     assert!(world.window.claim(1, 100));
     let events = vec![world.tables[0].event(0)];

@@ -1,14 +1,17 @@
-//! A table and its source, as naive as can be: a list of rows, and reading from the first one that is
-//! neither recorded, held nor handed over.
+//! A table and its source, as naive as can be: a list of rows, reading from the first one that is
+//! neither recorded, held nor handed over, and an operator who changes what is held.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::broker::Broker;
 use crate::{
     config::Order,
     event::{self, Event, Place},
     relay::{core::window_bytes, window::Window},
-    source::{Command, RouteKey, Yield},
+    source::{
+        Cause, Command, Gates, Hold, Yield,
+        hold::{Counts, Scope, State as Who},
+    },
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +21,8 @@ pub enum Poison {
     Headers,
     /// Refused by the broker.
     Broker,
+    /// Its topic could not be written to for too long.
+    GaveUp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +30,7 @@ pub enum State {
     Waiting,
     Recorded,
     Held,
+    Skipped,
 }
 
 #[derive(Debug)]
@@ -35,6 +41,17 @@ pub struct Row {
     pub state: State,
 }
 
+/// What an operator wants, or the relay.
+#[derive(Clone, Debug)]
+pub enum Wish {
+    /// The lane of this row, and whether what is wrong with it was mended.
+    Redrive(usize, bool),
+    Skip(usize),
+    Pause(Scope),
+    Resume(Scope),
+    Release(String),
+}
+
 #[derive(Debug)]
 pub struct Table {
     number: usize,
@@ -42,8 +59,15 @@ pub struct Table {
     pub rows: Vec<Row>,
     generation: u32,
     opened: bool,
+    gates_due: bool,
+    barred: bool,
+    look_again: bool,
+    serial: u32,
     known: BTreeSet<usize>,
-    parked: Vec<RouteKey>,
+    held: BTreeMap<usize, Hold>,
+    pending: Vec<Hold>,
+    pub paused: Vec<Scope>,
+    pub wishes: VecDeque<Wish>,
     pub commands: VecDeque<Command>,
     pub yields: VecDeque<Yield>,
 }
@@ -63,16 +87,23 @@ impl Table {
             rows: Vec::new(),
             generation: 0,
             opened: false,
+            gates_due: false,
+            barred: false,
+            look_again: false,
+            serial: 0,
             known: BTreeSet::new(),
-            parked: Vec::new(),
+            held: BTreeMap::new(),
+            pending: Vec::new(),
+            paused: Vec::new(),
+            wishes: VecDeque::new(),
             commands: VecDeque::new(),
             yields: VecDeque::new(),
         }
     }
 
-    /// A row's identity in Kafka.
-    pub fn id(&self, row: usize) -> String {
-        format!("{}-{row}", self.number)
+    /// The id of a row: `table-number`.
+    pub fn id(&self, number: usize) -> String {
+        format!("{}-{number}", self.number)
     }
 
     pub fn event(&self, number: usize) -> Event {
@@ -87,60 +118,199 @@ impl Table {
         cells.push(Some(row.topic.as_bytes()));
         cells.push(row.key.as_ref().map(String::as_bytes));
         cells.push((row.poison == Poison::Headers).then_some(&b"[1]"[..]));
-        Event { place: Place::Int(number as i64), row: cells, timestamp_ms: None, unread_bytes: None }
+        Event {
+            place: Place::Int(number as i64),
+            row: cells,
+            timestamp_ms: None,
+            unread_bytes: None,
+            replay: None,
+        }
     }
 
-    /// Takes one command, or reads up to `limit` rows.
+    /// Takes one command, or changes what is held, or reads up to `limit` rows.
     pub fn turn(&mut self, window: &Window, limit: usize, broker: &Broker) {
-        match self.commands.pop_front() {
-            Some(Command::Settled(places)) => {
-                for place in places {
-                    let number = index(&place);
+        if let Some(command) = self.commands.pop_front() {
+            return self.take(command, broker);
+        }
+        if !self.opened {
+            self.opened = true;
+            self.known.clear();
+            self.gates_due = true;
+        }
+        if self.gates_due {
+            return self.tell_gates();
+        }
+        if self.barred {
+            return;
+        }
+        if std::mem::take(&mut self.look_again) {
+            self.forget_holds();
+        }
+        if !self.pending.is_empty() {
+            return self.hold();
+        }
+        match self.wishes.pop_front() {
+            Some(wish) => {
+                self.fulfil(wish);
+                self.tell_gates();
+            }
+            None if self.paused.contains(&Scope::Table) => {}
+            None => self.read(window, limit),
+        }
+    }
+
+    fn take(&mut self, command: Command, broker: &Broker) {
+        match command {
+            Command::Settled(places) => {
+                for number in places.iter().map(index) {
+                    let id = self.id(number);
                     assert!(
-                        broker.has(&self.id(number)),
-                        "recorded and never published: {}",
-                        self.id(number)
+                        broker.has(&id) || broker.dead.contains(&id),
+                        "recorded and never published: {id}"
                     );
-                    assert_eq!(
-                        self.rows[number].state,
-                        State::Waiting,
-                        "{} was held or recorded",
-                        self.id(number)
-                    );
-                    self.rows[number].state = State::Recorded;
+                    let state = &mut self.rows[number].state;
+                    assert_eq!(*state, State::Waiting, "{id} was held or recorded");
+                    *state = State::Recorded;
                     self.known.remove(&number);
                 }
             }
-            Some(Command::Hold(holds)) => {
-                let mut tickets = Vec::new();
-                for hold in holds {
-                    let row = &mut self.rows[index(&hold.place)];
-                    assert_ne!(row.state, State::Recorded, "held and recorded");
-                    // A hold that was written before a restart is there already.
-                    row.state = State::Held;
-                    self.known.remove(&index(&hold.place));
-                    self.parked.push((hold.topic, hold.key));
-                    tickets.push(hold.ticket);
-                }
-                self.yields.push_back(Yield::Held { tickets });
-            }
-            Some(Command::Restart { generation }) => {
+            Command::Hold(holds) => self.pending.extend(holds),
+            Command::Restart { generation } => {
                 self.generation = generation;
                 self.opened = false;
-                self.known.clear();
+                self.pending.clear();
             }
-            Some(Command::Halt | Command::Stop) => {}
-            None if !self.opened => {
-                self.opened = true;
-                let held = self.rows.iter().filter(|row| row.state == State::Held).count();
-                self.yields.push_back(Yield::Opened {
-                    generation: self.generation,
-                    parked: self.parked.clone(),
-                    held_events: held as u64,
-                });
+            Command::Go { serial, .. } if serial == self.serial => {
+                self.barred = false;
+                self.look_again = true;
             }
-            None => self.read(window, limit),
+            Command::Release { topic } => self.wishes.push_back(Wish::Release(topic)),
+            Command::Go { .. } | Command::Halt | Command::Stop => {}
+            Command::Forget(_) | Command::Verb(..) => unreachable!("there are none here"),
         }
+    }
+
+    fn tell_gates(&mut self) {
+        self.gates_due = false;
+        self.barred = true;
+        self.serial += 1;
+        let generation = self.generation;
+        let mut gates = Gates { paused: self.paused.clone(), ..Gates::default() };
+        let mut topics = BTreeSet::new();
+        let mut keys = BTreeSet::new();
+        for hold in self.held.values() {
+            gates.held.add(Counts::of(hold.cause, 1));
+            if hold.cause == Cause::Topic {
+                topics.insert(hold.topic.clone());
+            }
+            if hold.cause.state() == Who::Parked {
+                keys.insert((hold.topic.clone(), hold.key.clone()));
+            }
+        }
+        gates.topics = topics.into_iter().collect();
+        self.yields.push_back(Yield::Parked { generation, keys: keys.into_iter().collect() });
+        self.yields.push_back(Yield::Gates { generation, serial: self.serial, gates });
+    }
+
+    fn hold(&mut self) {
+        let (mut tickets, mut counts) = (Vec::new(), Counts::default());
+        for hold in std::mem::take(&mut self.pending) {
+            let number = index(&hold.place);
+            let row = &mut self.rows[number];
+            assert_eq!(row.state, State::Waiting, "held twice, or recorded: {hold:?}");
+            row.state = State::Held;
+            if hold.cause == Cause::GaveUp {
+                row.poison = Poison::GaveUp;
+            }
+            self.known.remove(&number);
+            counts.add(Counts::of(hold.cause, 1));
+            tickets.push(hold.ticket);
+            self.held.insert(number, hold);
+        }
+        self.yields.push_back(Yield::Held { tickets, counts });
+    }
+
+    fn forget_holds(&mut self) {
+        let (kept, forgotten): (Vec<Hold>, Vec<Hold>) =
+            std::mem::take(&mut self.pending).into_iter().partition(|hold| hold.cause.is_its_own());
+        self.pending = kept;
+        if !forgotten.is_empty() {
+            forgotten.iter().for_each(|hold| {
+                self.known.remove(&index(&hold.place));
+            });
+            let tickets = forgotten.iter().map(|hold| hold.ticket).collect();
+            self.yields.push_back(Yield::Forgotten { tickets });
+        }
+    }
+
+    fn fulfil(&mut self, wish: Wish) {
+        match wish {
+            Wish::Redrive(number, mended) => {
+                if self.held.get(&number).is_none_or(|hold| hold.cause.state() != Who::Parked) {
+                    return;
+                }
+                let lane: Vec<usize> = (0..self.rows.len())
+                    .filter(|other| {
+                        *other == number || self.in_one_lane(&self.rows[*other], &self.rows[number])
+                    })
+                    .collect();
+                for other in lane {
+                    if self.held.get(&other).is_some_and(|hold| hold.cause.state() == Who::Parked) {
+                        let poison = &mut self.rows[other].poison;
+                        if mended || *poison == Poison::GaveUp {
+                            *poison = Poison::None;
+                        }
+                        self.release(other);
+                    }
+                }
+            }
+            Wish::Skip(number) => {
+                if self.held.remove(&number).is_some() {
+                    self.rows[number].state = State::Skipped;
+                    self.release_orphans();
+                }
+            }
+            Wish::Pause(scope) => self.paused.push(scope),
+            Wish::Resume(scope) => {
+                self.paused.retain(|paused| *paused != scope);
+                let covered = |hold: &Hold| {
+                    hold.cause == Cause::Paused && scope.covers(&hold.topic, hold.key.as_deref())
+                };
+                self.release_all(covered);
+            }
+            Wish::Release(topic) => {
+                let one_lane = self.order == Order::Table;
+                self.release_all(|hold| hold.cause == Cause::Topic && (one_lane || hold.topic == topic));
+            }
+        }
+    }
+
+    fn release(&mut self, number: usize) {
+        self.held.remove(&number);
+        self.rows[number].state = State::Waiting;
+    }
+
+    fn release_all(&mut self, which: impl Fn(&Hold) -> bool) {
+        let numbers: Vec<usize> =
+            self.held.iter().filter(|(_, hold)| which(hold)).map(|(number, _)| *number).collect();
+        numbers.into_iter().for_each(|number| self.release(number));
+    }
+
+    /// What is held behind nothing.
+    fn release_orphans(&mut self) {
+        let is_behind = |hold: &Hold| hold.cause == Cause::Behind;
+        let orphans: Vec<usize> = self
+            .held
+            .iter()
+            .filter(|(number, hold)| {
+                let anchored = self.held.iter().any(|(other, anchor)| {
+                    anchor.cause.is_its_own() && self.in_one_lane(&self.rows[*other], &self.rows[**number])
+                });
+                is_behind(hold) && !anchored
+            })
+            .map(|(number, _)| *number)
+            .collect();
+        orphans.into_iter().for_each(|number| self.release(number));
     }
 
     fn read(&mut self, window: &Window, limit: usize) {
@@ -173,23 +343,60 @@ impl Table {
         }
     }
 
-    /// The earlier rows of a row's lane.
+    /// The earlier rows of a row's lane that are to be seen before it.
     pub fn before(&self, number: usize) -> impl Iterator<Item = usize> {
-        (0..number).filter(move |earlier| self.in_one_lane(&self.rows[*earlier], &self.rows[number]))
+        (0..number).filter(move |earlier| {
+            let row = &self.rows[*earlier];
+            row.state != State::Skipped && self.in_one_lane(row, &self.rows[number])
+        })
     }
 
     pub fn waiting(&self) -> usize {
         self.rows.iter().filter(|row| row.state == State::Waiting).count()
     }
 
-    /// Held are the poisoned rows and those behind them, and everything else is published.
-    pub fn check_end(&self, broker: &Broker) {
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether anything is left to be done.
+    pub fn is_quiet(&self) -> bool {
+        let parked = |hold: &Hold| hold.cause.state() == Who::Parked;
+        self.commands.is_empty()
+            && self.yields.is_empty()
+            && self.wishes.is_empty()
+            && self.pending.is_empty()
+            && self.waiting() == 0
+            && self.held.values().all(parked)
+    }
+
+    /// Held are the poisoned rows and those behind them; everything else is published, or skipped, or
+    /// has a dead letter.
+    pub fn check_end(&self, broker: &Broker, dead_letters: bool) {
         for (number, row) in self.rows.iter().enumerate() {
+            let id = self.id(number);
+            if row.state == State::Skipped {
+                continue;
+            }
+            if dead_letters {
+                // Parked only where the topic for dead letters could not be written to.
+                if let Some(hold) = self.held.get(&number) {
+                    let unburied = hold.cause.is_its_own() && hold.reason.contains("no dead letter");
+                    assert!(unburied || hold.cause == Cause::Behind, "{id}: {hold:?}");
+                    continue;
+                }
+                assert_eq!(row.state, State::Recorded, "{id}: {row:?}");
+                let bad = row.poison != Poison::None;
+                assert!(broker.dead.contains(&id) || (!bad && broker.has(&id)), "{id}: {row:?}");
+                continue;
+            }
             let stopped = row.poison != Poison::None
                 || self.before(number).any(|earlier| self.rows[earlier].poison != Poison::None);
             let expected = if stopped { State::Held } else { State::Recorded };
-            assert_eq!(row.state, expected, "{}: {row:?}", self.id(number));
-            assert_eq!(broker.has(&self.id(number)), !stopped, "{}", self.id(number));
+            assert_eq!(row.state, expected, "{id}: {row:?} {:?}", self.held.get(&number));
+            // An event that was given up may have been published, and the answer lost.
+            let gave_up = self.rows.iter().any(|row| row.poison == Poison::GaveUp);
+            assert!(broker.has(&id) != stopped || (gave_up && stopped), "{id}: {row:?}");
         }
     }
 }

@@ -7,6 +7,9 @@ use crate::{
     record::Template,
 };
 
+/// The audit log has this name in every dialect.
+pub const AUDIT: &str = "whippet_audit";
+
 /// The relay's own tables in PostgreSQL, statement by statement. Safe to run again.
 pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
     let schema = quoted(schema);
@@ -36,6 +39,38 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
 )"
         ),
         format!("CREATE INDEX IF NOT EXISTS holds_by_key ON {schema}.holds (table_name, topic, key)"),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {schema}.pauses (
+  table_name text NOT NULL,
+  scope text NOT NULL,
+  topic text NOT NULL,
+  key bytea NOT NULL,
+  since timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (table_name, scope, topic, key)
+)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {schema}.replays (
+  table_name text NOT NULL,
+  place text NOT NULL,
+  topic text,
+  requested timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (table_name, place)
+)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {schema}.{AUDIT} (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  at timestamptz NOT NULL DEFAULT now(),
+  who text NOT NULL,
+  action text NOT NULL,
+  table_name text NOT NULL,
+  what text NOT NULL,
+  why text,
+  keys bigint NOT NULL,
+  events bigint NOT NULL
+)"
+        ),
     ]
 }
 
@@ -43,6 +78,8 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
 pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
     let leases = quoted(&format!("{prefix}_leases"));
     let holds = quoted(&format!("{prefix}_holds"));
+    let (pauses, replays) = (quoted(&format!("{prefix}_pauses")), quoted(&format!("{prefix}_replays")));
+    let audit = quoted(AUDIT);
     vec![
         format!(
             "CREATE TABLE IF NOT EXISTS {leases} (
@@ -63,8 +100,40 @@ pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
   cause TEXT NOT NULL,
   reason TEXT NOT NULL,
   attempts INTEGER NOT NULL,
-  since TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP,
+  since TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')),
   PRIMARY KEY (table_name, place)
+)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {pauses} (
+  table_name TEXT NOT NULL,
+  scope TEXT NOT NULL,
+  topic TEXT NOT NULL,
+  key BLOB NOT NULL,
+  since TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')),
+  PRIMARY KEY (table_name, scope, topic, key)
+)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {replays} (
+  table_name TEXT NOT NULL,
+  place TEXT NOT NULL,
+  topic TEXT,
+  requested TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')),
+  PRIMARY KEY (table_name, place)
+)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {audit} (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')),
+  who TEXT NOT NULL,
+  action TEXT NOT NULL,
+  table_name TEXT NOT NULL,
+  what TEXT NOT NULL,
+  why TEXT,
+  keys INTEGER NOT NULL,
+  events INTEGER NOT NULL
 )"
         ),
     ]

@@ -3,19 +3,23 @@
 //! quoted.
 
 pub mod ddl;
+mod holds;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, future::Future, time::Duration};
 
 use tokio::sync::Notify;
 
 use crate::{
-    config::{self, AfterPublish, Dialect},
+    config::{self, AfterPublish, Dialect, Order},
     event::{Event, Place},
-    source::{Hold, RouteKey},
+    source::{
+        Gates, Hold, RouteKey,
+        hold::{Filter, Held, Outcome, Request},
+    },
 };
 
 /// What went wrong with the database, and what the operator can do.
@@ -25,6 +29,8 @@ pub enum Error {
     Setup(String),
     #[error("the lease was taken by another relay (epoch {0} is not ours any more)")]
     Fenced(i64),
+    #[error("{0}: the database does not answer")]
+    NoAnswer(&'static str),
     #[error("{doing}: {source}")]
     Sql {
         doing: &'static str,
@@ -33,7 +39,32 @@ pub enum Error {
     },
 }
 
+/// How long the database may take for one answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// An answer, or [`Error::NoAnswer`]: a connection can be dead without anybody telling.
+pub async fn answered<T>(
+    doing: &'static str,
+    answer: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(ANSWER_WITHIN, answer).await.unwrap_or(Err(Error::NoAnswer(doing)))
+}
+
 impl Error {
+    /// Whether the connections lead to a server that is of no use: one that does not answer, or that
+    /// has become a standby (read_only_sql_transaction, or it says that it shuts down).
+    pub fn needs_another_connection(&self) -> bool {
+        match self {
+            Error::NoAnswer(_) => true,
+            Error::Sql { source, .. } => {
+                let code = source.as_database_error().and_then(|error| error.code());
+                matches!(code.as_deref(), Some("25006" | "57P01" | "57P02" | "57P03"))
+                    || matches!(source, sqlx::Error::PoolTimedOut)
+            }
+            Error::Setup(_) | Error::Fenced(_) => false,
+        }
+    }
+
     fn sql(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
         move |source| Error::Sql { doing, source }
     }
@@ -51,6 +82,7 @@ pub struct TableSpec {
     pub id: String,
     pub payload: String,
     pub sequence: Option<String>,
+    pub order: Order,
     /// The mapped timestamp, else the creation time; whichever of them the table has.
     pub timestamps: Vec<String>,
     pub published_at: Option<String>,
@@ -176,6 +208,17 @@ impl Database {
         each!(self, db => db.install().await)
     }
 
+    /// Throws all connections away: the next ones may lead to another server.
+    pub fn renew(&self) {
+        match self {
+            #[cfg(feature = "postgres")]
+            Database::Postgres(db) => db.renew(),
+            // A file.
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite(_) => {}
+        }
+    }
+
     /// Takes the lease if it is free or ours, and starts it anew.
     pub async fn lease(&self, owner: &str, length: Duration) -> Result<Option<Grant>, Error> {
         each!(self, db => db.lease(owner, length).await)
@@ -209,9 +252,43 @@ impl Outbox {
         each!(self, outbox => outbox.has_cursor())
     }
 
-    /// The parked keys and the number of held events.
-    pub async fn parked(&self) -> Result<(Vec<RouteKey>, u64), Error> {
-        each!(self, outbox => outbox.parked().await)
+    /// Hands the parked keys to `piece`, some at a time, then returns the rest of the gates and the
+    /// number of rows that are to be replayed.
+    pub async fn gates<F: Future<Output = ()>>(
+        &self,
+        piece: impl FnMut(Vec<RouteKey>) -> F,
+    ) -> Result<(Gates, u64), Error> {
+        each!(self, outbox => outbox.gates(piece).await)
+    }
+
+    /// Held events, the oldest first.
+    pub async fn list(&self, filter: &Filter, limit: i64) -> Result<Vec<Held>, Error> {
+        each!(self, outbox => outbox.list(filter, limit).await)
+    }
+
+    /// How long the oldest parked event has been parked, in seconds.
+    pub async fn oldest_parked(&self) -> Result<Option<f64>, Error> {
+        each!(self, outbox => outbox.oldest_parked().await)
+    }
+
+    /// Releases what is held for a topic, if the lease is still of this epoch.
+    pub async fn release_topic(&self, topic: &str, epoch: i64) -> Result<u64, Error> {
+        each!(self, outbox => outbox.release_topic(topic, epoch).await)
+    }
+
+    /// Carries out an operator's verb, if the lease is still of this epoch.
+    pub async fn apply(&self, request: &Request, epoch: i64) -> Result<Outcome, Error> {
+        each!(self, outbox => outbox.apply(request, epoch).await)
+    }
+
+    /// Published rows that are to be published again, in order.
+    pub async fn replays(&self, limits: Limits) -> Result<Vec<Found>, Error> {
+        each!(self, outbox => outbox.replays(limits).await)
+    }
+
+    /// These rows were published again.
+    pub async fn replayed(&self, places: &[String]) -> Result<(), Error> {
+        each!(self, outbox => outbox.replayed(places).await)
     }
 
     /// One read: one statement, one snapshot. `known` are the places that were handed over and are

@@ -1,8 +1,15 @@
 //! PostgreSQL 14 to 18: the pool, the lease and the relay's own tables.
 
+mod holds;
 mod outbox;
 
-use std::{convert::Infallible, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    convert::Infallible,
+    path::PathBuf,
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use sqlx::{
     AssertSqlSafe, Connection as _,
@@ -16,10 +23,29 @@ use crate::config::{self, TlsMode};
 
 #[derive(Clone, Debug)]
 pub struct Postgres {
-    pool: PgPool,
-    options: PgConnectOptions,
+    connections: Arc<Mutex<Connections>>,
+    most: u32,
     password_file: Option<PathBuf>,
     schema: String,
+}
+
+#[derive(Debug)]
+struct Connections {
+    pool: PgPool,
+    options: PgConnectOptions,
+    made: Instant,
+}
+
+/// A pool that was just renewed is not renewed again: several tasks notice the same fault.
+const RENEW_AT_MOST_EVERY: Duration = Duration::from_secs(5);
+
+fn pool(options: &PgConnectOptions, most: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(most)
+        .acquire_timeout(Duration::from_secs(10))
+        // A dead connection shows as an error of the statement, which is tried again anyway.
+        .test_before_acquire(false)
+        .connect_lazy_with(options.clone())
 }
 
 impl Postgres {
@@ -43,30 +69,46 @@ impl Postgres {
         if let Some(key) = &source.tls.key_file {
             options = options.ssl_client_key(key);
         }
-        let pool = PgPoolOptions::new()
-            .max_connections(source.max_connections)
-            .acquire_timeout(Duration::from_secs(10))
-            // A dead connection shows as an error of the statement, which is tried again anyway.
-            .test_before_acquire(false)
-            .connect_lazy_with(options.clone());
+        let most = source.max_connections;
+        let connections = Connections { pool: pool(&options, most), options, made: Instant::now() };
         Ok(Postgres {
-            pool,
-            options,
+            connections: Arc::new(Mutex::new(connections)),
+            most,
             password_file: source.password_file.clone(),
             schema: source.relay_schema.clone(),
         })
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pool(&self) -> PgPool {
+        self.connections().pool.clone()
+    }
+
+    /// Throws all connections away: the next ones may lead to another server. Those that hang do so
+    /// on their own.
+    pub fn renew(&self) {
+        let mut connections = self.connections();
+        if connections.made.elapsed() >= RENEW_AT_MOST_EVERY {
+            connections.pool = pool(&connections.options, self.most);
+            connections.made = Instant::now();
+        }
     }
 
     /// Connects, and makes the relay's own tables where they are missing. Called again after every
     /// failure, so this is also where a rotated password is taken up. On a connection of its own:
     /// the pool tries a refused one again in silence until its time is up, and hides why.
     pub async fn install(&self) -> Result<(), Error> {
-        let mut options = self.options.clone();
+        let mut options = self.connections().options.clone();
         if let Some(file) = &self.password_file {
             let password = std::fs::read_to_string(file)
                 .map_err(|error| Error::Setup(format!("source.password_file {}: {error}", file.display())))?;
             options = options.password(password.trim_end_matches(['\r', '\n']));
-            self.pool.set_connect_options(options.clone());
+            let mut connections = self.connections();
+            connections.pool.set_connect_options(options.clone());
+            connections.options = options.clone();
         }
         let mut connection = PgConnection::connect_with(&options)
             .await
@@ -77,10 +119,10 @@ impl Postgres {
 
     async fn make_tables(&self, connection: &mut PgConnection) -> Result<(), Error> {
         let there: bool = sqlx::query_scalar(
-            "SELECT to_regclass(format('%I.leases', $1)) IS NOT NULL \
-             AND to_regclass(format('%I.holds', $1)) IS NOT NULL",
+            "SELECT bool_and(to_regclass(format('%I.%I', $1::text, name)) IS NOT NULL) FROM unnest($2::text[]) name",
         )
         .bind(&self.schema)
+        .bind(&["leases", "holds", "pauses", "replays", ddl::AUDIT][..])
         .fetch_one(&mut *connection)
         .await
         .map_err(Error::sql("look for the relay's own tables"))?;
@@ -122,7 +164,7 @@ impl Postgres {
             .bind(LEASE_NAME)
             .bind(owner)
             .bind(length.as_secs_f64())
-            .fetch_optional(&self.pool)
+            .fetch_optional(&self.pool())
             .await
             .map_err(Error::sql("renew the lease"))?;
         Ok(epoch.map(|epoch| Grant { epoch }))
@@ -137,7 +179,7 @@ impl Postgres {
         sqlx::query(AssertSqlSafe(sql))
             .bind(LEASE_NAME)
             .bind(owner)
-            .execute(&self.pool)
+            .execute(&self.pool())
             .await
             .map_err(Error::sql("release the lease"))?;
         Ok(())
@@ -146,7 +188,7 @@ impl Postgres {
     /// Listens on the channel named like the table and passes every NOTIFY on. Ends with an error
     /// of the connection, which is its own: it would hold one of the pool's for ever.
     pub async fn listen(&self, table: &str, heard: &Notify) -> Result<Infallible, Error> {
-        let options = PgConnectOptions::clone(&self.pool.connect_options());
+        let options = self.connections().options.clone();
         let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
         let ended: Result<Infallible, sqlx::Error> = async {
             let mut listener = PgListener::connect_with(&pool).await?;
@@ -166,7 +208,7 @@ impl Postgres {
         let table = quoted_table(&spec.name);
         let oid: Option<i64> = sqlx::query_scalar("SELECT to_regclass($1)::oid::bigint")
             .bind(&table)
-            .fetch_one(&self.pool)
+            .fetch_one(&self.pool())
             .await
             .map_err(Error::sql("look for the table"))?;
         let Some(oid) = oid else {
@@ -181,7 +223,7 @@ impl Postgres {
              WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
         )
         .bind(oid)
-        .fetch_all(&self.pool)
+        .fetch_all(&self.pool())
         .await
         .map_err(Error::sql("read the table's columns"))?;
         // The sequence's lock tells which transactions have taken a number; without a sequence of
@@ -191,7 +233,7 @@ impl Postgres {
                 sqlx::query_scalar("SELECT pg_get_serial_sequence($1, $2)::regclass::oid::bigint")
                     .bind(&table)
                     .bind(sequence)
-                    .fetch_one(&self.pool)
+                    .fetch_one(&self.pool())
                     .await
                     .map_err(Error::sql("look for the table's sequence"))?
             }

@@ -8,15 +8,17 @@ use sqlx::{
 
 use super::{
     super::{
-        BACKLOG_CAP, Backlog, Error, Found, LEASE_NAME, Limits, Reach, TableSpec, literal, quoted,
-        quoted_table,
+        BACKLOG_CAP, Backlog, Error, Found, LEASE_NAME, Limits, Reach, TableSpec,
+        holds::{FIXED, HoldsSql},
+        literal, quoted, quoted_table,
     },
     Postgres,
+    holds::{dialect, own},
 };
 use crate::{
     config::AfterPublish,
     event::{Event, Place, Row},
-    source::{Hold, RouteKey},
+    source::Hold,
 };
 
 /// Seconds from the Unix epoch to PostgreSQL's, 2000-01-01 (src/include/datatype/timestamp.h).
@@ -34,26 +36,28 @@ enum Clock {
 
 #[derive(Debug)]
 pub struct Outbox {
-    pool: PgPool,
-    place_is_int: bool,
+    pub(super) name: String,
+    pub(super) pool: PgPool,
+    pub(super) holds: HoldsSql,
+    pub(super) read_replays: String,
+    pub(super) place_is_int: bool,
     clock: Clock,
-    columns: usize,
+    pub(super) columns: usize,
     payload_index: Option<usize>,
     max_payload: u64,
     lock_oid: i64,
-    sql: Sql,
+    pub(super) sql: Sql,
 }
 
 /// The statements of one table.
 #[derive(Debug)]
-struct Sql {
+pub(super) struct Sql {
     read: String,
     read_skipping_held: String,
     payload: String,
-    record: String,
+    pub(super) record: String,
+    pub(super) replayed: String,
     hold: String,
-    parked: String,
-    held: String,
     epoch: String,
     writers: &'static str,
     backlog: String,
@@ -177,17 +181,15 @@ impl Outbox {
             hold: format!(
                 "INSERT INTO {schema}.holds \
                    (table_name, place, event_id, topic, key, state, cause, reason, attempts) \
-                 SELECT {name}, p, i, t, k, 'parked', c, r, a FROM unnest( \
-                   $1::text[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::text[], $8::int[]) \
-                   AS held(p, i, t, k, c, r, a) \
+                 SELECT {name}, p, i, t, k, s, c, r, a FROM unnest( \
+                   $1::text[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::text[], $8::text[], $9::int[]) \
+                   AS held(p, i, t, k, s, c, r, a) \
                  WHERE {fence} \
                  ON CONFLICT (table_name, place) DO NOTHING"
             ),
-            parked: format!(
-                "SELECT DISTINCT topic, key FROM {schema}.holds \
-                 WHERE table_name = {name} AND state = 'parked'"
+            replayed: format!(
+                "DELETE FROM {schema}.replays WHERE table_name = {name} AND place = ANY($1::text[])"
             ),
-            held: format!("SELECT count(*) FROM {schema}.holds WHERE table_name = {name}"),
             epoch,
             writers: "SELECT DISTINCT virtualtransaction FROM pg_locks \
                       WHERE locktype = 'relation' AND relation = $1::bigint::oid \
@@ -205,8 +207,13 @@ impl Outbox {
                 }
             ),
         };
+        let own = |name: &str| own(&db.schema, name);
+        let dialect = dialect(&own, spec, place, &place_type);
         Ok(Outbox {
-            pool: db.pool.clone(),
+            name: spec.name.clone(),
+            holds: HoldsSql::new(spec, &dialect),
+            read_replays: HoldsSql::read_replays(spec, &dialect, &list.replace("$5", "$2")),
+            pool: db.pool(),
             place_is_int,
             clock,
             columns: spec.columns.len(),
@@ -219,18 +226,6 @@ impl Outbox {
 
     pub fn has_cursor(&self) -> bool {
         self.place_is_int
-    }
-
-    pub async fn parked(&self) -> Result<(Vec<RouteKey>, u64), Error> {
-        let keys = sqlx::query_as(AssertSqlSafe(self.sql.parked.as_str()))
-            .fetch_all(&self.pool)
-            .await
-            .map_err(Error::sql("read the parked keys"))?;
-        let held: i64 = sqlx::query_scalar(AssertSqlSafe(self.sql.held.as_str()))
-            .fetch_one(&self.pool)
-            .await
-            .map_err(Error::sql("count the held events"))?;
-        Ok((keys, held.unsigned_abs()))
     }
 
     pub async fn read(
@@ -263,8 +258,7 @@ impl Outbox {
         Ok(found)
     }
 
-    fn decode(&self, row: &PgRow) -> Result<Found, sqlx::Error> {
-        const FIXED: usize = 3;
+    pub(super) fn decode(&self, row: &PgRow) -> Result<Found, sqlx::Error> {
         let place = if self.place_is_int {
             Place::Int(row.try_get(0)?)
         } else {
@@ -300,6 +294,7 @@ impl Outbox {
                 row: cells,
                 timestamp_ms,
                 unread_bytes: missing.filter(|bytes| *bytes > self.max_payload),
+                replay: None,
             },
             deferred_bytes: missing.filter(|bytes| *bytes <= self.max_payload),
         })
@@ -341,7 +336,8 @@ impl Outbox {
             .bind(holds.iter().map(|hold| hold.event_id.clone()).collect::<Vec<_>>())
             .bind(holds.iter().map(|hold| hold.topic.clone()).collect::<Vec<_>>())
             .bind(holds.iter().map(|hold| hold.key.clone()).collect::<Vec<_>>())
-            .bind(holds.iter().map(|hold| hold.cause.to_owned()).collect::<Vec<_>>())
+            .bind(holds.iter().map(|hold| hold.cause.state().as_str()).collect::<Vec<_>>())
+            .bind(holds.iter().map(|hold| hold.cause.as_str()).collect::<Vec<_>>())
             .bind(holds.iter().map(|hold| hold.reason.clone()).collect::<Vec<_>>())
             .bind(holds.iter().map(|hold| hold.attempts.cast_signed()).collect::<Vec<_>>())
             .execute(&self.pool)

@@ -3,6 +3,8 @@
 //! Writers take turns, so a number from AUTOINCREMENT is also the commit order: no row appears below
 //! the cursor, and one connection at a time is enough.
 
+mod holds;
+
 use std::{convert::Infallible, str::FromStr, time::Duration};
 
 use futures_util::TryStreamExt as _;
@@ -13,12 +15,14 @@ use sqlx::{
 use tokio::sync::Notify;
 
 use super::{
-    BACKLOG_CAP, Backlog, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl, literal, quoted,
+    BACKLOG_CAP, Backlog, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl,
+    holds::{FIXED, HoldsSql},
+    literal, quoted,
 };
 use crate::{
     config::{self, AfterPublish},
     event::{Event, Place, Row},
-    source::{Hold, RouteKey},
+    source::Hold,
 };
 
 #[derive(Clone, Debug)]
@@ -104,13 +108,17 @@ impl Sqlite {
     }
 
     fn own(&self, name: &str) -> String {
-        quoted(&format!("{}_{name}", self.prefix))
+        holds::own(&self.prefix, name)
     }
 }
 
 #[derive(Debug)]
 pub struct Outbox {
+    name: String,
     pool: SqlitePool,
+    holds: HoldsSql,
+    read_replays: String,
+    replayed: String,
     place_is_int: bool,
     columns: usize,
     payload_index: Option<usize>,
@@ -120,8 +128,6 @@ pub struct Outbox {
     payload: String,
     record: String,
     hold: String,
-    parked: String,
-    held: String,
     epoch: String,
     backlog: String,
 }
@@ -139,7 +145,7 @@ impl Outbox {
 
         let table = quoted(&spec.name);
         let seq = quoted(place);
-        let (holds, leases) = (db.own("holds"), db.own("leases"));
+        let (own_holds, leases) = (db.own("holds"), db.own("leases"));
         let name = literal(&spec.name);
         let payload = quoted(&spec.payload);
         let length = format!("length(CAST(o.{payload} AS BLOB))");
@@ -178,11 +184,11 @@ impl Outbox {
             _ => String::new(),
         };
         let unheld = format!(
-            " AND NOT EXISTS (SELECT 1 FROM {holds} h \
+            " AND NOT EXISTS (SELECT 1 FROM {own_holds} h \
               WHERE h.table_name = {name} AND h.place = CAST(o.{seq} AS TEXT))"
         );
+        let list = format!("{place_cell}, {timestamp_cell}, {length}, {}", cells.join(", "));
         let read = |unheld: &str| {
-            let list = format!("{place_cell}, {timestamp_cell}, {length}, {}", cells.join(", "));
             // `?1`: the cursor. `?2`: what is known, as JSON, where there is no cursor.
             let from = match place_is_int {
                 true => format!("o.{seq} > ?1 AND ?2 IS NOT NULL"),
@@ -213,10 +219,14 @@ impl Outbox {
             (None, _) => "NULL".to_owned(),
             (Some(_), _) => format!("unixepoch('subsec') - {timestamp_cell} / 1000.0"),
         };
+        let own = |name: &str| db.own(name);
+        let dialect = holds::dialect(&own, spec, place, place_is_int);
         Ok(Outbox {
+            name: spec.name.clone(),
+            holds: HoldsSql::new(spec, &dialect),
+            read_replays: HoldsSql::read_replays(spec, &dialect, &list.replace("?4", "$2")),
             pool: db.pool.clone(),
             place_is_int,
-
             columns: spec.columns.len(),
             payload_index: spec.columns.iter().position(|column| *column == spec.payload),
             max_payload: spec.max_payload as u64,
@@ -225,15 +235,14 @@ impl Outbox {
             payload: format!("SELECT CAST(o.{payload} AS BLOB) FROM {table} o WHERE o.{seq} = ?1"),
             record,
             hold: format!(
-                "INSERT INTO {holds} (table_name, place, event_id, topic, key, state, cause, reason, attempts) \
-                 SELECT {name}, ?1, ?3, ?4, ?5, 'parked', ?6, ?7, ?8 WHERE {fence} \
+                "INSERT INTO {own_holds} (table_name, place, event_id, topic, key, state, cause, reason, attempts) \
+                 SELECT {name}, ?1, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE {fence} \
                  ON CONFLICT (table_name, place) DO NOTHING"
             ),
-            parked: format!(
-                "SELECT DISTINCT topic, key FROM {holds} \
-                 WHERE table_name = {name} AND state = 'parked'"
+            replayed: format!(
+                "DELETE FROM {} WHERE table_name = {name} AND place IN (SELECT value FROM json_each($1))",
+                db.own("replays")
             ),
-            held: format!("SELECT count(*) FROM {holds} WHERE table_name = {name}"),
             epoch: format!("SELECT epoch FROM {leases} WHERE name = {}", literal(LEASE_NAME)),
             backlog: format!(
                 "SELECT (SELECT count(*) FROM (SELECT 1 FROM {table} o WHERE true{pending}{unheld} \
@@ -245,18 +254,6 @@ impl Outbox {
 
     pub fn has_cursor(&self) -> bool {
         self.place_is_int
-    }
-
-    pub async fn parked(&self) -> Result<(Vec<RouteKey>, u64), Error> {
-        let keys = sqlx::query_as(AssertSqlSafe(self.parked.as_str()))
-            .fetch_all(&self.pool)
-            .await
-            .map_err(Error::sql("read the parked keys"))?;
-        let held: i64 = sqlx::query_scalar(AssertSqlSafe(self.held.as_str()))
-            .fetch_one(&self.pool)
-            .await
-            .map_err(Error::sql("count the held events"))?;
-        Ok((keys, held.unsigned_abs()))
     }
 
     pub async fn read(
@@ -282,7 +279,6 @@ impl Outbox {
     }
 
     fn decode(&self, row: &SqliteRow) -> Result<Found, sqlx::Error> {
-        const FIXED: usize = 3;
         let place = match self.place_is_int {
             true => Place::Int(row.try_get(0)?),
             false => Place::Text(row.try_get::<&str, _>(0)?.into()),
@@ -309,6 +305,7 @@ impl Outbox {
                 row: cells,
                 timestamp_ms: row.try_get_unchecked(1)?,
                 unread_bytes: missing.filter(|bytes| *bytes > self.max_payload),
+                replay: None,
             },
             deferred_bytes: missing.filter(|bytes| *bytes <= self.max_payload),
         })
@@ -350,7 +347,8 @@ impl Outbox {
                 .bind(&hold.event_id)
                 .bind(&hold.topic)
                 .bind(&hold.key)
-                .bind(hold.cause)
+                .bind(hold.cause.state().as_str())
+                .bind(hold.cause.as_str())
                 .bind(&hold.reason)
                 .bind(hold.attempts)
                 .execute(&mut *transaction)
@@ -386,6 +384,11 @@ impl Outbox {
             .map_err(Error::sql("count what waits"))?;
         Ok(Backlog { rows: rows.unsigned_abs(), oldest_seconds })
     }
+}
+
+/// Texts as a JSON array.
+fn json_texts(texts: &[String]) -> String {
+    serde_json::Value::from(texts.to_vec()).to_string()
 }
 
 /// Places as a JSON array: SQLite takes no array parameters.

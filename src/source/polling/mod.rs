@@ -10,37 +10,37 @@
 //! and one more read has been made since. A number can also be taken by other means than the
 //! sequence; such rows are found by a sweep of the whole table, every ten seconds.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+mod reading;
+mod recording;
+mod verbs;
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, oneshot, watch},
     time::Instant,
 };
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::{
-    Command, Feed, Hold, Source, Yield,
-    database::{Database, Error, Found, Limits, Outbox, Reach, TableSpec},
+    Command, Feed, Hold, Refusal, Source, Yield,
+    database::{Database, Error, Outbox, Reach, TableSpec, answered},
+    hold::{Outcome, Request},
 };
 use crate::{
     admin::{metrics::Metrics, status::Board},
     config::{Poll, Wake},
     coordinate::{Lease, report},
-    event::{Event, Place},
-    relay::{core::window_bytes, retry::Policy, window::Window},
-    sink::Ticket,
+    event::Place,
+    relay::{retry::Policy, window::Window},
 };
 
-/// Rows whose number did not come from the sequence are found at least this often.
-const FULL_SWEEP_EVERY: Duration = Duration::from_secs(10);
-/// How often open transactions are looked for, while rows come.
-const HORIZON_EVERY: Duration = Duration::from_millis(100);
-/// Payload bytes that one read may bring along.
-const READ_BYTES: usize = 4 << 20;
 const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(5);
-/// Places recorded by one statement.
-const RECORD_AT_MOST: usize = 5_000;
 
 pub struct Poller {
     pub database: Database,
@@ -58,6 +58,14 @@ pub struct Poller {
 struct State {
     generation: u32,
     opened: bool,
+    /// The gates changed, or may have: the relay is to be told before anything else happens.
+    gates_due: bool,
+    /// The relay was told and has not answered: nothing is read and nothing is held.
+    barred: bool,
+    /// Counts the lists of gates.
+    serial: u32,
+    /// The relay has answered: what it wanted to be held before may not have to be.
+    look_again: bool,
     reach: Option<Reach>,
     horizon: Option<Horizon>,
     /// Handed over and not recorded.
@@ -69,10 +77,23 @@ struct State {
     /// Settled and not recorded.
     owed: Vec<Place>,
     holds: Vec<Hold>,
+    /// What an operator, or the relay, wants changed.
+    wishes: VecDeque<Wish>,
+    /// Whether rows are to be published again, and which of them are handed over.
+    replaying: bool,
+    replays: HashSet<Place>,
+    replay_again: Option<Instant>,
+    paused: bool,
     halted: bool,
     stopping: bool,
     /// Mean size of a payload, in bytes.
     payload_mean: f64,
+}
+
+/// A change of what is held.
+enum Wish {
+    Verb(Request, oneshot::Sender<Result<Outcome, Refusal>>),
+    Release { topic: String },
 }
 
 /// A cursor on its way to become `low`.
@@ -178,8 +199,10 @@ impl Task {
         let text = report(error);
         self.poller.board.table_failed(self.feed.table, &text);
         self.poller.metrics.retries(table, "source").inc();
-        // Whatever it was, the table may look different now.
+        // Whatever it was, the table may look different now, and a change that was on its way may have
+        // been committed or not.
         self.outbox = None;
+        self.state.gates_due |= self.state.opened;
         match error {
             Error::Setup(_) => {
                 error!(table, error = text, attempt = failures, "table cannot be relayed; will try again");
@@ -189,7 +212,10 @@ impl Task {
                 self.state.owed.clear();
                 self.state.holds.clear();
             }
-            Error::Sql { .. } => {
+            Error::Sql { .. } | Error::NoAnswer(_) => {
+                if error.needs_another_connection() {
+                    self.poller.database.renew();
+                }
                 warn!(table, error = text, attempt = failures, "database error; will try again");
             }
         }
@@ -201,10 +227,22 @@ impl Task {
         match command {
             Command::Settled(places) => state.owed.extend(places),
             Command::Hold(holds) => state.holds.extend(holds),
+            Command::Forget(places) => self.forget(places),
             Command::Restart { generation } => {
                 state.generation = generation;
                 state.opened = false;
+                // What the last generation wanted to be held is looked at again by this one.
+                state.holds.clear();
             }
+            Command::Go { serial, halted } => {
+                state.halted = halted;
+                if serial == state.serial {
+                    state.barred = false;
+                    state.look_again = true;
+                }
+            }
+            Command::Release { topic } => state.wishes.push_back(Wish::Release { topic }),
+            Command::Verb(request, answer) => state.wishes.push_back(Wish::Verb(request, answer)),
             Command::Halt => state.halted = true,
             Command::Stop => state.stopping = true,
         }
@@ -215,19 +253,21 @@ impl Task {
             // What was settled under a lost lease is read, and published, by its next owner.
             self.state.owed.clear();
             self.state.holds.clear();
+            self.refuse_wishes();
             return Ok(Next::Told);
         };
         if self.outbox.is_none() {
-            self.outbox = Some(self.poller.database.outbox(&self.poller.spec).await?);
+            self.outbox =
+                Some(answered("look at the table", self.poller.database.outbox(&self.poller.spec)).await?);
             self.poller.board.table_ready(self.feed.table);
         }
         let recorded_by = self.record(epoch, !self.state.holds.is_empty()).await?;
-        self.hold(epoch).await?;
         if !self.state.opened {
             self.record(epoch, true).await?;
-            self.open().await?;
+            self.open();
         }
-        if self.state.halted || self.state.stopping {
+        self.change_gates(epoch).await?;
+        if self.state.barred || self.state.halted || self.state.paused || self.state.stopping {
             return Ok(recorded_by.map_or(Next::Told, Next::At));
         }
         if Instant::now() < self.next_read {
@@ -237,6 +277,7 @@ impl Task {
         let Some(limits) = self.limits() else {
             return Ok(recorded_by.map_or(Next::Room, Next::At));
         };
+        self.read_replays(limits).await?;
         let rows = self.read(limits).await?;
         self.poller.board.table_ready(self.feed.table);
         self.interval = match rows {
@@ -249,201 +290,13 @@ impl Task {
         Ok(Next::At(recorded_by.map_or(self.next_read, |by| by.min(self.next_read))))
     }
 
-    /// Starts a generation: nothing is known, and the relay learns what is parked.
-    async fn open(&mut self) -> Result<(), Error> {
-        let Some(outbox) = &self.outbox else { return Ok(()) };
-        let (parked, held_events) = outbox.parked().await?;
+    /// Starts a generation: nothing is known.
+    fn open(&mut self) {
         let state = &mut self.state;
         state.known.clear();
-        state.held.clear();
-        state.skip_held = held_events > 0;
-        state.reach = outbox.has_cursor().then_some(Reach::NOTHING);
-        state.horizon = None;
-        state.halted = false;
+        state.replays.clear();
         state.opened = true;
-        let generation = state.generation;
-        self.send(Yield::Opened { generation, parked, held_events }).await;
-        Ok(())
-    }
-
-    /// How much the next read may bring; `None` while the window has no worthwhile room.
-    fn limits(&self) -> Option<Limits> {
-        let (room, window) = (self.poller.window.room(), &self.poller.window);
-        let batch = self.poller.poll.batch;
-        let idle = window.used().events == 0;
-        let enough =
-            room.events >= batch.min(window.limit().events / 4) && room.bytes >= window.limit().bytes / 4;
-        if !enough && !idle {
-            return None;
-        }
-        let bytes = READ_BYTES.min(room.bytes).max(1);
-        let typical = (2.0 * self.state.payload_mean).max(1024.0);
-        let rows = (bytes as f64 / typical) as usize;
-        let rows = rows.clamp(1, batch.min(room.events).max(1));
-        Some(Limits { rows, inline_bytes: bytes / rows })
-    }
-
-    async fn read(&mut self, limits: Limits) -> Result<usize, Error> {
-        let Some(outbox) = &self.outbox else { return Ok(0) };
-        let state = &mut self.state;
-        let full_sweep = self.last_full_sweep.elapsed() >= FULL_SWEEP_EVERY;
-        let mut reach = state.reach.unwrap_or(Reach::NOTHING);
-        if full_sweep {
-            reach.low = i64::MIN;
-        }
-        let above_low = |place: &&Place| match place {
-            Place::Int(n) => *n > reach.low,
-            Place::Text(_) => true,
-        };
-        let known: Vec<Place> = state.known.iter().chain(&state.held).filter(above_low).cloned().collect();
-        // Held rows are left out by SQL only where memory does not list them: on the first pass
-        // over the table, and on a full sweep.
-        let found = outbox.read(reach, &known, limits, state.skip_held).await?;
-        if full_sweep {
-            self.last_full_sweep = Instant::now();
-        }
-        // All rows of a horizon whose transactions have ended were visible to this read.
-        if let (Some(horizon), Some(reach)) = (&state.horizon, &mut state.reach)
-            && horizon.writers.is_empty()
-            && found.len() < limits.rows
-        {
-            reach.low = horizon.cursor;
-            state.held.retain(|place| matches!(place, Place::Int(n) if *n > reach.low));
-            state.horizon = None;
-        }
-        let rows = found.len();
-        if rows > 0 {
-            self.hand_over(found).await?;
-        }
-        Ok(rows)
-    }
-
-    /// Hands rows over in order, as far as the window has room; a large payload is fetched when its
-    /// turn comes.
-    async fn hand_over(&mut self, found: Vec<Found>) -> Result<(), Error> {
-        self.poller.metrics.events_read(&self.poller.spec.name).inc_by(found.len() as u64);
-        let generation = self.state.generation;
-        let mut ready = Vec::with_capacity(found.len());
-        for Found { mut event, deferred_bytes } in found {
-            let size = event.row.bytes() + deferred_bytes.unwrap_or(0) as usize;
-            self.state.payload_mean += (size as f64 - self.state.payload_mean) / 256.0;
-            let bytes = window_bytes(&event) + deferred_bytes.unwrap_or(0) as usize;
-            if !self.poller.window.claim(1, bytes) {
-                self.send(Yield::Events { generation, events: std::mem::take(&mut ready) }).await;
-                if !self.claim(bytes).await? {
-                    return Ok(());
-                }
-            }
-            if deferred_bytes.is_some() {
-                event = match self.fetch(event).await {
-                    Ok(event) => event,
-                    Err(error) => {
-                        self.poller.window.release(1, bytes);
-                        self.send(Yield::Events { generation, events: ready }).await;
-                        return Err(error);
-                    }
-                };
-                // The row may have changed since its length was read.
-                let now = window_bytes(&event);
-                self.poller.window.adjust(bytes, now);
-            }
-            if let (Some(reach), Place::Int(n)) = (&mut self.state.reach, &event.place) {
-                reach.cursor = reach.cursor.max(*n);
-            }
-            self.state.known.insert(event.place.clone());
-            ready.push(event);
-        }
-        self.send(Yield::Events { generation, events: ready }).await;
-        Ok(())
-    }
-
-    /// Waits for room, recording what gets settled meanwhile. `false` where the rest of the read is
-    /// to be forgotten.
-    async fn claim(&mut self, bytes: usize) -> Result<bool, Error> {
-        loop {
-            if self.poller.window.claim(1, bytes) {
-                return Ok(true);
-            }
-            tokio::select! {
-                () = self.poller.window.freed() => {}
-                command = self.feed.commands.recv() => match command {
-                    Some(command) => self.take(command),
-                    None => return Ok(false),
-                },
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
-            }
-            if !self.state.opened || self.state.stopping || self.state.halted {
-                return Ok(false);
-            }
-            let Some(epoch) = self.poller.lease.borrow().epoch() else { return Ok(false) };
-            self.record(epoch, !self.state.holds.is_empty()).await?;
-            self.hold(epoch).await?;
-        }
-    }
-
-    /// The event with its payload.
-    async fn fetch(&mut self, event: Event) -> Result<Event, Error> {
-        match &self.outbox {
-            Some(outbox) => outbox.with_payload(event).await,
-            None => Ok(event),
-        }
-    }
-
-    /// Deletes or marks what is settled, in batches: at once when there is much, else no more often
-    /// than rows are read. Returns when the rest is due.
-    async fn record(&mut self, epoch: i64, all: bool) -> Result<Option<Instant>, Error> {
-        let Some(outbox) = &self.outbox else { return Ok(None) };
-        let state = &mut self.state;
-        while !state.owed.is_empty() {
-            let due = self.last_record + self.poller.poll.min_interval;
-            if !all && state.owed.len() < self.poller.poll.batch && Instant::now() < due {
-                return Ok(Some(due));
-            }
-            let batch = &state.owed[..state.owed.len().min(RECORD_AT_MOST)];
-            outbox.record(batch, epoch).await?;
-            for place in batch {
-                state.known.remove(place);
-            }
-            let recorded = batch.len();
-            state.owed.drain(..recorded);
-            self.last_record = Instant::now();
-        }
-        Ok(None)
-    }
-
-    /// Commits holds. What was published before them is recorded first: read again, it would be held
-    /// behind them.
-    async fn hold(&mut self, epoch: i64) -> Result<(), Error> {
-        let Some(outbox) = &self.outbox else { return Ok(()) };
-        if self.state.holds.is_empty() {
-            return Ok(());
-        }
-        outbox.hold(&self.state.holds, epoch).await?;
-        let holds = std::mem::take(&mut self.state.holds);
-        let mut tickets: Vec<Ticket> = Vec::with_capacity(holds.len());
-        for hold in holds {
-            self.state.known.remove(&hold.place);
-            self.state.held.insert(hold.place);
-            tickets.push(hold.ticket);
-        }
-        self.state.skip_held = true;
-        self.send(Yield::Held { tickets }).await;
-        Ok(())
-    }
-
-    /// Lets `low` follow the cursor, behind the transactions that are open.
-    async fn raise_low(&mut self) -> Result<(), Error> {
-        let (Some(outbox), Some(reach)) = (&self.outbox, self.state.reach) else { return Ok(()) };
-        if self.last_horizon.elapsed() < HORIZON_EVERY || reach.cursor == reach.low {
-            return Ok(());
-        }
-        self.last_horizon = Instant::now();
-        let open = outbox.writers().await?;
-        match &mut self.state.horizon {
-            None => self.state.horizon = Some(Horizon { cursor: reach.cursor, writers: open }),
-            Some(horizon) => horizon.writers.retain(|writer| open.contains(writer)),
-        }
-        Ok(())
+        state.gates_due = true;
     }
 
     async fn send(&self, yielded: Yield) {

@@ -1,0 +1,487 @@
+//! The statements about holds, pauses, replays and the audit log, as both dialects take them:
+//! parameters `$1`, `$2`; everything that differs is a field of [`Dialect`].
+//!
+//! One relay changes a table's holds, and that only in transactions that begin with
+//! [`HoldsSql::fence`]: an owner that lost its lease changes nothing.
+
+use super::{LEASE_NAME, TableSpec, literal, quoted};
+use crate::{config::Order, source::hold::Scope};
+
+pub(super) const APPLY: &str = "carry out an operator's verb";
+/// Parked keys that one piece of their list has.
+pub(super) const KEYS_AT_ONCE: usize = 2_000;
+/// The columns that every read has before those of the event: place, timestamp, payload length.
+pub(super) const FIXED: usize = 3;
+
+/// A scope as the words of its row.
+pub(super) fn words_of(scope: &Scope) -> (&'static str, &str, &[u8]) {
+    match scope {
+        Scope::Table => ("table", "", b""),
+        Scope::Topic(topic) => ("topic", topic, b""),
+        Scope::Key { topic, key } => ("key", topic.as_deref().unwrap_or_default(), key),
+    }
+}
+
+pub(super) fn scope_of(word: &str, topic: String, key: Vec<u8>) -> Scope {
+    match word {
+        "topic" => Scope::Topic(topic),
+        "key" => Scope::Key { topic: Some(topic).filter(|topic| !topic.is_empty()), key },
+        _ => Scope::Table,
+    }
+}
+
+/// What the dialects say differently.
+pub(super) struct Dialect<'a> {
+    /// Quoted name of one of the relay's own tables.
+    pub own: &'a dyn Fn(&str) -> String,
+    pub bytes: &'static str,
+    /// Keeps the lease's row as it is until the transaction ends.
+    pub lock: &'static str,
+    /// `$4` is a part of the column.
+    pub contains_4: fn(&str) -> String,
+    /// A moment of a hold as RFC 3339 text, and as its age in seconds.
+    pub moment: fn(&str) -> String,
+    pub age: fn(&str) -> String,
+    /// The outbox: its quoted name, its order column, that as text, and the type to compare it with.
+    pub outbox: String,
+    pub seq: String,
+    pub seq_text: String,
+    /// The text of a place as a value of the order column.
+    pub as_seq: fn(&str, &str) -> String,
+    pub seq_type: String,
+    pub place_is_int: bool,
+    /// The condition that a column with the time of publishing is between `$3` and `$4`, in ms.
+    pub between_3_4: fn(&str) -> String,
+    /// The condition that the id is among `$5`.
+    pub among_5: fn(&str) -> String,
+}
+
+#[derive(Debug)]
+pub(super) struct HoldsSql {
+    pub fence: String,
+    pub parked_keys: String,
+    pub counts: String,
+    pub held_topics: String,
+    pub pauses: String,
+    pub list: String,
+    pub oldest_parked: String,
+    /// `$1` to `$4`: id, key, topic, reason.
+    pub count_redriven_keys: String,
+    pub redrive: String,
+    pub count_skipped_keys: String,
+    pub skipped_places: String,
+    pub skip: String,
+    /// What is held behind nothing.
+    pub release_orphans: String,
+    /// `$1`: the topic.
+    pub release_topic: String,
+    /// `$1` to `$3`: scope, topic, key.
+    pub pause: String,
+    pub resume: String,
+    pub release_paused: String,
+    /// `$1` to `$6`: who, action, what, why, keys, events.
+    pub audit: String,
+    /// `$1` to `$6`: first and last sequence, first and last time, ids, topic. `None` where rows are
+    /// not kept.
+    pub replay: Option<String>,
+    pub has_replays: String,
+    pub forget_replays: String,
+}
+
+impl HoldsSql {
+    pub fn new(spec: &TableSpec, dialect: &Dialect<'_>) -> HoldsSql {
+        let own = dialect.own;
+        let (holds, pauses, replays) = (own("holds"), own("pauses"), own("replays"));
+        let (leases, audit) = (own("leases"), own("audit"));
+        let name = literal(&spec.name);
+        let bytes = dialect.bytes;
+        let of_table = |alias: &str| format!("{alias}.table_name = {name}");
+        let matches = |alias: &str| {
+            format!(
+                "{mine} AND (CAST($1 AS text) IS NULL OR {alias}.event_id = $1) \
+                 AND (CAST($2 AS {bytes}) IS NULL OR {alias}.key = $2) \
+                 AND (CAST($3 AS text) IS NULL OR {alias}.topic = $3) \
+                 AND (CAST($4 AS text) IS NULL OR {alias}.cause = $4 OR {part})",
+                mine = of_table(alias),
+                part = (dialect.contains_4)(&format!("{alias}.reason")),
+            )
+        };
+        // A key is released as a whole: nothing of it may pass an earlier event. So is a table that is
+        // one lane; an event without order goes alone.
+        let chosen = format!("m.state = 'parked' AND {}", matches("m"));
+        let lane = match spec.order {
+            Order::Key => format!(
+                "(h.place IN (SELECT m.place FROM {holds} m WHERE {chosen}) OR (h.key IS NOT NULL AND EXISTS \
+                 (SELECT 1 FROM {holds} m WHERE m.topic = h.topic AND m.key = h.key AND {chosen})))"
+            ),
+            Order::None => format!("h.place IN (SELECT m.place FROM {holds} m WHERE {chosen})"),
+            Order::Table => format!("EXISTS (SELECT 1 FROM {holds} m WHERE {chosen})"),
+        };
+        let redriven = format!("{} AND h.state = 'parked' AND {lane}", of_table("h"));
+        let same_lane = match spec.order {
+            Order::Table => "",
+            Order::Key | Order::None => " AND m.topic = h.topic AND m.key = h.key",
+        };
+        let keys = |condition: &str| {
+            format!(
+                "SELECT count(*) FROM (SELECT DISTINCT h.topic, h.key FROM {holds} h WHERE {condition}) k"
+            )
+        };
+        let of_scope = |alias: &str| {
+            format!(
+                "($1 = 'table' OR ($1 = 'topic' AND {alias}.topic = $2) \
+                 OR ($1 = 'key' AND {alias}.key = $3 AND ($2 = '' OR {alias}.topic = $2)))"
+            )
+        };
+        let keyed = if spec.order == Order::Table { "" } else { " AND h.key IS NOT NULL" };
+        let of_topic = if spec.order == Order::Table { "$1 <> ''" } else { "h.topic = $1" };
+        HoldsSql {
+            fence: format!("SELECT epoch FROM {leases} WHERE name = {}{}", literal(LEASE_NAME), dialect.lock),
+            parked_keys: format!(
+                "SELECT DISTINCT h.topic, h.key FROM {holds} h WHERE {} AND h.state = 'parked'{keyed}",
+                of_table("h")
+            ),
+            counts: format!(
+                "SELECT h.cause, count(*) FROM {holds} h WHERE {} GROUP BY h.cause",
+                of_table("h")
+            ),
+            held_topics: format!(
+                "SELECT DISTINCT h.topic FROM {holds} h WHERE {} AND h.cause = 'topic'",
+                of_table("h")
+            ),
+            pauses: format!("SELECT p.scope, p.topic, p.key FROM {pauses} p WHERE {}", of_table("p")),
+            list: format!(
+                "SELECT h.place, h.event_id, h.topic, h.key, h.state, h.cause, h.reason, h.attempts, {moment}, \
+                   {age} FROM {holds} h WHERE {matches} ORDER BY h.since, length(h.place), h.place LIMIT $5",
+                moment = (dialect.moment)("h.since"),
+                age = (dialect.age)("h.since"),
+                matches = matches("h"),
+            ),
+            oldest_parked: format!(
+                "SELECT {} FROM {holds} h WHERE {} AND h.state = 'parked'",
+                (dialect.age)("min(h.since)"),
+                of_table("h")
+            ),
+            count_redriven_keys: keys(&redriven),
+            redrive: format!("DELETE FROM {holds} AS h WHERE {redriven}"),
+            count_skipped_keys: keys(&matches("h")),
+            skipped_places: format!("SELECT h.place FROM {holds} h WHERE {}", matches("h")),
+            skip: format!("DELETE FROM {holds} AS h WHERE {}", matches("h")),
+            release_orphans: format!(
+                "DELETE FROM {holds} AS h WHERE {} AND h.cause = 'behind' AND NOT EXISTS ( \
+                   SELECT 1 FROM {holds} m WHERE {} AND m.state = 'parked' AND m.cause <> 'behind'{same_lane})",
+                of_table("h"),
+                of_table("m"),
+            ),
+            release_topic: format!(
+                "DELETE FROM {holds} AS h WHERE {} AND h.cause = 'topic' AND {of_topic}",
+                of_table("h")
+            ),
+            pause: format!(
+                "INSERT INTO {pauses} (table_name, scope, topic, key) VALUES ({name}, $1, $2, $3) \
+                 ON CONFLICT DO NOTHING"
+            ),
+            resume: format!(
+                "DELETE FROM {pauses} WHERE table_name = {name} AND scope = $1 AND topic = $2 AND key = $3"
+            ),
+            release_paused: format!(
+                "DELETE FROM {holds} AS h WHERE {} AND h.cause = 'paused' AND {}",
+                of_table("h"),
+                of_scope("h")
+            ),
+            audit: format!(
+                "INSERT INTO {audit} (who, action, table_name, what, why, keys, events) \
+                 VALUES ($1, $2, {name}, $3, $4, $5, $6)"
+            ),
+            replay: spec.published_at.as_ref().map(|column| {
+                let published = format!("o.{}", quoted(column));
+                let numbers = match dialect.place_is_int {
+                    true => format!("o.{} BETWEEN $1 AND $2", dialect.seq),
+                    // Refused before: there is no order column.
+                    false => "CAST($2 AS bigint) IS NULL".to_owned(),
+                };
+                format!(
+                    "INSERT INTO {replays} (table_name, place, topic) \
+                     SELECT {name}, {seq}, CAST($6 AS text) FROM {outbox} o WHERE {published} IS NOT NULL \
+                       AND (CAST($1 AS bigint) IS NULL OR {numbers}) \
+                       AND (CAST($3 AS bigint) IS NULL OR {times}) AND {ids} \
+                     ON CONFLICT (table_name, place) DO UPDATE SET topic = excluded.topic",
+                    seq = dialect.seq_text,
+                    outbox = dialect.outbox,
+                    times = (dialect.between_3_4)(&published),
+                    ids = (dialect.among_5)(&format!("o.{}", quoted(&spec.id))),
+                )
+            }),
+            has_replays: format!("SELECT count(*) FROM {replays} WHERE table_name = {name}"),
+            forget_replays: format!("DELETE FROM {replays} WHERE table_name = {name}"),
+        }
+    }
+
+    /// Reads the rows that are to be replayed: `$1` rows at most, and `$2` the longest payload that comes
+    /// along. `columns` are those of every read.
+    pub fn read_replays(spec: &TableSpec, dialect: &Dialect<'_>, columns: &str) -> String {
+        let replays = (dialect.own)("replays");
+        format!(
+            "SELECT {columns}, r.topic, {requested} FROM {replays} r \
+             JOIN {outbox} o ON o.{seq} = {place} \
+             WHERE r.table_name = {name} ORDER BY o.{seq} LIMIT $1",
+            requested = (dialect.moment)("r.requested"),
+            outbox = dialect.outbox,
+            seq = dialect.seq,
+            place = (dialect.as_seq)("r.place", &dialect.seq_type),
+            name = literal(&spec.name),
+        )
+    }
+}
+
+/// Binds what a filter asks for as `$1` to `$4`.
+macro_rules! matching {
+    ($query:expr, $filter:expr) => {
+        $query
+            .bind($filter.id.as_deref())
+            .bind($filter.key.as_deref())
+            .bind($filter.topic.as_deref())
+            .bind($filter.reason.as_deref())
+    };
+}
+
+/// Rows that a statement changed.
+macro_rules! execute {
+    ($tx:expr, $sql:expr $(, $value:expr)*) => {
+        sqlx::query(AssertSqlSafe($sql.as_str()))
+            $(.bind($value))*
+            .execute(&mut *$tx)
+            .await
+            .map_err(Error::sql(APPLY))?
+            .rows_affected()
+    };
+}
+
+macro_rules! execute_matching {
+    ($tx:expr, $sql:expr, $filter:expr) => {
+        matching!(sqlx::query(AssertSqlSafe($sql.as_str())), $filter)
+            .execute(&mut *$tx)
+            .await
+            .map_err(Error::sql(APPLY))?
+            .rows_affected()
+    };
+}
+
+macro_rules! count {
+    ($tx:expr, $sql:expr, $filter:expr) => {{
+        let count: i64 = matching!(sqlx::query_scalar(AssertSqlSafe($sql.as_str())), $filter)
+            .fetch_one(&mut *$tx)
+            .await
+            .map_err(Error::sql(APPLY))?;
+        count.unsigned_abs()
+    }};
+}
+pub(super) use {count, execute, execute_matching, matching};
+
+/// What an outbox does with holds: the same calls in both dialects, on different types.
+macro_rules! hold_methods {
+    (database: $db:ty, row: $row:ty, begin: $begin:literal, inline: $inline:ty, ids: $ids:path) => {
+        impl Outbox {
+            /// Hands the parked keys to `piece`, some at a time, then returns the rest of the gates.
+            pub async fn gates<F: Future<Output = ()>>(
+                &self,
+                mut piece: impl FnMut(Vec<RouteKey>) -> F,
+            ) -> Result<(Gates, u64), Error> {
+                let read = || Error::sql("read what is held");
+                {
+                    let mut rows = sqlx::query_as(AssertSqlSafe(self.holds.parked_keys.as_str())).fetch(&self.pool);
+                    let mut keys: Vec<RouteKey> = Vec::new();
+                    while let Some(key) =
+                        answered("read what is held", async { rows.try_next().await.map_err(read()) }).await?
+                    {
+                        keys.push(key);
+                        if keys.len() == KEYS_AT_ONCE {
+                            piece(std::mem::take(&mut keys)).await;
+                        }
+                    }
+                    piece(keys).await;
+                }
+                let mut held = Counts::default();
+                let counts: Vec<(String, i64)> = sqlx::query_as(AssertSqlSafe(self.holds.counts.as_str()))
+                    .fetch_all(&self.pool)
+                    .await
+                    .map_err(read())?;
+                for (cause, events) in counts {
+                    held.add(Counts::named(&cause, events.unsigned_abs()));
+                }
+                let topics = sqlx::query_scalar(AssertSqlSafe(self.holds.held_topics.as_str()))
+                    .fetch_all(&self.pool)
+                    .await
+                    .map_err(read())?;
+                let paused: Vec<(String, String, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(self.holds.pauses.as_str()))
+                    .fetch_all(&self.pool)
+                    .await
+                    .map_err(read())?;
+                let paused = paused.into_iter().map(|(scope, topic, key)| scope_of(&scope, topic, key)).collect();
+                let replays: i64 = sqlx::query_scalar(AssertSqlSafe(self.holds.has_replays.as_str()))
+                    .fetch_one(&self.pool)
+                    .await
+                    .map_err(read())?;
+                Ok((Gates { paused, topics, held }, replays.unsigned_abs()))
+            }
+
+            /// Held events, the oldest first.
+            pub async fn list(&self, filter: &Filter, limit: i64) -> Result<Vec<Held>, Error> {
+                let rows = matching!(sqlx::query(AssertSqlSafe(self.holds.list.as_str())), filter)
+                    .bind(limit)
+                    .fetch_all(&self.pool)
+                    .await
+                    .map_err(Error::sql("list what is held"))?;
+                rows.iter().map(|row| self.held(row)).collect::<Result<_, _>>().map_err(Error::sql("list what is held"))
+            }
+
+            fn held(&self, row: &$row) -> Result<Held, sqlx::Error> {
+                let (key, key_hex) = key_for_people(row.try_get(3)?);
+                Ok(Held {
+                    table: self.name.clone(),
+                    place: row.try_get(0)?,
+                    id: row.try_get(1)?,
+                    topic: row.try_get(2)?,
+                    key,
+                    key_hex,
+                    state: row.try_get(4)?,
+                    cause: row.try_get(5)?,
+                    reason: row.try_get(6)?,
+                    attempts: row.try_get(7)?,
+                    since: row.try_get(8)?,
+                    age_seconds: row.try_get(9)?,
+                    payload: None,
+                })
+            }
+
+            /// How long the oldest parked event has been parked, in seconds.
+            pub async fn oldest_parked(&self) -> Result<Option<f64>, Error> {
+                sqlx::query_scalar(AssertSqlSafe(self.holds.oldest_parked.as_str()))
+                    .fetch_one(&self.pool)
+                    .await
+                    .map_err(Error::sql("look for the oldest parked event"))
+            }
+
+            /// Releases what is held for a topic, if the lease is still of this epoch.
+            pub async fn release_topic(&self, topic: &str, epoch: i64) -> Result<u64, Error> {
+                let doing = "release the events of a topic";
+                let mut tx = self.fenced(epoch, doing).await?;
+                let done = sqlx::query(AssertSqlSafe(self.holds.release_topic.as_str()))
+                    .bind(topic)
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(Error::sql(doing))?;
+                tx.commit().await.map_err(Error::sql(doing))?;
+                Ok(done.rows_affected())
+            }
+
+            /// Carries out a verb with its line in the audit log, in one transaction, if the lease is still of
+            /// this epoch. A dry run is rolled back.
+            pub async fn apply(&self, request: &Request, epoch: i64) -> Result<Outcome, Error> {
+                let mut tx = self.fenced(epoch, APPLY).await?;
+                let outcome = match &request.verb {
+                    Verb::Pause(scope) | Verb::Resume(scope) => {
+                        let (word, topic, key) = words_of(scope);
+                        let pausing = matches!(request.verb, Verb::Pause(_));
+                        let sql = if pausing { &self.holds.pause } else { &self.holds.resume };
+                        let changed = execute!(tx, sql, word, topic, key);
+                        let events = match pausing {
+                            true => 0,
+                            false => execute!(tx, &self.holds.release_paused, word, topic, key),
+                        };
+                        Outcome { keys: changed, events }
+                    }
+                    Verb::Redrive(filter) => {
+                        let keys = count!(tx, &self.holds.count_redriven_keys, filter);
+                        let events = execute_matching!(tx, &self.holds.redrive, filter);
+                        Outcome { keys, events }
+                    }
+                    Verb::Skip(filter) => {
+                        let keys = count!(tx, &self.holds.count_skipped_keys, filter);
+                        let places: Vec<String> =
+                            matching!(sqlx::query_scalar(AssertSqlSafe(self.holds.skipped_places.as_str())), filter)
+                                .fetch_all(&mut *tx)
+                                .await
+                                .map_err(Error::sql(APPLY))?;
+                        self.settle_in(&mut tx, &places, epoch).await?;
+                        let events = execute_matching!(tx, &self.holds.skip, filter);
+                        execute!(tx, &self.holds.release_orphans);
+                        Outcome { keys, events }
+                    }
+                    Verb::Replay(replay) => {
+                        let Some(sql) = &self.holds.replay else {
+                            return Err(Error::Setup(
+                                "this table does not keep what is published: replay needs after_publish: mark".into(),
+                            ));
+                        };
+                        let (sequences, times) = (replay.sequences.unzip(), replay.times.unzip());
+                        let done = sqlx::query(AssertSqlSafe(sql.as_str()))
+                            .bind(sequences.0)
+                            .bind(sequences.1)
+                            .bind(times.0)
+                            .bind(times.1)
+                            .bind($ids(&replay.ids))
+                            .bind(replay.topic.as_deref())
+                            .execute(&mut *tx)
+                            .await
+                            .map_err(Error::sql(APPLY))?;
+                        Outcome { keys: 0, events: done.rows_affected() }
+                    }
+                };
+                if request.dry_run {
+                    tx.rollback().await.map_err(Error::sql(APPLY))?;
+                    return Ok(outcome);
+                }
+                sqlx::query(AssertSqlSafe(self.holds.audit.as_str()))
+                    .bind(request.who.as_str())
+                    .bind(request.verb.name())
+                    .bind(request.verb.describe())
+                    .bind(request.why.as_deref())
+                    .bind(outcome.keys.cast_signed())
+                    .bind(outcome.events.cast_signed())
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(Error::sql("write the audit log"))?;
+                fail::fail_point!("mid-redrive", |_| std::process::abort());
+                tx.commit().await.map_err(Error::sql(APPLY))?;
+                fail::fail_point!("redriven", |_| std::process::abort());
+                Ok(outcome)
+            }
+
+            /// Published rows that are to be published again, in order. Forgets those that are gone.
+            pub async fn replays(&self, limits: Limits) -> Result<Vec<Found>, Error> {
+                let doing = "read what is to be replayed";
+                let rows = sqlx::query(AssertSqlSafe(self.read_replays.as_str()))
+                    .bind(i64::try_from(limits.rows).unwrap_or(i64::MAX))
+                    .bind(<$inline>::try_from(limits.inline_bytes).unwrap_or(<$inline>::MAX))
+                    .fetch_all(&self.pool)
+                    .await
+                    .map_err(Error::sql(doing))?;
+                if rows.is_empty() {
+                    sqlx::query(AssertSqlSafe(self.holds.forget_replays.as_str()))
+                        .execute(&self.pool)
+                        .await
+                        .map_err(Error::sql(doing))?;
+                }
+                let found = |row: &$row| {
+                    let mut found = self.decode(row)?;
+                    let replay = Replay { topic: row.try_get(FIXED + self.columns)?, requested: row.try_get(FIXED + self.columns + 1)? };
+                    found.event.replay = Some(Box::new(replay));
+                    Ok(found)
+                };
+                rows.iter().map(found).collect::<Result<_, _>>().map_err(Error::sql(doing))
+            }
+
+            /// A transaction in which the lease is, and stays, of this epoch.
+            async fn fenced(&self, epoch: i64, doing: &'static str) -> Result<Transaction<'static, $db>, Error> {
+                let mut tx = self.pool.begin_with($begin).await.map_err(Error::sql(doing))?;
+                let current: Option<i64> = sqlx::query_scalar(AssertSqlSafe(self.holds.fence.as_str()))
+                    .fetch_optional(&mut *tx)
+                    .await
+                    .map_err(Error::sql(doing))?;
+                if current == Some(epoch) { Ok(tx) } else { Err(Error::Fenced(epoch)) }
+            }
+        }
+    };
+}
+pub(super) use hold_methods;

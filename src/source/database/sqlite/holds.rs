@@ -1,0 +1,97 @@
+//! Holds, verbs and replays in SQLite.
+
+use std::future::Future;
+
+use futures_util::TryStreamExt as _;
+use sqlx::{AssertSqlSafe, Row as _, Sqlite, Transaction, sqlite::SqliteRow};
+
+use super::{
+    super::{
+        Error, Found, Limits, TableSpec, answered, ddl,
+        holds::{
+            APPLY, Dialect, FIXED, KEYS_AT_ONCE, count, execute, execute_matching, hold_methods, matching,
+            scope_of, words_of,
+        },
+        quoted,
+    },
+    Outbox, json_texts,
+};
+use crate::{
+    event::Replay,
+    source::{
+        Gates, RouteKey,
+        hold::{Counts, Filter, Held, Outcome, Request, Verb, key_for_people},
+    },
+};
+
+pub(super) fn dialect<'a>(
+    own: &'a dyn Fn(&str) -> String,
+    spec: &TableSpec,
+    place: &str,
+    place_is_int: bool,
+) -> Dialect<'a> {
+    Dialect {
+        own,
+        bytes: "blob",
+        // Writers take turns.
+        lock: "",
+        contains_4: |column| format!("instr({column}, $4) > 0"),
+        moment: |column| format!("strftime('%Y-%m-%dT%H:%M:%fZ', {column})"),
+        age: |column| format!("unixepoch('subsec') - unixepoch({column}, 'subsec')"),
+        outbox: quoted(&spec.name),
+        seq: quoted(place),
+        seq_text: format!("CAST(o.{} AS TEXT)", quoted(place)),
+        as_seq: |text, of_type| format!("CAST({text} AS {of_type})"),
+        seq_type: if place_is_int { "INTEGER" } else { "TEXT" }.into(),
+        place_is_int,
+        between_3_4: |column| format!("unixepoch({column}, 'subsec') * 1000 BETWEEN $3 AND $4"),
+        among_5: |column| {
+            format!("($5 IS NULL OR CAST({column} AS TEXT) IN (SELECT value FROM json_each($5)))")
+        },
+    }
+}
+
+/// The name of one of the relay's own tables.
+pub(super) fn own(prefix: &str, name: &str) -> String {
+    if name == "audit" { quoted(ddl::AUDIT) } else { quoted(&format!("{prefix}_{name}")) }
+}
+
+/// `None` where ids do not matter.
+fn ids(ids: &[String]) -> Option<String> {
+    (!ids.is_empty()).then(|| json_texts(ids))
+}
+
+hold_methods!(database: Sqlite, row: SqliteRow, begin: "BEGIN IMMEDIATE", inline: i64, ids: ids);
+
+impl Outbox {
+    /// Deletes or marks rows as if they were published.
+    async fn settle_in(
+        &self,
+        tx: &mut Transaction<'static, Sqlite>,
+        places: &[String],
+        epoch: i64,
+    ) -> Result<(), Error> {
+        let numbers = || places.iter().filter_map(|place| place.parse::<i64>().ok()).collect::<Vec<i64>>();
+        let places = match self.place_is_int {
+            true => serde_json::Value::from(numbers()).to_string(),
+            false => json_texts(places),
+        };
+        sqlx::query(AssertSqlSafe(self.record.as_str()))
+            .bind(places)
+            .bind(epoch)
+            .execute(&mut **tx)
+            .await
+            .map_err(Error::sql(APPLY))?;
+        Ok(())
+    }
+
+    /// These rows were published again.
+    pub async fn replayed(&self, places: &[String]) -> Result<(), Error> {
+        sqlx::query(AssertSqlSafe(self.replayed.as_str()))
+            .bind(json_texts(places))
+            .execute(&self.pool)
+            .await
+            .map_err(Error::sql("record what was replayed"))?;
+        Ok(())
+    }
+}

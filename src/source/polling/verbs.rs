@@ -1,0 +1,160 @@
+//! Changes of what is held: an operator's verbs, and releases of the relay.
+//!
+//! A change is committed first. Then the relay is told all gates anew, and nothing is read or held
+//! until it has answered: by then its wishes that rest on the old gates are here, and are forgotten.
+//! Reading goes on at the head of the table, so what was released comes before anything newer.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Task, Wish};
+use crate::{
+    coordinate::report,
+    event::Place,
+    source::{
+        Refusal, Yield,
+        database::{Error, Limits, Reach, answered},
+        hold::{Outcome, Request, Scope, Verb},
+    },
+};
+
+/// Replays of a topic that cannot be written to are tried again after this.
+const REPLAY_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+impl Task {
+    /// Writes holds down and carries wishes out, one change at a time.
+    pub(super) async fn change_gates(&mut self, epoch: i64) -> Result<(), Error> {
+        if self.state.gates_due {
+            self.tell_gates().await?;
+        }
+        if self.state.barred {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.state.look_again) {
+            self.forget_holds().await;
+        }
+        self.hold(epoch).await?;
+        let Some(wish) = self.state.wishes.pop_front() else { return Ok(()) };
+        // Whatever becomes of it, the relay is to see the gates as they are then.
+        self.state.gates_due = !matches!(&wish, Wish::Verb(Request { dry_run: true, .. }, _));
+        match wish {
+            Wish::Release { topic } => {
+                let Some(outbox) = &self.outbox else { return Ok(()) };
+                let release = outbox.release_topic(&topic, epoch);
+                let events = answered("release the events of a topic", release).await?;
+                let table = self.poller.spec.name.as_str();
+                info!(table, topic, events, "the topic can be written to: what was held for it is released");
+            }
+            Wish::Verb(request, answer) => match self.carry_out(&request, epoch).await {
+                Ok(outcome) => {
+                    answer.send(Ok(outcome)).ok();
+                }
+                Err(error @ Error::Setup(_)) => {
+                    answer.send(Err(Refusal::Wrong(error.to_string()))).ok();
+                }
+                Err(error) => {
+                    answer.send(Err(Refusal::Failed(report(&error)))).ok();
+                    return Err(error);
+                }
+            },
+        }
+        if self.state.gates_due { self.tell_gates().await } else { Ok(()) }
+    }
+
+    async fn carry_out(&mut self, request: &Request, epoch: i64) -> Result<Outcome, Error> {
+        let Some(outbox) = &self.outbox else { return Ok(Outcome::default()) };
+        let outcome = answered("carry out an operator's verb", outbox.apply(request, epoch)).await?;
+        if !request.dry_run {
+            warn!(
+                table = self.poller.spec.name.as_str(),
+                verb = request.verb.name(),
+                what = request.verb.describe(),
+                who = request.who,
+                why = request.why.as_deref().unwrap_or("-"),
+                keys = outcome.keys,
+                events = outcome.events,
+                "an operator changed something"
+            );
+            self.state.replaying |= matches!(request.verb, Verb::Replay(_));
+        }
+        Ok(outcome)
+    }
+
+    /// Lists all gates to the relay, and waits for its answer.
+    async fn tell_gates(&mut self) -> Result<(), Error> {
+        let Some(outbox) = &self.outbox else { return Ok(()) };
+        let generation = self.state.generation;
+        let piece = |keys| self.send(Yield::Parked { generation, keys });
+        let (gates, replays) = outbox.gates(piece).await?;
+        let state = &mut self.state;
+        state.gates_due = false;
+        state.barred = true;
+        state.serial += 1;
+        let serial = state.serial;
+        state.paused = gates.paused.contains(&Scope::Table);
+        state.replaying = replays > 0;
+        // From the head: what was released lies before anything that is new.
+        state.held.clear();
+        state.skip_held = gates.held.all() > 0;
+        state.reach = outbox.has_cursor().then_some(Reach::NOTHING);
+        state.horizon = None;
+        self.next_read = Instant::now();
+        self.send(Yield::Gates { generation, serial, gates }).await;
+        Ok(())
+    }
+
+    /// What the relay wanted to be held before it knew the gates is read again. What it wants to be
+    /// parked for its own sake stays.
+    async fn forget_holds(&mut self) {
+        let (kept, forgotten) =
+            std::mem::take(&mut self.state.holds).into_iter().partition(|hold| hold.cause.is_its_own());
+        self.state.holds = kept;
+        let tickets: Vec<_> = forgotten
+            .into_iter()
+            .map(|hold: crate::source::Hold| {
+                self.state.known.remove(&hold.place);
+                hold.ticket
+            })
+            .collect();
+        if !tickets.is_empty() {
+            self.send(Yield::Forgotten { tickets }).await;
+        }
+    }
+
+    /// The lease is not ours: nothing can be changed.
+    pub(super) fn refuse_wishes(&mut self) {
+        for wish in self.state.wishes.drain(..) {
+            if let Wish::Verb(_, answer) = wish {
+                answer.send(Err(Refusal::NotOwner)).ok();
+            }
+        }
+    }
+
+    /// Hands over what is to be published again, some rows at a time.
+    pub(super) async fn read_replays(&mut self, limits: Limits) -> Result<(), Error> {
+        let state = &mut self.state;
+        let waits = state.replay_again.is_some_and(|at| Instant::now() < at);
+        if !state.replaying || !state.replays.is_empty() || waits {
+            return Ok(());
+        }
+        let Some(outbox) = &self.outbox else { return Ok(()) };
+        let found = answered("read what is to be replayed", outbox.replays(limits)).await?;
+        if found.is_empty() {
+            state.replaying = false;
+            info!(table = self.poller.spec.name.as_str(), "everything that was to be replayed is published");
+            return Ok(());
+        }
+        self.hand_over(found).await?;
+        Ok(())
+    }
+
+    /// The relay gives replays back: they stay in their list.
+    pub(super) fn forget(&mut self, places: Vec<Place>) {
+        for place in places {
+            self.state.replays.remove(&place);
+        }
+        self.state.replay_again = Some(Instant::now() + REPLAY_AGAIN_AFTER);
+    }
+}
