@@ -14,7 +14,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    admin::{metrics::Metrics, server, server::Admin, status::Board},
+    admin::{
+        metrics::Metrics,
+        server,
+        server::Admin,
+        status::Board,
+        verbs::{self, Desk},
+    },
     config::{self, AfterPublish, Config, Jitter},
     coordinate::{Keeper, Lease, report},
     event::TableIx,
@@ -126,7 +132,16 @@ impl App {
         let admin = match config.admin.listen {
             Some(listen) => {
                 let listener = server::bind(listen).await?;
-                let admin = Admin { board: board.clone(), metrics: metrics.clone(), window };
+                let tables = specs.iter().zip(&relay.sources);
+                let tables = tables.map(|(spec, source): (&TableSpec, &mpsc::UnboundedSender<Command>)| {
+                    verbs::Table { spec: spec.clone(), source: source.downgrade() }
+                });
+                let desk = Arc::new(Desk {
+                    database: database.clone(),
+                    tables: tables.collect(),
+                    token_file: config.admin.token_file.clone(),
+                });
+                let admin = Admin { board: board.clone(), metrics: metrics.clone(), window, desk };
                 Some((admin, listener))
             }
             None => None,

@@ -4,6 +4,7 @@
 mod demo;
 mod run;
 mod sql;
+mod verbs;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -25,6 +26,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, and it is read once")]
 enum Command {
     /// Run the relay until SIGTERM or SIGINT; then drain, flush and exit 0.
     Run {
@@ -59,6 +61,8 @@ enum Command {
     },
     /// Print the JSON Schema of the configuration file.
     Schema,
+    #[command(flatten)]
+    Operate(verbs::Verb),
 }
 
 impl Cli {
@@ -71,6 +75,7 @@ impl Cli {
             Command::Sql { config: Some(config), .. } => sql::for_config(&config),
             Command::Sql { dialect, preset, .. } => sql::for_preset(dialect.unwrap_or_default(), preset),
             Command::Schema => run::schema(),
+            Command::Operate(verb) => verbs::run(&verb),
         };
         ExitCode::from(code)
     }

@@ -21,6 +21,8 @@ pub fn run(path: &Path) -> u8 {
         }
     };
     log(&config);
+    // Tests name the places where this process is to die.
+    let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
     for warning in &config.warnings {
         warn!("{warning}");
     }

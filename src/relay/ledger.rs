@@ -120,18 +120,17 @@ impl Ledger {
         self.entries.iter().filter(|(_, entry)| entry.lane == Some(lane) && entry.sent_at.is_some()).count()
     }
 
-    /// For each topic, when the first of its events that the sink has was sent, and how many it has.
-    /// Walks the entries: to be asked once in a while.
+    /// For each topic of which the sink has events: when the first of them was sent, and how many
+    /// events of the topic there are, sent or not. Walks the entries: to be asked once in a while.
     pub fn waits_in_sink(&self) -> HashMap<u32, (Duration, usize)> {
-        let mut waits = HashMap::new();
+        let mut waits: HashMap<u32, (Option<Duration>, usize)> = HashMap::new();
         for (_, entry) in &self.entries {
-            if let (Some(topic), Some(sent)) = (entry.topic, entry.sent_at) {
-                let (first, count) = waits.entry(topic).or_insert((sent, 0));
-                *first = sent.min(*first);
-                *count += 1;
-            }
+            let Some(topic) = entry.topic else { continue };
+            let (first, count) = waits.entry(topic).or_default();
+            *first = [*first, entry.sent_at].into_iter().flatten().min();
+            *count += 1;
         }
-        waits
+        waits.into_iter().filter_map(|(topic, (first, count))| Some((topic, (first?, count)))).collect()
     }
 
     fn current(&self, ticket: Ticket) -> bool {

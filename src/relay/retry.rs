@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_decision() {
-        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+        let (second, hour) = (Duration::from_secs(1), Duration::from_hours(1));
         let never = GiveUp::default();
         assert_eq!(decide(Kind::Transient, hour, never), Decision::Retry);
         assert_eq!(decide(Kind::Rejected, Duration::ZERO, never), Decision::Park(Cause::Rejected));

@@ -285,7 +285,7 @@ pub fn key_for_people(key: Option<Vec<u8>>) -> (Option<String>, Option<String>) 
         Some(Ok(text)) => (Some(text), None),
         Some(Err(bytes)) => {
             let bytes = bytes.into_bytes();
-            let hex = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex = bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
             (Some(String::from_utf8_lossy(&bytes).into_owned()), Some(hex))
         }
     }

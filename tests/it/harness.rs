@@ -25,6 +25,10 @@ use sqlx::{
 /// The longest that anything but the long tests may take.
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// Who may change something, and the token that the tests use.
+const TOKENS: &str = "tester it-token\n";
+pub const TOKEN: &str = "it-token";
+
 pub fn service(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| {
         panic!("{variable} is not set: run `scripts/services up` and `eval \"$(scripts/services env)\"`")
@@ -151,9 +155,10 @@ impl World {
     }
 
     pub fn config_for(&self, url: &str, kafka: &str, tables: &str, more: &str) -> String {
+        let token = self.write("token", TOKENS);
         format!(
             "source: {{ url: '{url}' }}\nkafka: {{ bootstrap_servers: '{kafka}' }}\n\
-             admin: {{ listen: '127.0.0.1:0' }}\nreplicas: {{ lease: 2s }}\ntables: {tables}\n{more}\n"
+             admin: {{ listen: '127.0.0.1:0', token_file: '{token}' }}\nreplicas: {{ lease: 2s }}\ntables: {tables}\n{more}\n"
         )
     }
 
@@ -290,6 +295,34 @@ impl Relay {
         }
     }
 
+    /// Runs an operator's verb as a user would; what it printed as JSON.
+    pub fn operate(&self, world: &World, arguments: &[&str]) -> serde_json::Value {
+        let output = self.try_to(world, arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    pub fn try_to(&self, world: &World, arguments: &[&str]) -> std::process::Output {
+        let token = world.folder.path().join("token").display().to_string();
+        let common = ["--json", "--admin", &self.admin, "--token-file", &token];
+        whippet(&[arguments, &common[..]].concat())
+    }
+
+    /// POST to the admin address: status code and body.
+    pub fn post(&self, path: &str, token: Option<&str>, body: &str) -> (u16, String) {
+        let authorization = token.map_or(String::new(), |token| format!("Authorization: Bearer {token}\r\n"));
+        let length = body.len();
+        request(
+            &self.admin,
+            &format!(
+                "POST {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{authorization}\
+                 Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}",
+                self.admin
+            ),
+        )
+    }
+
     /// The sum of a metric's samples whose labels contain `labels`.
     pub fn metric(&self, name: &str, labels: &str) -> f64 {
         let text = self.get("/metrics").1;
@@ -343,8 +376,13 @@ impl Drop for Relay {
 }
 
 pub fn get(address: &str, path: &str) -> (u16, String) {
+    request(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"))
+}
+
+fn request(address: &str, request: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    // A server that has refused already need not read the rest.
+    stream.write_all(request.as_bytes()).ok();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();

@@ -29,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const SLOW: Duration = Duration::from_secs(10);
 /// A topic that stalls is left alone for so long, and longer every time.
 const STALLED_FOR: Policy =
-    Policy { initial: Duration::from_secs(30), max: Duration::from_secs(300), jitter: false };
+    Policy { initial: Duration::from_secs(30), max: Duration::from_mins(5), jitter: false };
 
 impl Topic {
     pub fn is_usable(&self) -> bool {

@@ -354,9 +354,8 @@ impl Core {
                 }
             }
         }
-        let prepared = match prepare(rules, &event, topic.map(|topic| self.topics.get(topic))) {
-            Ok(prepared) => prepared,
-            Err(_) => return self.try_alone(ticket, lane, event, Step::Send, now),
+        let Ok(prepared) = prepare(rules, &event, topic.map(|topic| self.topics.get(topic))) else {
+            return self.try_alone(ticket, lane, event, Step::Send, now);
         };
         if !self.suspects.is_empty() && self.suspects.contains(&(table, event.place.clone())) {
             return self.try_alone(ticket, lane, event, Step::Send, now);

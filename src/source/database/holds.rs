@@ -10,6 +10,8 @@ use crate::{config::Order, source::hold::Scope};
 pub(super) const APPLY: &str = "carry out an operator's verb";
 /// Parked keys that one piece of their list has.
 pub(super) const KEYS_AT_ONCE: usize = 2_000;
+/// A payload above this is not shown, in bytes.
+pub(super) const SHOWN_AT_MOST: i16 = 32_000;
 /// The columns that every read has before those of the event: place, timestamp, payload length.
 pub(super) const FIXED: usize = 3;
 
@@ -217,6 +219,16 @@ impl HoldsSql {
         }
     }
 
+    /// Reads one row by the text of its place, `$1`, with its payload if that has `$2` bytes at most.
+    pub fn read_one(dialect: &Dialect<'_>, columns: &str) -> String {
+        format!(
+            "SELECT {columns} FROM {outbox} o WHERE o.{seq} = {place}",
+            outbox = dialect.outbox,
+            seq = dialect.seq,
+            place = (dialect.as_seq)("CAST($1 AS text)", &dialect.seq_type),
+        )
+    }
+
     /// Reads the rows that are to be replayed: `$1` rows at most, and `$2` the longest payload that comes
     /// along. `columns` are those of every read.
     pub fn read_replays(spec: &TableSpec, dialect: &Dialect<'_>, columns: &str) -> String {
@@ -414,7 +426,10 @@ macro_rules! hold_methods {
                                 "this table does not keep what is published: replay needs after_publish: mark".into(),
                             ));
                         };
-                        let (sequences, times) = (replay.sequences.unzip(), replay.times.unzip());
+                        if replay.sequences.is_some() && !self.place_is_int {
+                        return Err(Error::Setup("this table has no order column: give ids, or times".into()));
+                    }
+                    let (sequences, times) = (replay.sequences.unzip(), replay.times.unzip());
                         let done = sqlx::query(AssertSqlSafe(sql.as_str()))
                             .bind(sequences.0)
                             .bind(sequences.1)
@@ -448,7 +463,26 @@ macro_rules! hold_methods {
                 Ok(outcome)
             }
 
-            /// Published rows that are to be published again, in order. Forgets those that are gone.
+            /// The payload of a row for a person to read.
+        pub async fn payload_text(&self, place: &str) -> Result<String, Error> {
+            let doing = "read a payload";
+            let row = sqlx::query(AssertSqlSafe(self.read_one.as_str()))
+                .bind(place)
+                .bind(<$inline>::from(SHOWN_AT_MOST))
+                .fetch_optional(&self.pool)
+                .await
+                .map_err(Error::sql(doing))?;
+            let Some(row) = row else { return Ok("(the row is gone)".into()) };
+            let found = self.decode(&row).map_err(Error::sql(doing))?;
+            if let Some(bytes) = found.deferred_bytes.or(found.event.unread_bytes) {
+                return Ok(format!("({bytes} bytes: too large to be shown)"));
+            }
+            let payload = self.payload_index.and_then(|index| found.event.row.get(index));
+            let (text, hex) = key_for_people(payload.map(<[u8]>::to_vec));
+            Ok(hex.map(|hex| format!("0x{hex}")).or(text).unwrap_or_else(|| "(NULL)".into()))
+        }
+
+        /// Published rows that are to be published again, in order. Forgets those that are gone.
             pub async fn replays(&self, limits: Limits) -> Result<Vec<Found>, Error> {
                 let doing = "read what is to be replayed";
                 let rows = sqlx::query(AssertSqlSafe(self.read_replays.as_str()))

@@ -40,7 +40,7 @@ pub enum Error {
 }
 
 /// How long the database may take for one answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+const ANSWER_WITHIN: Duration = Duration::from_mins(1);
 
 /// An answer, or [`Error::NoAnswer`]: a connection can be dead without anybody telling.
 pub async fn answered<T>(
@@ -157,10 +157,6 @@ pub const LEASE_NAME: &str = "source";
 
 /// A database, by its dialect.
 #[derive(Clone, Debug)]
-#[cfg_attr(
-    all(feature = "postgres", feature = "sqlite"),
-    expect(clippy::large_enum_variant, reason = "a handful of them live as long as the process")
-)]
 pub enum Database {
     #[cfg(feature = "postgres")]
     Postgres(postgres::Postgres),
@@ -264,6 +260,11 @@ impl Outbox {
     /// Held events, the oldest first.
     pub async fn list(&self, filter: &Filter, limit: i64) -> Result<Vec<Held>, Error> {
         each!(self, outbox => outbox.list(filter, limit).await)
+    }
+
+    /// The payload of a row, by the text of its place, for a person to read.
+    pub async fn payload_text(&self, place: &str) -> Result<String, Error> {
+        each!(self, outbox => outbox.payload_text(place).await)
     }
 
     /// How long the oldest parked event has been parked, in seconds.

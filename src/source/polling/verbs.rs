@@ -37,6 +37,10 @@ impl Task {
         }
         self.hold(epoch).await?;
         let Some(wish) = self.state.wishes.pop_front() else { return Ok(()) };
+        if matches!(&wish, Wish::Verb(_, answer) if answer.is_closed()) {
+            // Nobody waits for it any more, and was told so.
+            return Ok(());
+        }
         // Whatever becomes of it, the relay is to see the gates as they are then.
         self.state.gates_due = !matches!(&wish, Wish::Verb(Request { dry_run: true, .. }, _));
         match wish {

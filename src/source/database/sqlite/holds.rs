@@ -9,8 +9,8 @@ use super::{
     super::{
         Error, Found, Limits, TableSpec, answered, ddl,
         holds::{
-            APPLY, Dialect, FIXED, KEYS_AT_ONCE, count, execute, execute_matching, hold_methods, matching,
-            scope_of, words_of,
+            APPLY, Dialect, FIXED, KEYS_AT_ONCE, SHOWN_AT_MOST, count, execute, execute_matching,
+            hold_methods, matching, scope_of, words_of,
         },
         quoted,
     },

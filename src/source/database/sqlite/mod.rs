@@ -118,6 +118,7 @@ pub struct Outbox {
     pool: SqlitePool,
     holds: HoldsSql,
     read_replays: String,
+    read_one: String,
     replayed: String,
     place_is_int: bool,
     columns: usize,
@@ -224,6 +225,7 @@ impl Outbox {
         Ok(Outbox {
             name: spec.name.clone(),
             holds: HoldsSql::new(spec, &dialect),
+            read_one: HoldsSql::read_one(&dialect, &list.replace("?4", "$2")),
             read_replays: HoldsSql::read_replays(spec, &dialect, &list.replace("?4", "$2")),
             pool: db.pool.clone(),
             place_is_int,
