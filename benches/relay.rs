@@ -1,8 +1,8 @@
 //! The relay against its bounds, on real PostgreSQL and real Kafka: `scripts/bench`.
 //!
 //! In each round, on the same 300,000 rows of 256 bytes: the raw rdkafka loop, the relay's drain in
-//! delete mode and in mark mode, and the latency from commit to consumer at a steady rate. What is
-//! printed was measured in this run.
+//! delete mode and in mark mode, its drain when all rows have one key, and the latency from commit to
+//! consumer at a steady rate. What is printed was measured in this run.
 
 use std::{
     process::{Child, Command, Stdio},
@@ -21,6 +21,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 const ROWS: usize = 300_000;
 const PAYLOAD: usize = 256;
+const KEYS: i64 = 1000;
 const PARTITIONS: i32 = 6;
 const STEADY: u64 = 500;
 const STEADY_SECONDS: u64 = 20;
@@ -36,15 +37,19 @@ struct Drain {
 async fn main() -> anyhow::Result<()> {
     let rounds: usize = std::env::args().find_map(|word| word.parse().ok()).unwrap_or(5);
     let bench = Bench::new().await?;
-    let (mut raw, mut delete, mut mark, mut latency) = (vec![], vec![], vec![], vec![]);
+    let (mut raw, mut delete, mut mark, mut hot, mut latency) = (vec![], vec![], vec![], vec![], vec![]);
     for round in 1..=rounds {
         let rate = bench.raw(round).await?;
         println!("round {round}: raw rdkafka loop      {rate:>9.0} records/s");
         raw.push(rate);
-        for (mode, drains) in [("delete", &mut delete), ("mark", &mut mark)] {
-            let drain = bench.drain(round, mode).await?;
+        for (name, mode, keys, drains) in [
+            ("delete", "delete", KEYS, &mut delete),
+            ("mark", "mark", KEYS, &mut mark),
+            ("one key", "delete", 1, &mut hot),
+        ] {
+            let drain = bench.drain(round, name, mode, keys).await?;
             println!(
-                "round {round}: relay, {mode:<6}         {:>9.0} events/s, {:.1} CPU-s per million, peak {:.0} MiB, {:.0}% of raw",
+                "round {round}: relay, {name:<7}        {:>9.0} events/s, {:.1} CPU-s per million, peak {:.0} MiB, {:.0}% of raw",
                 drain.rate,
                 drain.cpu_seconds_per_million,
                 drain.peak_mib,
@@ -59,10 +64,10 @@ async fn main() -> anyhow::Result<()> {
     let raw = median(raw);
     println!("\nmedians of {rounds} interleaved rounds, {ROWS} rows of {PAYLOAD} bytes:");
     println!("  raw rdkafka loop   {raw:>9.0} records/s");
-    for (mode, drains) in [("delete", delete), ("mark", mark)] {
+    for (name, drains) in [("delete", delete), ("mark", mark), ("one key", hot)] {
         let rate = median(drains.iter().map(|drain| drain.rate).collect());
         println!(
-            "  relay, {mode:<6}      {rate:>9.0} events/s   {:.0}% of raw   {:.1} CPU-s per million   peak {:.0} MiB",
+            "  relay, {name:<7}     {rate:>9.0} events/s   {:.0}% of raw   {:.1} CPU-s per million   peak {:.0} MiB",
             100.0 * rate / raw,
             median(drains.iter().map(|drain| drain.cpu_seconds_per_million).collect()),
             median(drains.iter().map(|drain| drain.peak_mib).collect()),
@@ -136,7 +141,7 @@ impl Bench {
     async fn raw(&self, round: usize) -> anyhow::Result<f64> {
         let topic = self.topic(format!("bench.raw.{round}")).await?;
         self.install("delete").await?;
-        self.fill(&topic).await?;
+        self.fill(&topic, KEYS).await?;
         let rows: Vec<(String, Vec<u8>)> =
             sqlx::query_as("SELECT key, payload FROM outbox ORDER BY seq").fetch_all(&self.db).await?;
         let producer: ThreadedProducer<Quiet> = ClientConfig::new()
@@ -157,16 +162,17 @@ impl Bench {
     }
 
     /// The rows that every figure is about.
-    async fn fill(&self, topic: &str) -> anyhow::Result<()> {
+    async fn fill(&self, topic: &str, keys: i64) -> anyhow::Result<()> {
         sqlx::query(
             "INSERT INTO outbox (topic, key, type, payload)
-             SELECT $1, 'key-' || n % 1000, 'Benched', convert_to(rpad('{\"n\":' || n || ',\"pad\":\"' || md5(n::text), $3,
+             SELECT $1, 'key-' || n % $4, 'Benched', convert_to(rpad('{\"n\":' || n || ',\"pad\":\"' || md5(n::text), $3,
                  md5((n + 1)::text) || md5((n + 2)::text) || md5((n + 3)::text) || md5((n + 4)::text)), 'UTF8')
              FROM generate_series(0, $2 - 1) n",
         )
         .bind(topic)
         .bind(ROWS as i64)
         .bind(PAYLOAD as i32)
+        .bind(keys)
         .execute(&self.db)
         .await?;
         sqlx::raw_sql("VACUUM ANALYZE outbox").execute(&self.db).await?;
@@ -174,10 +180,10 @@ impl Bench {
         Ok(())
     }
 
-    async fn drain(&self, round: usize, mode: &str) -> anyhow::Result<Drain> {
-        let topic = self.topic(format!("bench.{mode}.{round}")).await?;
+    async fn drain(&self, round: usize, name: &str, mode: &str, keys: i64) -> anyhow::Result<Drain> {
+        let topic = self.topic(format!("bench.{}.{round}", name.replace(' ', "-"))).await?;
         let config = self.install(mode).await?;
-        self.fill(&topic).await?;
+        self.fill(&topic, keys).await?;
 
         let consumer = self.consumer(&topic)?;
         let counted = std::thread::spawn(move || count(&consumer));

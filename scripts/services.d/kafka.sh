@@ -3,6 +3,8 @@
 KAFKA_VERSION=4.1.1
 KAFKA_PORT=${WHIPPET_KAFKA_PORT:-19092}
 KAFKA_CONTROLLER_PORT=${WHIPPET_KAFKA_CONTROLLER_PORT:-19093}
+# For those who come through the proxy: this listener advertises it.
+KAFKA_PROXIED_PORT=${WHIPPET_KAFKA_PROXIED_PORT:-19095}
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
 
 kafka_install() {
@@ -38,8 +40,10 @@ kafka_start() {
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:$KAFKA_CONTROLLER_PORT
-listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,CONTROLLER://127.0.0.1:$KAFKA_CONTROLLER_PORT
-advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT
+listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,PROXIED://127.0.0.1:$KAFKA_PROXIED_PORT,CONTROLLER://127.0.0.1:$KAFKA_CONTROLLER_PORT
+advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,PROXIED://127.0.0.1:${WHIPPET_TOXIPROXY_KAFKA_PORT:-19096}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs=$dir/data
 auto.create.topics.enable=false

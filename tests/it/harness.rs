@@ -88,13 +88,17 @@ impl World {
 
     /// Waits until a query returns this number.
     pub async fn until(&self, sql: &str, expected: i64) {
-        let deadline = Instant::now() + SOON;
+        self.until_within(sql, expected, SOON).await;
+    }
+
+    pub async fn until_within(&self, sql: &str, expected: i64, within: Duration) {
+        let deadline = Instant::now() + within;
         loop {
             let found = self.number(sql).await;
             if found == expected {
                 return;
             }
-            assert!(Instant::now() < deadline, "{sql}: {found}, not {expected}, after {SOON:?}");
+            assert!(Instant::now() < deadline, "{sql}: {found}, not {expected}, after {within:?}");
             self.pause().await;
         }
     }
@@ -336,6 +340,25 @@ impl Relay {
         let id = self.child.id().to_string();
         let sent = Command::new("kill").args(["-s", name, &id]).status().unwrap();
         assert!(sent.success());
+    }
+
+    /// Waits until the process has ended by itself.
+    pub fn ended(mut self) -> std::process::ExitStatus {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it did not end; its log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The most memory that the process has had, in MiB (proc(5), VmHWM).
+    pub fn peak_mib(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
     }
 
     /// SIGKILL.

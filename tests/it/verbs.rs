@@ -112,7 +112,7 @@ async fn a_pause_holds_survives_a_restart_and_ends_in_order() {
     let config = world.config("[{ name: outbox }]", "");
     world.install(&config).await;
     let relay = world.relay(&config);
-    relay.wait_for("owns the source");
+    relay.wait_for("this relay owns the source");
     assert_eq!(relay.operate(&world, &["pause", "--topic", &a])["keys"], 1);
     assert_eq!(relay.operate(&world, &["pause", "--topic", &a])["keys"], 0, "it is paused already");
     relay.operate(&world, &["pause", "--table", "outbox", "--key", "k"]);
@@ -249,7 +249,7 @@ async fn a_relay_that_stands_by_refuses_and_says_who_can() {
     let config = world.config("[{ name: outbox }]", "");
     world.install(&config).await;
     let owner = world.relay(&config);
-    owner.wait_for("owns the source");
+    owner.wait_for("this relay owns the source");
     let standby = world.relay(&config);
     standby.wait_for("standing by");
     let output = standby.try_to(&world, &["redrive", "--all"]);

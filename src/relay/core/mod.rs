@@ -361,8 +361,10 @@ impl Core {
             return self.try_alone(ticket, lane, event, Step::Send, now);
         }
         self.metrics.count_dropped(&rules.name, &prepared.dropped);
+        fail::fail_point!("before-send", |_| std::process::abort());
         match sink.send(Unit::Main, ticket, &prepared.record) {
             Ok(()) => {
+                fail::fail_point!("sent", |_| std::process::abort());
                 self.ledger.sent(ticket, now, cold);
                 if let (Some(topic), Some(partition)) = (topic, cold) {
                     self.topics.get_mut(topic).warms(partition);

@@ -1,0 +1,160 @@
+//! Writers beside the relay, and the history of what they committed.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use sqlx::{Connection as _, PgConnection};
+
+use crate::{
+    checker::{Verdict, Written, check},
+    harness::World,
+};
+
+/// What the writers do.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub writers: u64,
+    pub keys: u32,
+    /// Rows after which the writers end.
+    pub rows: u64,
+    /// The longest ordinary pause between INSERT and COMMIT, in milliseconds; seldom it is longer.
+    pub pause_ms: u64,
+    /// One row in so many has headers that cannot be published, until they are mended.
+    pub poison: Option<u32>,
+}
+
+struct Shared {
+    url: String,
+    topic: String,
+    plan: Plan,
+    left: AtomicU64,
+    transactions: AtomicU64,
+    stop: AtomicBool,
+    history: Mutex<Vec<Written>>,
+}
+
+pub struct Load {
+    shared: Arc<Shared>,
+    writers: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Load {
+    pub async fn start(world: &World, topic: &str, plan: Plan, seed: u64) -> Load {
+        let keys = plan.keys;
+        world.sql(&format!("CREATE TABLE keys AS SELECT key FROM generate_series(0, {keys} - 1) key")).await;
+        world.sql("CREATE UNIQUE INDEX ON keys (key)").await;
+        eprintln!("seed {seed}");
+        let shared = Arc::new(Shared {
+            url: world.url.clone(),
+            topic: topic.to_owned(),
+            plan,
+            left: AtomicU64::new(plan.rows),
+            transactions: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            history: Mutex::new(Vec::new()),
+        });
+        let writers =
+            (0..plan.writers).map(|writer| tokio::spawn(write(shared.clone(), seed + writer))).collect();
+        Load { shared, writers }
+    }
+
+    /// Rows that were inserted so far.
+    pub fn written(&self) -> usize {
+        self.shared.history.lock().unwrap().len()
+    }
+
+    /// Lets the writers end where they are.
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+
+    pub async fn ended(&mut self) {
+        for writer in self.writers.drain(..) {
+            writer.await.unwrap();
+        }
+    }
+
+    /// Compares with everything that is in the topic.
+    pub fn check(&self, world: &World) -> (Verdict, usize) {
+        let history = self.shared.history.lock().unwrap();
+        let verdict = check(&history, world.consumer(&self.shared.topic).read_to_end());
+        let rolled_back = history.iter().filter(|row| row.committed.is_none()).count();
+        eprintln!("{verdict:?}, {rolled_back} rows rolled back");
+        (verdict, rolled_back)
+    }
+}
+
+/// One writer: transactions of a few rows, with a pause between INSERT and COMMIT.
+async fn write(shared: Arc<Shared>, seed: u64) {
+    let Plan { keys: all, pause_ms, poison, .. } = shared.plan;
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut connection = PgConnection::connect(&shared.url).await.unwrap();
+    // Half of the writers serialise each key by a row lock taken before the INSERT.
+    let locks = seed.is_multiple_of(2);
+    loop {
+        let rows = random.u64(1..=20);
+        let left =
+            shared.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(rows));
+        if left.is_err() || shared.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let number = shared.transactions.fetch_add(1, Ordering::Relaxed);
+        let mut keys: Vec<u32> = (0..rows).map(|_| random.u32(0..all)).collect();
+        let mut transaction = connection.begin().await.unwrap();
+        if locks {
+            // In one order, or two writers would wait for each other.
+            keys.sort_unstable();
+            let mut distinct: Vec<i32> = keys.iter().map(|key| *key as i32).collect();
+            distinct.dedup();
+            for key in distinct {
+                sqlx::query("SELECT 1 FROM keys WHERE key = $1 FOR UPDATE")
+                    .bind(key)
+                    .execute(&mut *transaction)
+                    .await
+                    .unwrap();
+            }
+        }
+        let mut written = Vec::new();
+        for (nth, key) in keys.iter().enumerate() {
+            let row = Written {
+                id: uuid::Uuid::from_u128(random.u128(..)).to_string(),
+                key: format!("key-{key}"),
+                payload: vec![b'x'; random.usize(0..400)],
+                transaction: number,
+                inserted: Instant::now(),
+                nth,
+                committed: None,
+            };
+            let bad = poison.is_some_and(|one_in| random.u32(0..one_in) == 0);
+            sqlx::query(
+                "INSERT INTO outbox (id, topic, key, payload, headers) VALUES ($1::text::uuid, $2, $3, $4, $5::json)",
+            )
+            .bind(&row.id)
+            .bind(&shared.topic)
+            .bind(&row.key)
+            .bind(&row.payload)
+            .bind(bad.then_some("[\"not an object\"]"))
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+            written.push(row);
+        }
+        // Mostly short, sometimes long: rows with lower numbers commit after higher ones.
+        let pause =
+            if random.u32(0..50) == 0 { random.u64(0..=pause_ms * 7) } else { random.u64(0..=pause_ms) };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        if random.u32(0..20) == 0 {
+            transaction.rollback().await.unwrap();
+        } else {
+            transaction.commit().await.unwrap();
+            let committed = Instant::now();
+            written.iter_mut().for_each(|row| row.committed = Some(committed));
+        }
+        shared.history.lock().unwrap().extend(written);
+    }
+}

@@ -1,0 +1,76 @@
+//! Network faults, by Toxiproxy between the relay and its services.
+
+use serde_json::{Value, json};
+
+use crate::harness::service;
+
+/// One of the proxies; whole again when it is dropped.
+pub struct Proxy(&'static str);
+
+impl Proxy {
+    pub fn kafka() -> Proxy {
+        Proxy::whole("kafka")
+    }
+
+    pub fn postgres() -> Proxy {
+        Proxy::whole("postgres")
+    }
+
+    fn whole(name: &'static str) -> Proxy {
+        reset();
+        Proxy(name)
+    }
+
+    /// Refuses connections and closes those that are open.
+    pub fn cut(&self) {
+        post(&format!("/proxies/{}", self.0), &json!({ "enabled": false }));
+    }
+
+    /// Nothing comes through, and nothing is closed.
+    pub fn blackhole(&self) {
+        self.toxic("timeout", &json!({ "timeout": 0 }));
+    }
+
+    pub fn latency(&self, ms: u64) {
+        self.toxic("latency", &json!({ "latency": ms, "jitter": ms / 2 }));
+    }
+
+    /// Connections are closed late.
+    pub fn slow_close(&self, ms: u64) {
+        self.toxic("slow_close", &json!({ "delay": ms }));
+    }
+
+    /// A TCP reset in the middle of whatever is being said.
+    pub fn reset_peer(&self, after_ms: u64) {
+        self.toxic("reset_peer", &json!({ "timeout": after_ms }));
+    }
+
+    /// As if nothing had been.
+    pub fn heal(&self) {
+        reset();
+    }
+
+    fn toxic(&self, kind: &str, attributes: &Value) {
+        for stream in ["upstream", "downstream"] {
+            let path = format!("/proxies/{}/toxics", self.0);
+            post(&path, &json!({ "type": kind, "stream": stream, "attributes": attributes }));
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            reset();
+        }
+    }
+}
+
+fn reset() {
+    post("/reset", &json!({}));
+}
+
+fn post(path: &str, body: &Value) {
+    let url = format!("{}{path}", service("WHIPPET_TEST_TOXIPROXY"));
+    ureq::post(&url).send(body.to_string()).unwrap_or_else(|error| panic!("{url}: {error}"));
+}
