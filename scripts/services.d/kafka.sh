@@ -34,8 +34,10 @@ POM
 
 kafka_start() {
   local dir=$STATE/kafka
-  # Nothing is created by accident, and one node holds every internal topic. Few partitions of
-  # those, and no wait for more members: a consumer has its first record sooner.
+  # Everybody may do everything, until a test forbids something. Nothing is created by accident, and
+  # one node holds every internal topic. Few partitions of those, and no wait for more members: a
+  # consumer has its first record sooner. A broker that was killed is soon forgotten: the next one need
+  # not wait for its name.
   cat >"$dir/server.properties" <<CONF
 process.roles=broker,controller
 node.id=1
@@ -47,6 +49,8 @@ inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs=$dir/data
 auto.create.topics.enable=false
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+allow.everyone.if.no.acl.found=true
 min.insync.replicas=1
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
@@ -57,6 +61,8 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=4
 group.initial.rebalance.delay.ms=0
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 log.retention.hours=24
 CONF
   cat >"$dir/log4j2.properties" <<'CONF'

@@ -369,6 +369,17 @@ mod tests {
     }
 
     #[test]
+    fn the_alerts_name_metrics_that_exist() {
+        let rules = include_str!("../../deploy/prometheus/whippet.rules.yaml");
+        let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+        let named: Vec<&str> = rules.split(word).filter(|word| word.starts_with("whippet_")).collect();
+        assert!(named.len() > 5, "{named:?}");
+        for name in named {
+            assert!(ALL.iter().any(|metric| metric.name == name), "{name}");
+        }
+    }
+
+    #[test]
     fn every_described_metric_is_exposed_and_no_other() {
         let metrics = Metrics::new(&["outbox"]);
         metrics.published("outbox", "orders").acknowledged(Some(Duration::ZERO), Some(3), 1);

@@ -221,3 +221,34 @@ impl Board {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_that_does_not_turn_shows() {
+        let board = Board::new("r".into(), ["t".to_owned()]);
+        assert!(board.is_alive());
+        tokio::time::advance(STUCK_AFTER + Duration::from_secs(1)).await;
+        assert!(!board.is_alive());
+    }
+
+    #[test]
+    fn a_table_is_stalled_when_rows_wait_and_nothing_goes() {
+        let board = Board::new("r".into(), ["t".to_owned()]);
+        let mut table = board.status().tables[0].clone();
+        let ago = |seconds: i64| Some((chrono::Utc::now() - chrono::Duration::seconds(seconds)).to_rfc3339());
+        for (oldest, published, stalled) in [
+            (None, None, false),
+            (Some(5.0), None, false),
+            (Some(31.0), None, true),
+            (Some(31.0), ago(5), false),
+            (Some(31.0), ago(40), true),
+            (Some(0.0), ago(4000), false),
+        ] {
+            (table.oldest_pending_age_seconds, table.last_publish) = (oldest, published.clone());
+            assert_eq!(is_stalled(&table), stalled, "{oldest:?} {published:?}");
+        }
+    }
+}

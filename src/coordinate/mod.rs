@@ -94,8 +94,12 @@ impl Keeper {
                     installed = false;
                     let error = match failed {
                         Ok(Err(error)) => error,
-                        _ => Error::Setup("the source database does not answer".into()),
+                        _ => Error::NoAnswer("renew the lease"),
                     };
+                    // Without the lease no table is read, so nobody else would notice.
+                    if error.needs_another_connection() {
+                        self.database.renew();
+                    }
                     self.board.source_failed(&report(&error));
                     warn!(
                         error = report(&error),

@@ -99,6 +99,11 @@ impl Lanes {
         lane.and_then(|lane| self.trying.get(&lane)).is_none_or(|trying| trying.in_sink == 0)
     }
 
+    /// How many events wait in a lane.
+    pub fn waiting_in(&self, lane: Option<Lane>) -> usize {
+        lane.and_then(|lane| self.trying.get(&lane)).map_or(0, |trying| trying.waiting.len())
+    }
+
     /// Queues an event behind the one that its lane waits for.
     pub fn wait(&mut self, lane: Option<Lane>, event: Waiting) {
         let trying = lane.and_then(|lane| self.trying.get_mut(&lane));

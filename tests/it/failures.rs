@@ -12,6 +12,16 @@ fn of_key<'a>(seen: &'a [Seen], key: &str) -> Vec<&'a str> {
     seen.iter().filter(|one| one.key.as_deref() == Some(key.as_bytes())).map(Seen::text).collect()
 }
 
+/// First appearances of a key's numbers are in order and complete; repeats may lie between.
+fn assert_in_order(seen: &[Seen], key: &str, numbers: impl Iterator<Item = i32>) {
+    let mut next = numbers.peekable();
+    for number in of_key(seen, key).iter().filter_map(|text| text.parse::<i32>().ok()) {
+        assert!(next.peek().is_none_or(|next| number <= *next), "{number} came before {:?}", next.peek());
+        next.next_if_eq(&number);
+    }
+    assert_eq!(next.next(), None, "{key}");
+}
+
 /// Refused by the relay itself, and refused by the broker alone: the limit was lowered behind our back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_carries_the_original_and_its_key_flows_on() {
@@ -231,12 +241,67 @@ async fn a_topic_that_is_deleted_in_flight_is_held_and_others_keep_their_rate() 
     consumer.read_until(|seen| seen.len() >= 2000);
     world.until("SELECT count(*) FROM outbox", 0).await;
     for key in ["k0", "k2"] {
-        // A repeat may follow the rebuilt producer; nothing is seen before what is earlier.
-        let mut next = (1..=4000).filter(|i| format!("k{}", i % 4) == key).peekable();
-        for number in of_key(&consumer.seen, key).iter().filter_map(|text| text.parse::<i32>().ok()) {
-            assert!(next.peek().is_none_or(|next| number <= *next), "{number} came before {:?}", next.peek());
-            next.next_if_eq(&number);
-        }
-        assert_eq!(next.next(), None, "{key}");
+        assert_in_order(&consumer.seen, key, (1..=4000).filter(|i| format!("k{}", i % 4) == key));
+    }
+}
+
+/// A table that is one lane: an event of another topic waits for the one before it, is held with it, and
+/// follows it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_topic_stops_a_table_that_is_one_lane_in_order() {
+    let world = World::new("onelane").await;
+    let there = world.create_topic("there", 1, &[]).await;
+    let later = world.topic("later");
+    let tables = "[{ name: outbox, order: table, retry: { max: 1s } }]";
+    let config = world.config(tables, "limits: { in_flight_events: 100 }");
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    world
+        .sql(&format!(
+            "{INSERT} VALUES ('{there}', 'a', '0', NULL);
+             {INSERT} SELECT CASE WHEN i % 3 = 1 THEN '{later}' ELSE '{there}' END, 'k' || i % 4, convert_to('' || i, 'UTF8'), NULL FROM generate_series(1, 300) i"
+        ))
+        .await;
+    world.until("SELECT count(*) FROM whippet.holds WHERE cause = 'topic'", 300).await;
+    let mut consumer = world.consumer(&there);
+    assert_eq!(texts(consumer.read_to_end()), ["0"], "nothing passed the event of the missing topic");
+    let refused = relay.try_to(&world, &["pause", "--topic", &there]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("one lane"), "{refused:?}");
+    world.create_topic("later", 1, &[]).await;
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    let expected = |later: bool| (1..=300).filter(move |i| (i % 3 == 1) == later).map(|i| i.to_string());
+    assert_eq!(texts(&consumer.read_to_end()[1..]), expected(false).collect::<Vec<_>>());
+    assert_eq!(texts(world.consumer(&later).read_to_end()), expected(true).collect::<Vec<_>>());
+}
+
+/// sarama#466: writing to a topic is forbidden while its events are in flight. Nothing passes, other
+/// topics flow, and what was held follows in order when it is allowed again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_becomes_forbidden_is_held_and_nothing_passes() {
+    let world = World::new("forbidden").await;
+    let (topic, there) =
+        (world.create_topic("events", 2, &[]).await, world.create_topic("there", 1, &[]).await);
+    let config = world.config("[{ name: outbox, retry: { max: 1s } }]", "limits: { in_flight_events: 1000 }");
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    let rows = |from: u32, to: u32| {
+        format!(
+            "{INSERT} SELECT CASE WHEN i % 2 = 0 THEN '{topic}' ELSE '{there}' END, 'k' || i % 6, convert_to('' || i, 'UTF8'), NULL FROM generate_series({from}, {to}) i"
+        )
+    };
+    world.sql(&rows(1, 1000)).await;
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    world.forbid(&topic, true);
+    world.sql(&rows(1001, 4000)).await;
+    relay.wait_for("TopicAuthorizationFailed");
+    let mut others = world.consumer(&there);
+    others.read_until(|seen| seen.len() >= 2000);
+    world.until("SELECT count(*) FROM whippet.holds WHERE cause = 'topic'", 1500).await;
+    world.forbid(&topic, false);
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    let mut consumer = world.consumer(&topic);
+    let seen = consumer.read_to_end();
+    for key in ["k0", "k2", "k4"] {
+        assert_in_order(seen, key, (1..=4000).filter(|i| i % 2 == 0 && format!("k{}", i % 6) == key));
     }
 }

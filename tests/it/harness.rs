@@ -139,6 +139,19 @@ impl World {
         self.admin.delete_topics(&[topic], &AdminOptions::new()).await.unwrap();
     }
 
+    /// Forbids everybody to write to a topic, or no longer.
+    pub fn forbid(&self, topic: &str, forbidden: bool) {
+        let verb = if forbidden { "--add" } else { "--remove" };
+        let libs = format!("{}/*", service("WHIPPET_TEST_KAFKA_LIBS"));
+        let done = Command::new("java")
+            .args(["-Xmx128m", "-XX:TieredStopAtLevel=1", "-cp", &libs, "org.apache.kafka.tools.AclCommand"])
+            .args(["--bootstrap-server", &kafka(), verb, "--force", "--deny-principal", "User:ANONYMOUS"])
+            .args(["--operation", "Write", "--topic", topic])
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
+
     /// The outbox and the relay's tables as `whippet sql` makes them for a configuration.
     pub async fn install(&self, config: &str) {
         let file = self.write("install.yaml", config);

@@ -206,13 +206,29 @@ async fn the_sql_is_enough_for_a_role_that_may_do_no_more() {
             _ => format!("SELECT count(*) FROM {table}"),
         };
         world.until(&pending, 0).await;
+        // Everything that an operator can do, too.
+        world
+            .sql(&format!(
+                "INSERT INTO public.{table} (topic, key, payload, headers) VALUES ('{topic}', 'bad', 'x', '7'), ('{topic}', 'bad', 'y', NULL)"
+            ))
+            .await;
+        relay.until_status("/tables/0/parked_events", 2).await;
+        relay.operate(&world, &["pause", "--topic", "elsewhere"]);
+        relay.operate(&world, &["resume", "--topic", "elsewhere"]);
+        relay.operate(&world, &["redrive", "--all"]);
+        relay.until_status("/tables/0/parked_events", 2).await;
+        assert_eq!(relay.operate(&world, &["skip", "--key", "bad", "--reason", "test"])["events"], 2);
+        if after == "mark" {
+            assert_eq!(relay.operate(&world, &["replay", "--from", "1", "--to", "1"])["events"], 1);
+            world.until("SELECT count(*) FROM whippet.replays", 0).await;
+        }
         let (code, log) = relay.stop();
         assert_eq!(code, Some(0), "{log}");
     }
     let mut consumer = world.consumer(&topic);
     assert_eq!(
-        consumer.read(2).iter().map(super::harness::Seen::text).collect::<Vec<_>>(),
-        ["deleted", "marked"]
+        consumer.read(3).iter().map(super::harness::Seen::text).collect::<Vec<_>>(),
+        ["deleted", "marked", "marked"]
     );
 }
 

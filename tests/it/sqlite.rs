@@ -65,3 +65,51 @@ async fn a_sqlite_outbox_is_relayed_through_a_kill_in_order_and_completely() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_can_do_the_same_on_sqlite() {
+    let world = World::new("sqliteverbs").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let file = world.folder.path().join("verbs.db");
+    let url = format!("sqlite://{}?mode=rwc", file.display());
+    let config = world.config_for(&url, &kafka(), "[{ name: outbox, after_publish: mark }]", "");
+    let script = whippet(&["sql", "--config", &world.write("sql.yaml", &config)]);
+    let db = SqlitePool::connect(&url).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(String::from_utf8(script.stdout).unwrap())).execute(&db).await.unwrap();
+    let relay = world.relay(&config);
+    let insert = |key: &str, payload: &str, headers: &str| {
+        AssertSqlSafe(format!(
+            "INSERT INTO outbox (topic, key, payload, headers) VALUES ('{topic}', '{key}', '{payload}', {headers})"
+        ))
+    };
+    for (payload, headers) in [("1", "'[7]'"), ("2", "NULL"), ("3", "NULL")] {
+        sqlx::query(insert("bad", payload, headers)).execute(&db).await.unwrap();
+    }
+    relay.until_status("/tables/0/parked_events", 3).await;
+    let listed = relay.operate(&world, &["parked", "--reason", "not a JSON object"]);
+    let id = listed["parked"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(relay.operate(&world, &["parked", "--id", &id, "--payload"])["parked"][0]["payload"], "1");
+    sqlx::query("UPDATE outbox SET headers = NULL").execute(&db).await.unwrap();
+    let mut consumer = world.consumer(&topic);
+    assert_eq!(relay.operate(&world, &["redrive", "--key", "bad"])["events"], 3);
+    consumer.read(3);
+    sqlx::query(insert("worse", "x", "'7'")).execute(&db).await.unwrap();
+    sqlx::query(insert("worse", "4", "NULL")).execute(&db).await.unwrap();
+    relay.until_status("/tables/0/parked_events", 2).await;
+    let listed = relay.operate(&world, &["parked", "--reason", "rejected"]);
+    let id = listed["parked"][0]["id"].as_str().unwrap().to_owned();
+    relay.operate(&world, &["skip", "--id", &id, "--reason", "test"]);
+    consumer.read(4);
+    relay.operate(&world, &["pause", "--topic", &topic]);
+    sqlx::query(insert("k", "5", "NULL")).execute(&db).await.unwrap();
+    relay.until_status("/tables/0/held_events", 1).await;
+    relay.operate(&world, &["resume", "--topic", &topic]);
+    consumer.read(5);
+    assert_eq!(relay.operate(&world, &["replay", "--from", "2", "--to", "3"])["events"], 2);
+    consumer.read(7);
+    let texts: Vec<&str> = consumer.read_to_end().iter().map(crate::harness::Seen::text).collect();
+    assert_eq!(texts, ["1", "2", "3", "4", "5", "2", "3"]);
+    let audited: Vec<String> =
+        sqlx::query_scalar("SELECT action FROM whippet_audit ORDER BY id").fetch_all(&db).await.unwrap();
+    assert_eq!(audited, ["redrive", "skip", "pause", "resume", "replay"]);
+}

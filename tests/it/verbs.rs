@@ -257,3 +257,19 @@ async fn a_relay_that_stands_by_refuses_and_says_who_can() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("does not own the source"), "{output:?}");
     assert_eq!(owner.operate(&world, &["redrive", "--all"])["events"], 0);
 }
+
+/// Somebody who opens a connection and never finishes a request does not keep it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_never_ends_is_ended() {
+    use std::io::{Read as _, Write as _};
+    let world = World::new("slowloris").await;
+    let config = world.config("[{ name: outbox }]", "");
+    let relay = world.relay(&config);
+    let mut slow = std::net::TcpStream::connect(&relay.admin).unwrap();
+    slow.set_read_timeout(Some(std::time::Duration::from_secs(25))).unwrap();
+    slow.write_all(b"GET /status HTTP/1.1\r\nHost: x\r\n").unwrap();
+    let mut answer = Vec::new();
+    slow.read_to_end(&mut answer).unwrap();
+    assert!(!String::from_utf8_lossy(&answer).contains("200"), "it was never asked for");
+    assert_eq!(relay.get("/status").0, 200);
+}

@@ -179,17 +179,21 @@ impl Core {
         let bad: Vec<u32> =
             self.topics.all().filter(|(_, topic)| is_bad(topic)).map(|(index, _)| index).collect();
         for index in bad {
+            let behind = self.wait_behind_trials_of(index);
             let topic = self.topics.get_mut(index);
             let since = topic.trouble.map_or(now, |trouble| trouble.since);
-            let much =
-                topic.waiting.len() >= limit.events.div_ceil(4) || topic.waiting_bytes >= limit.bytes / 4;
+            let much = topic.waiting.len() + behind >= limit.events.div_ceil(4)
+                || topic.waiting_bytes >= limit.bytes / 4;
             if self.give_up_times.iter().any(|after| now >= since + *after) {
                 topic.waiting_bytes = 0;
                 let waiting = std::mem::take(&mut topic.waiting);
                 self.pass_all(waiting, now, sink);
                 self.give_up_trials_of(index, now);
             }
-            if !self.topics.get(index).tripped && (much || now >= since + PATIENCE) {
+            if self.topics.get(index).tripped {
+                // Those whose lane was not still when the breaker opened.
+                self.hold_trials_of(index);
+            } else if much || now >= since + PATIENCE {
                 self.trip(index);
             }
         }

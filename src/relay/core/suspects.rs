@@ -244,6 +244,15 @@ impl Core {
         self.metrics.dead_lettered(&rules.name, cause.as_str()).inc();
     }
 
+    /// How many events wait behind the suspects of a topic.
+    pub(super) fn wait_behind_trials_of(&self, topic: u32) -> usize {
+        let entries = self.trials.iter().filter_map(|trial| self.ledger.get(trial.waiting.ticket));
+        entries
+            .filter(|entry| entry.topic == Some(topic))
+            .map(|entry| self.lanes.waiting_in(entry.lane))
+            .sum()
+    }
+
     /// Holds the suspects of a topic, and what waits behind them, because of the topic.
     pub(super) fn hold_trials_of(&mut self, topic: u32) {
         let of_topic = |core: &Core, trial: &Trial| {
@@ -251,6 +260,9 @@ impl Core {
             matches!(trial.step, Step::Send | Step::Wait)
                 && entry.is_some_and(|entry| entry.topic == Some(topic))
         };
+        if self.trials.is_empty() {
+            return;
+        }
         let trials = std::mem::take(&mut self.trials);
         let (held, kept): (Vec<Trial>, Vec<Trial>) =
             trials.into_iter().partition(|trial| of_topic(self, trial) && self.is_still(trial));
