@@ -44,13 +44,16 @@ pub struct Settings {
 impl Settings {
     fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            config.set_log_level(RDKafkaLogLevel::Debug);
+        }
         // Defaults that the user may change come first, then the user's, then what is ours.
         config
             .set("client.id", "whippet")
             .set("socket.keepalive.enable", "true")
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "2000")
-            .set("topic.metadata.refresh.interval.ms", "30000");
+            .set("topic.metadata.refresh.interval.ms", "5000");
         for (name, value) in &self.properties {
             config.set(name, value.expose());
         }
