@@ -74,6 +74,18 @@ impl Row {
         self.cells.push(Cell { end, null: value.is_none() });
     }
 
+    /// Adds a column that `make` writes; `false`, and nothing is added, where it cannot.
+    pub fn push_made(&mut self, make: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
+        let before = self.bytes.len();
+        if !make(&mut self.bytes) {
+            self.bytes.truncate(before);
+            return false;
+        }
+        let end = u32::try_from(self.bytes.len()).expect("a row above 4 GiB is parked unread");
+        self.cells.push(Cell { end, null: false });
+        true
+    }
+
     /// The column at `index`; `None` for NULL.
     pub fn get(&self, index: usize) -> Option<&[u8]> {
         let cell = self.cells[index];

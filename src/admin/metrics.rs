@@ -37,6 +37,9 @@ pub struct Metrics {
     pub in_flight_events: IntGauge,
     pub in_flight_bytes: IntGauge,
     capture_mode: IntGaugeVec,
+    pub slot_retained_bytes: IntGauge,
+    pub slot_safe_bytes: Gauge,
+    pub slot_active: IntGauge,
     leases_held: IntGaugeVec,
     last_publish: GaugeVec,
     context_dropped: IntCounterVec,
@@ -143,6 +146,17 @@ const IN_FLIGHT_BYTES: Described =
     gauge("whippet_in_flight_bytes", &[], "Bytes of the events in flight, as the window counts them.");
 const CAPTURE_MODE: Described =
     gauge("whippet_capture_mode", &["table", "mode"], "1 for the mode in which a table is captured now.");
+const SLOT_RETAINED_BYTES: Described = gauge(
+    "whippet_slot_retained_bytes",
+    &[],
+    "What the server keeps of its log for the slot. 0 without one.",
+);
+const SLOT_SAFE_BYTES: Described = gauge(
+    "whippet_slot_safe_bytes",
+    &[],
+    "What may still be written before the server gives the slot up (safe_wal_size); +Inf without a limit.",
+);
+const SLOT_ACTIVE: Described = gauge("whippet_slot_active", &[], "1 while the slot is read.");
 const LEASES_HELD: Described =
     gauge("whippet_leases_held", &["table"], "Leases that this relay holds for a table.");
 const LAST_PUBLISH: Described = gauge(
@@ -165,7 +179,7 @@ const RESIDENT_BYTES: Described =
     gauge("whippet_resident_memory_bytes", &[], "Resident memory of this process (Linux, /proc/self/statm).");
 
 /// Every metric, in the order of the docs.
-pub const ALL: [Described; 23] = [
+pub const ALL: [Described; 26] = [
     EVENTS_READ,
     EVENTS_PUBLISHED,
     EVENTS_DEAD_LETTERED,
@@ -183,6 +197,9 @@ pub const ALL: [Described; 23] = [
     IN_FLIGHT_EVENTS,
     IN_FLIGHT_BYTES,
     CAPTURE_MODE,
+    SLOT_RETAINED_BYTES,
+    SLOT_SAFE_BYTES,
+    SLOT_ACTIVE,
     LEASES_HELD,
     LAST_PUBLISH,
     CONTEXT_DROPPED,
@@ -253,6 +270,9 @@ impl Metrics {
             in_flight_events: registered!(r, IntGauge::with_opts(IN_FLIGHT_EVENTS.opts())),
             in_flight_bytes: registered!(r, IntGauge::with_opts(IN_FLIGHT_BYTES.opts())),
             capture_mode: ints(&CAPTURE_MODE),
+            slot_retained_bytes: registered!(r, IntGauge::with_opts(SLOT_RETAINED_BYTES.opts())),
+            slot_safe_bytes: registered!(r, Gauge::with_opts(SLOT_SAFE_BYTES.opts())),
+            slot_active: registered!(r, IntGauge::with_opts(SLOT_ACTIVE.opts())),
             leases_held: ints(&LEASES_HELD),
             last_publish: floats(&LAST_PUBLISH),
             context_dropped: counters(&CONTEXT_DROPPED),
@@ -262,7 +282,7 @@ impl Metrics {
         // A table shows from the start, with zeros: an absent series raises no alert.
         for table in tables {
             metrics.events_read(table);
-            metrics.capture_mode.with_label_values(&[table, "poll"]).set(1);
+            metrics.capture(table, "poll");
             metrics.leases_held.with_label_values(&[table]).set(0);
             metrics.oldest_pending_age.with_label_values(&[table]).set(0.0);
             metrics.pending_events.with_label_values(&[table]).set(0);
@@ -314,6 +334,13 @@ impl Metrics {
             self.held_events.with_label_values(&[table, cause]).set(number(events));
         }
         self.table_halted.with_label_values(&[table]).set(i64::from(halted));
+    }
+
+    /// How a table is captured now: `poll` or `stream`.
+    pub fn capture(&self, table: &str, mode: &str) {
+        for one in ["poll", "stream"] {
+            self.capture_mode.with_label_values(&[table, one]).set(i64::from(one == mode));
+        }
     }
 
     pub fn leases(&self, table: &str, held: bool) {

@@ -37,7 +37,7 @@ pub struct TableStatus {
     /// `starting`, `running`, `standby`, `failing`, `stalled`, `paused` or `halted`.
     pub state: &'static str,
     pub capture: &'static str,
-    pub capture_reason: &'static str,
+    pub capture_reason: String,
     /// Rows that wait in the table, held ones apart; counted up to a cap.
     pub pending: u64,
     /// By the database's clock, in seconds.
@@ -87,7 +87,7 @@ impl Board {
                 name,
                 state: "starting",
                 capture: "poll",
-                capture_reason: "configured",
+                capture_reason: "configured".into(),
                 pending: 0,
                 oldest_pending_age_seconds: None,
                 in_flight: 0,
@@ -208,6 +208,14 @@ impl Board {
         let mut inner = self.lock();
         inner.ready[table.0 as usize] = false;
         inner.status.tables[table.0 as usize].last_error = Some(error.to_owned());
+    }
+
+    /// How a table is captured now, and why so.
+    pub fn capture(&self, table: TableIx, mode: &'static str, why: &str) {
+        let mut inner = self.lock();
+        let status = &mut inner.status.tables[table.0 as usize];
+        status.capture = mode;
+        why.clone_into(&mut status.capture_reason);
     }
 
     pub fn backlog(&self, table: TableIx, backlog: Backlog) {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path, str::FromStr as _, time::Duration};
 
 use rdkafka::{ClientConfig, error::KafkaError};
 
-use super::{AfterPublish, Config, Dialect, Order, Source, Table, Wake, error::Problems};
+use super::{AfterPublish, Capture, Config, Dialect, Order, Source, Table, Wake, error::Problems};
 use crate::record::Template;
 
 pub(super) fn check(config: &Config, problems: &mut Problems) {
@@ -67,6 +67,22 @@ fn source(source: &Source, problems: &mut Problems) {
     }
     if source.tls.cert_file.is_some() != source.tls.key_file.is_some() {
         problems.add("source.tls", "cert_file and key_file belong together");
+    }
+    if let Some(stream) = &source.stream {
+        // PostgreSQL's own rule (src/backend/replication/slot.c, ReplicationSlotValidateName).
+        let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        if stream.slot.is_empty() || stream.slot.len() > 63 || !stream.slot.chars().all(legal) {
+            problems.add("source.stream.slot", "expected up to 63 of a-z, 0-9 and _");
+        }
+        if stream.publication.is_empty() || stream.publication.len() > 63 {
+            problems.add("source.stream.publication", "expected a name of up to 63 bytes");
+        }
+        if stream.heartbeat < Duration::from_millis(100) {
+            problems.add("source.stream.heartbeat", "expected at least 100ms");
+        }
+        if source.dialect() != Dialect::Postgres {
+            problems.add("source.stream", "only PostgreSQL's log can be read; leave it out");
+        }
     }
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if source.relay_schema.is_empty() || !source.relay_schema.chars().all(plain) {
@@ -159,6 +175,9 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
     }
     if table.poll.wake == Wake::Notify && dialect == Dialect::Sqlite {
         problems.add(&at("poll.wake"), "notify needs PostgreSQL");
+    }
+    if table.capture != Capture::Poll && dialect != Dialect::Postgres {
+        problems.add(&at("capture"), "only PostgreSQL's log can be read; expected poll");
     }
     if table.retry.initial > table.retry.max {
         problems.add(&at("retry.initial"), "longer than retry.max");

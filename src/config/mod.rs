@@ -34,8 +34,8 @@ pub use self::{
     error::{Error, Place, Problem},
     secret::Secret,
     table::{
-        AfterPublish, Columns, DeadLetter, Headers, Hold, Jitter, OnFailure, Order, Payload, Poll, Preset,
-        Retry, Table, Wake,
+        AfterPublish, Capture, Columns, DeadLetter, Headers, Hold, Jitter, OnFailure, Order, Payload, Poll,
+        Preset, Retry, Table, Wake,
     },
 };
 
@@ -75,13 +75,48 @@ pub struct Source {
     pub password_file: Option<PathBuf>,
     #[serde(default)]
     pub tls: Tls,
-    /// Connections of one relay to the database, at most.
+    /// How the database's log is read, for tables that follow it (PostgreSQL).
+    #[serde(default)]
+    pub stream: Option<Stream>,
+    /// Connections of one relay to the database, at most; the log is read by one more.
     #[serde(default = "Source::max_connections")]
     #[schemars(range(min = 2, max = 100))]
     pub max_connections: u32,
     /// Where the relay keeps its own tables. SQLite: the prefix of their names.
     #[serde(default = "Source::relay_schema")]
     pub relay_schema: String,
+}
+
+/// Reading the log of the database.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stream {
+    /// The replication slot.
+    pub slot: String,
+    pub publication: String,
+    /// Make slot and publication where they are missing.
+    pub create: bool,
+    /// How often a heartbeat is written into the log, so that an idle database does not hold it.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "units::DurationText")]
+    pub heartbeat: Duration,
+    /// What the server may keep of its log for the slot, in bytes. Past it the slot is dropped and the
+    /// tables are polled, if all of them have capture: auto.
+    #[serde(with = "units::size")]
+    #[schemars(with = "units::SizeText")]
+    pub max_retained_wal: usize,
+}
+
+impl Default for Stream {
+    fn default() -> Stream {
+        Stream {
+            slot: "whippet".into(),
+            publication: "whippet".into(),
+            create: true,
+            heartbeat: Duration::from_secs(10),
+            max_retained_wal: 4 << 30,
+        }
+    }
 }
 
 /// The SQL dialect of a source.

@@ -13,6 +13,9 @@ use super::units;
 pub struct Table {
     /// schema.table or table
     pub name: String,
+    /// Where rows are found; poll, or auto where source.stream is there.
+    #[serde(default)]
+    pub capture: Capture,
     /// Fills `columns`, `topic` and `headers`; what is written beside it wins.
     #[serde(default)]
     pub preset: Preset,
@@ -48,6 +51,19 @@ impl Table {
     pub fn event_type_header(&self) -> bool {
         self.preset != Preset::Debezium
     }
+}
+
+/// Where the rows of a table are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Capture {
+    /// In the table.
+    #[default]
+    Poll,
+    /// In the log; while it cannot be read, the table waits.
+    Stream,
+    /// In the log while it can be read, else in the table.
+    Auto,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -17,6 +17,7 @@ pub(super) fn fill_in(tree: &mut Value, problems: &mut Problems) -> Vec<BTreeSet
             Value::Object(Map::new())
         }
     };
+    let streams = root.get("source").and_then(|source| source.get("stream")).is_some_and(|it| !it.is_null());
     if defaults.get("name").is_some() {
         problems.add_key("defaults.name", "each table has its own name");
     }
@@ -28,6 +29,9 @@ pub(super) fn fill_in(tree: &mut Value, problems: &mut Problems) -> Vec<BTreeSet
             continue;
         }
         under(table, &defaults);
+        if streams && table.get("capture").is_none_or(Value::is_null) {
+            table["capture"] = "auto".into();
+        }
         let columns = table.get("columns").and_then(Value::as_object);
         explicit.push(columns.map(|map| map.keys().cloned().collect()).unwrap_or_default());
         let ordered_by = table.get("order").cloned();

@@ -121,8 +121,8 @@ fn every_error_names_its_place_and_what_was_expected() {
             "tables[0].topic: not a template: a { without its }",
         ),
         (
-            with("{ name: outbox }", "{ name: outbox, capture: stream }"),
-            "tables[0].capture: streaming the log is still to come",
+            with("{ name: outbox }", "{ name: outbox, rows: transient }"),
+            "tables[0].rows: rows that do not stay are still to come",
         ),
         (
             with("{ name: outbox }", "{ name: outbox, after_publish: keep }"),

@@ -13,7 +13,10 @@
 
 pub mod database;
 pub mod hold;
-pub mod polling;
+pub mod log;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+pub mod table;
 
 use std::future::Future;
 

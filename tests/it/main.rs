@@ -15,4 +15,5 @@ mod load;
 mod proxy;
 mod records;
 mod sqlite;
+mod stream;
 mod verbs;

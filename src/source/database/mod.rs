@@ -6,6 +6,8 @@ pub mod ddl;
 mod holds;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "postgres")]
+pub use postgres::Postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
@@ -19,6 +21,7 @@ use crate::{
     source::{
         Gates, Hold, RouteKey,
         hold::{Filter, Held, Outcome, Request},
+        log::Moment,
     },
 };
 
@@ -159,7 +162,7 @@ pub const LEASE_NAME: &str = "source";
 #[derive(Clone, Debug)]
 pub enum Database {
     #[cfg(feature = "postgres")]
-    Postgres(postgres::Postgres),
+    Postgres(Postgres),
     #[cfg(feature = "sqlite")]
     Sqlite(sqlite::Sqlite),
 }
@@ -189,7 +192,7 @@ impl Database {
     pub fn new(source: &config::Source) -> Result<Database, Error> {
         match source.dialect() {
             #[cfg(feature = "postgres")]
-            Dialect::Postgres => Ok(Database::Postgres(postgres::Postgres::new(source)?)),
+            Dialect::Postgres => Ok(Database::Postgres(Postgres::new(source)?)),
             #[cfg(feature = "sqlite")]
             Dialect::Sqlite => Ok(Database::Sqlite(sqlite::Sqlite::new(source)?)),
             #[cfg(not(feature = "postgres"))]
@@ -218,6 +221,16 @@ impl Database {
     /// Takes the lease if it is free or ours, and starts it anew.
     pub async fn lease(&self, owner: &str, length: Duration) -> Result<Option<Grant>, Error> {
         each!(self, db => db.lease(owner, length).await)
+    }
+
+    /// This moment of the database: what it sees, every later read sees.
+    pub async fn moment(&self) -> Result<Moment, Error> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Database::Postgres(db) => db.moment().await,
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite(_) => Err(Error::Setup("SQLite has no log to follow".into())),
+        }
     }
 
     /// Gives the lease up, so that the next owner need not wait.
@@ -332,12 +345,12 @@ impl Outbox {
 }
 
 /// A double-quoted identifier, safe in any statement of both dialects.
-fn quoted(name: &str) -> String {
+pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// `schema.table` or `table`, quoted part by part.
-fn quoted_table(name: &str) -> String {
+pub(super) fn quoted_table(name: &str) -> String {
     name.split('.').map(quoted).collect::<Vec<_>>().join(".")
 }
 
@@ -349,7 +362,7 @@ fn role(url: &str) -> Option<String> {
 }
 
 /// A string literal, for constants inside statements.
-fn literal(text: &str) -> String {
+pub(super) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 

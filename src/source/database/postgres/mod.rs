@@ -19,13 +19,17 @@ use tokio::sync::Notify;
 
 pub use self::outbox::Outbox;
 use super::{Error, Grant, LEASE_NAME, TableSpec, ddl, quoted, quoted_table};
-use crate::config::{self, TlsMode};
+use crate::{
+    config::{self, TlsMode},
+    source::postgres::wire,
+};
 
 #[derive(Clone, Debug)]
 pub struct Postgres {
     connections: Arc<Mutex<Connections>>,
     most: u32,
     password_file: Option<PathBuf>,
+    url_password: Option<config::Secret>,
     schema: String,
 }
 
@@ -46,6 +50,22 @@ fn pool(options: &PgConnectOptions, most: u32) -> PgPool {
         // A dead connection shows as an error of the statement, which is tried again anyway.
         .test_before_acquire(false)
         .connect_lazy_with(options.clone())
+}
+
+/// The password in a URL, or that of the environment, as sqlx finds it.
+fn url_password(url: &str) -> Option<config::Secret> {
+    let url = url::Url::parse(url).ok();
+    let parameter = |url: &url::Url| {
+        url.query_pairs().find(|(name, _)| name == "password").map(|(_, value)| value.into_owned())
+    };
+    let authority = |url: &url::Url| {
+        let decoded = percent_encoding::percent_decode_str(url.password()?).decode_utf8_lossy();
+        Some(decoded.into_owned())
+    };
+    url.as_ref()
+        .and_then(|url| parameter(url).or_else(|| authority(url)))
+        .or_else(|| std::env::var("PGPASSWORD").ok())
+        .map(config::Secret::new)
 }
 
 impl Postgres {
@@ -75,6 +95,7 @@ impl Postgres {
             connections: Arc::new(Mutex::new(connections)),
             most,
             password_file: source.password_file.clone(),
+            url_password: url_password(source.url.expose()),
             schema: source.relay_schema.clone(),
         })
     }
@@ -83,8 +104,48 @@ impl Postgres {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pool(&self) -> PgPool {
+    pub(in crate::source) fn pool(&self) -> PgPool {
         self.connections().pool.clone()
+    }
+
+    /// How to connect, with the password as it is now.
+    pub(in crate::source) fn options(&self) -> PgConnectOptions {
+        self.connections().options.clone()
+    }
+
+    /// The password of the file, as it is now, or that of the URL.
+    pub(in crate::source) fn password(&self) -> Result<Option<String>, Error> {
+        let Some(file) = &self.password_file else {
+            return Ok(self.url_password.as_ref().map(|password| password.expose().to_owned()));
+        };
+        let password = std::fs::read_to_string(file)
+            .map_err(|error| Error::Setup(format!("source.password_file {}: {error}", file.display())))?;
+        Ok(Some(password.trim_end_matches(['\r', '\n']).to_owned()))
+    }
+
+    /// How to connect for replication; the password is asked for each time.
+    pub fn replication(&self, source: &config::Source, application: &str) -> wire::Settings {
+        let options = self.options();
+        let parameter = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        wire::Settings {
+            host: match options.get_socket() {
+                Some(socket) => socket.display().to_string(),
+                None => options.get_host().to_owned(),
+            },
+            port: options.get_port(),
+            user: options.get_username().to_owned(),
+            password: None,
+            database: options.get_database().unwrap_or(options.get_username()).to_owned(),
+            tls: source.tls.clone(),
+            // Values as text are to be those that polling gets, so the session is as sqlx makes its own.
+            parameters: vec![
+                parameter("application_name", application),
+                parameter("DateStyle", "ISO, MDY"),
+                parameter("TimeZone", "UTC"),
+                parameter("extra_float_digits", "2"),
+                parameter("bytea_output", "hex"),
+            ],
+        }
     }
 
     /// Throws all connections away: the next ones may lead to another server. Those that hang do so
@@ -102,10 +163,10 @@ impl Postgres {
     /// the pool tries a refused one again in silence until its time is up, and hides why.
     pub async fn install(&self) -> Result<(), Error> {
         let mut options = self.connections().options.clone();
-        if let Some(file) = &self.password_file {
-            let password = std::fs::read_to_string(file)
-                .map_err(|error| Error::Setup(format!("source.password_file {}: {error}", file.display())))?;
-            options = options.password(password.trim_end_matches(['\r', '\n']));
+        if self.password_file.is_some()
+            && let Some(password) = self.password()?
+        {
+            options = options.password(&password);
             let mut connections = self.connections();
             connections.pool.set_connect_options(options.clone());
             connections.options = options.clone();

@@ -1,6 +1,7 @@
-//! Polling: read what is committed, hand it over, delete or mark what is settled.
+//! One table: find what is committed, hand it over, delete or mark what is settled.
 //!
-//! One task for each table, one statement at a time: a read never runs beside the recording of what
+//! Rows are found by reading the table (polling), or in the database's log ([`following`]). One task for
+//! each table, one statement at a time: a read never runs beside the recording of what
 //! an earlier read brought, so a row cannot be read again while it is being deleted.
 //!
 //! Late commits. A number is taken from the sequence before its transaction commits, so a row may
@@ -10,6 +11,7 @@
 //! and one more read has been made since. A number can also be taken by other means than the
 //! sequence; such rows are found by a sweep of the whole table, every ten seconds.
 
+mod following;
 mod reading;
 mod recording;
 mod verbs;
@@ -21,16 +23,18 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
+use self::following::{Following, Known};
 use super::{
     Command, Feed, Hold, Refusal, Source, Yield,
     database::{Database, Error, Outbox, Reach, TableSpec, answered},
     hold::{Outcome, Request},
+    log::Line,
 };
 use crate::{
     admin::{metrics::Metrics, status::Board},
@@ -42,7 +46,19 @@ use crate::{
 
 const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
-pub struct Poller {
+/// A table's end of the log.
+#[derive(Debug)]
+pub struct LogEnd {
+    pub lines: mpsc::UnboundedReceiver<Line>,
+    /// Whether the table is polled while the log cannot be read.
+    pub polls: bool,
+    /// Has the log read anew.
+    pub again: Arc<Notify>,
+}
+
+pub struct TableSource {
+    /// `None`: the table is polled.
+    pub log: Option<LogEnd>,
     pub database: Database,
     pub spec: TableSpec,
     pub poll: Poll,
@@ -69,7 +85,7 @@ struct State {
     reach: Option<Reach>,
     horizon: Option<Horizon>,
     /// Handed over and not recorded.
-    known: HashSet<Place>,
+    known: Known,
     /// Held since the last opening and above `low`; older ones are left out by SQL.
     held: HashSet<Place>,
     /// Whether the table has held rows for SQL to leave out.
@@ -113,7 +129,8 @@ enum Next {
 }
 
 struct Task {
-    poller: Poller,
+    source: TableSource,
+    log: Option<Following>,
     feed: Feed,
     state: State,
     outbox: Option<Outbox>,
@@ -126,20 +143,23 @@ struct Task {
     heard: Arc<Notify>,
 }
 
-impl Source for Poller {
+impl Source for TableSource {
     async fn run(self, feed: Feed) {
+        let mut this = self;
+        let log = this.log.take().map(|end| Following::new(end.lines, end.polls, end.again));
         let now = Instant::now();
-        let interval = self.poll.min_interval;
+        let interval = this.poll.min_interval;
         let heard = Arc::new(Notify::new());
-        let _listener = (self.poll.wake == Wake::Notify).then(|| {
+        let _listener = (this.poll.wake == Wake::Notify).then(|| {
             AbortOnDropHandle::new(tokio::spawn(listen(
-                self.database.clone(),
-                self.spec.name.clone(),
+                this.database.clone(),
+                this.spec.name.clone(),
                 heard.clone(),
             )))
         });
         Task {
-            poller: self,
+            source: this,
+            log,
             feed,
             state: State::default(),
             outbox: None,
@@ -171,8 +191,8 @@ impl Task {
             loop {
                 match self.feed.commands.try_recv() {
                     Ok(command) => self.take(command),
-                    Err(tokio::sync::mpsc::error::TryRecvError::Empty) => break,
-                    Err(tokio::sync::mpsc::error::TryRecvError::Disconnected) => {
+                    Err(mpsc::error::TryRecvError::Empty) => break,
+                    Err(mpsc::error::TryRecvError::Disconnected) => {
                         return self.finish().await;
                     }
                 }
@@ -195,16 +215,18 @@ impl Task {
 
     /// Notes an error and says how long to wait.
     fn failed(&mut self, error: &Error, failures: u32) -> Duration {
-        let table = self.poller.spec.name.as_str();
+        let table = self.source.spec.name.as_str();
         let text = report(error);
-        self.poller.board.table_failed(self.feed.table, &text);
-        self.poller.metrics.retries(table, "source").inc();
+        self.source.board.table_failed(self.feed.table, &text);
+        self.source.metrics.retries(table, "source").inc();
         // Whatever it was, the table may look different now, and a change that was on its way may have
         // been committed or not.
         self.outbox = None;
         self.state.gates_due |= self.state.opened;
         match error {
             Error::Setup(_) => {
+                self.cannot_follow();
+                let table = self.source.spec.name.as_str();
                 error!(table, error = text, attempt = failures, "table cannot be relayed; will try again");
             }
             Error::Fenced(_) => {
@@ -214,12 +236,12 @@ impl Task {
             }
             Error::Sql { .. } | Error::NoAnswer(_) => {
                 if error.needs_another_connection() {
-                    self.poller.database.renew();
+                    self.source.database.renew();
                 }
                 warn!(table, error = text, attempt = failures, "database error; will try again");
             }
         }
-        self.poller.retry.pause(failures, fastrand::f64())
+        self.source.retry.pause(failures, fastrand::f64())
     }
 
     fn take(&mut self, command: Command) {
@@ -249,7 +271,8 @@ impl Task {
     }
 
     async fn turn(&mut self) -> Result<Next, Error> {
-        let Some(epoch) = self.poller.lease.borrow_and_update().epoch() else {
+        self.hear_all();
+        let Some(epoch) = self.source.lease.borrow_and_update().epoch() else {
             // What was settled under a lost lease is read, and published, by its next owner.
             self.state.owed.clear();
             self.state.holds.clear();
@@ -258,8 +281,9 @@ impl Task {
         };
         if self.outbox.is_none() {
             self.outbox =
-                Some(answered("look at the table", self.poller.database.outbox(&self.poller.spec)).await?);
-            self.poller.board.table_ready(self.feed.table);
+                Some(answered("look at the table", self.source.database.outbox(&self.source.spec)).await?);
+            self.source.board.table_ready(self.feed.table);
+            self.can_follow();
         }
         let recorded_by = self.record(epoch, !self.state.holds.is_empty()).await?;
         if !self.state.opened {
@@ -267,7 +291,18 @@ impl Task {
             self.open();
         }
         self.change_gates(epoch).await?;
-        if self.state.barred || self.state.halted || self.state.paused || self.state.stopping {
+        if self.state.barred || self.state.stopping {
+            return Ok(recorded_by.map_or(Next::Told, Next::At));
+        }
+        let stopped = self.state.halted || self.state.paused;
+        if self.is_streaming() {
+            if !stopped {
+                return self.follow(recorded_by).await;
+            }
+            self.back_to_the_table();
+        }
+        self.skim(stopped).await?;
+        if stopped || !self.may_poll() {
             return Ok(recorded_by.map_or(Next::Told, Next::At));
         }
         if Instant::now() < self.next_read {
@@ -278,15 +313,19 @@ impl Task {
             return Ok(recorded_by.map_or(Next::Room, Next::At));
         };
         self.read_replays(limits).await?;
-        let rows = self.read(limits).await?;
-        self.poller.board.table_ready(self.feed.table);
+        // Not all of them could be handed over: there is more.
+        let rows = self.read(limits).await?.unwrap_or(limits.rows);
+        self.source.board.table_ready(self.feed.table);
         self.interval = match rows {
-            0 => (self.interval * 2).min(self.poller.poll.max_interval),
-            _ => self.poller.poll.min_interval,
+            0 => (self.interval * 2).min(self.source.poll.max_interval),
+            _ => self.source.poll.min_interval,
         };
         // A full read is followed by the next one at once.
         let pause = if rows >= limits.rows { Duration::ZERO } else { self.interval };
         self.next_read = Instant::now() + pause;
+        if rows < limits.rows {
+            self.end_of_table().await?;
+        }
         Ok(Next::At(recorded_by.map_or(self.next_read, |by| by.min(self.next_read))))
     }
 
@@ -297,6 +336,7 @@ impl Task {
         state.replays.clear();
         state.opened = true;
         state.gates_due = true;
+        self.back_to_the_table();
     }
 
     async fn send(&self, yielded: Yield) {
@@ -320,9 +360,10 @@ impl Task {
                 None => return false,
             },
             () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
-            () = self.poller.window.freed(), if room => {}
+            () = self.source.window.freed(), if room => {}
+            news = Following::news(self.log.as_mut()) => self.hear(news),
             // The keeper renews often; only a change of ownership matters, and a turn is cheap.
-            _ = self.poller.lease.changed(), if until.is_none() => {}
+            _ = self.source.lease.changed(), if until.is_none() => {}
             () = self.heard.notified(), if until.is_some() => {
                 self.next_read = Instant::now();
             }
@@ -332,13 +373,14 @@ impl Task {
 
     /// The relay is done: records what is owed, if the lease still holds.
     async fn finish(mut self) {
-        let Some(epoch) = self.poller.lease.borrow().epoch() else { return };
+        let Some(epoch) = self.source.lease.borrow().epoch() else { return };
         let owed = self.state.owed.len();
-        let table = self.poller.spec.name.clone();
+        let table = self.source.spec.name.clone();
         let done = async {
             self.record(epoch, true).await?;
             self.hold(epoch).await
         };
+        // The log has been told by then how far its rows are settled.
         match done.await {
             Ok(()) => info!(table, "everything that was published is recorded"),
             Err(error) => warn!(

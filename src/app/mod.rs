@@ -1,6 +1,8 @@
 //! From a configuration to a running relay: everything is built first, then spawned, and stopped in
 //! the order in which events flow.
 
+mod log;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
@@ -13,6 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::log::Log;
 use crate::{
     admin::{
         metrics::Metrics,
@@ -34,7 +37,7 @@ use crate::{
     source::{
         Command, Feed, Source as _,
         database::{Database, TableSpec, answered},
-        polling::Poller,
+        table::TableSource,
     },
 };
 
@@ -46,11 +49,13 @@ const BACKLOG_EVERY: Duration = Duration::from_secs(5);
 /// Everything that a relay is made of, and nothing running yet.
 pub struct App {
     database: Database,
-    pollers: Vec<(Poller, Feed)>,
+    pollers: Vec<(TableSource, Feed)>,
     relay: Relay<sink::Kafka>,
     keeper: Keeper,
     admin: Option<(Admin, TcpListener)>,
-    specs: Vec<TableSpec>,
+    /// The tables, and where it is told how long the oldest row of each has waited.
+    specs: Vec<(TableSpec, watch::Sender<f64>)>,
+    log: Log,
     metrics: Arc<Metrics>,
     board: Arc<Board>,
     grace: Duration,
@@ -79,12 +84,15 @@ impl App {
         let (lease, leased) = watch::channel(Lease::Standby);
         let (events, intake) = mpsc::channel(BATCHES_ON_THE_WAY);
 
+        let mut log = Log::default();
         let (mut tables, mut pollers, mut sources, mut specs) = (vec![], vec![], vec![], vec![]);
         for (index, table) in config.tables.iter().enumerate() {
             let retry = policy(&table.retry);
             let rules = Rules::compile(&record_spec(table))
                 .with_context(|| format!("tables[{index}] ({})", table.name))?;
             let spec = table_spec(table, &rules);
+            let (waits, waited) = watch::channel(0.0);
+            let end = log.follow(table, &spec, waited);
             let (tell, commands) = mpsc::unbounded_channel::<Command>();
             sources.push(tell);
             let feed = Feed {
@@ -92,7 +100,8 @@ impl App {
                 events: events.clone(),
                 commands,
             };
-            let poller = Poller {
+            let source = TableSource {
+                log: end,
                 database: database.clone(),
                 spec: spec.clone(),
                 poll: table.poll.clone(),
@@ -102,8 +111,8 @@ impl App {
                 board: board.clone(),
                 metrics: metrics.clone(),
             };
-            pollers.push((poller, feed));
-            specs.push(spec);
+            pollers.push((source, feed));
+            specs.push((spec, waits));
             tables.push(Arc::new(Table {
                 name: table.name.clone(),
                 rules,
@@ -113,6 +122,7 @@ impl App {
                 max_held: table.hold.max_events,
             }));
         }
+        log.open(config, &database, &leased, &metrics);
         let relay = Relay {
             core: Core::new(tables, window.clone(), metrics.clone()),
             sink: Arc::new(kafka),
@@ -133,9 +143,10 @@ impl App {
             Some(listen) => {
                 let listener = server::bind(listen).await?;
                 let tables = specs.iter().zip(&relay.sources);
-                let tables = tables.map(|(spec, source): (&TableSpec, &mpsc::UnboundedSender<Command>)| {
-                    verbs::Table { spec: spec.clone(), source: source.downgrade() }
-                });
+                let tables =
+                    tables.map(|((spec, _), source): (&(TableSpec, _), &mpsc::UnboundedSender<Command>)| {
+                        verbs::Table { spec: spec.clone(), source: source.downgrade() }
+                    });
                 let desk = Arc::new(Desk {
                     database: database.clone(),
                     tables: tables.collect(),
@@ -147,7 +158,7 @@ impl App {
             None => None,
         };
         let grace = config.shutdown.grace;
-        Ok(App { database, pollers, relay, keeper, admin, specs, metrics, board, grace })
+        Ok(App { database, pollers, relay, keeper, admin, specs, log, metrics, board, grace })
     }
 
     /// The state as `/status` shows it.
@@ -169,11 +180,13 @@ impl App {
         for (poller, feed) in self.pollers {
             sources.spawn(poller.run(feed));
         }
+        let after_sources = CancellationToken::new();
+        let log = self.log.spawn(after_sources.clone());
         let mut helpers = JoinSet::new();
-        for (index, spec) in self.specs.into_iter().enumerate() {
+        for (index, table) in self.specs.into_iter().enumerate() {
             helpers.spawn(watch_backlog(
                 self.database.clone(),
-                spec,
+                table,
                 TableIx(index as u16),
                 self.relay.lease.clone(),
                 self.board.clone(),
@@ -202,6 +215,11 @@ impl App {
             warn!("the sources did not finish within shutdown.grace; what they had not recorded is repeated");
             sources.shutdown().await;
         }
+        // The log is the last to hear what is settled.
+        after_sources.cancel();
+        if tokio::time::timeout(Duration::from_secs(2), log).await.is_err() {
+            warn!("the log could not be told in time how far it is settled; some of it is read again");
+        }
         release.cancel();
         if tokio::time::timeout(Duration::from_secs(2), keeper).await.is_err() {
             warn!("could not release the lease in time; it runs out by itself");
@@ -222,7 +240,7 @@ impl App {
 /// Measures what waits in a table, apart from the poller: it has to show when the poller is stuck.
 async fn watch_backlog(
     database: Database,
-    spec: TableSpec,
+    (spec, waits): (TableSpec, watch::Sender<f64>),
     table: TableIx,
     lease: watch::Receiver<Lease>,
     board: Arc<Board>,
@@ -260,6 +278,7 @@ async fn watch_backlog(
                     .with_label_values(&[&spec.name])
                     .set(i64::try_from(backlog.rows).unwrap_or(i64::MAX));
                 metrics.oldest_pending_age.with_label_values(&[&spec.name]).set(oldest);
+                waits.send_replace(oldest);
                 board.backlog(table, backlog);
             }
             Ok(None) => {}

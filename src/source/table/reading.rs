@@ -24,8 +24,8 @@ const READ_BYTES: usize = 4 << 20;
 impl Task {
     /// How much the next read may bring; `None` while the window has no worthwhile room.
     pub(super) fn limits(&self) -> Option<Limits> {
-        let (room, window) = (self.poller.window.room(), &self.poller.window);
-        let batch = self.poller.poll.batch;
+        let (room, window) = (self.source.window.room(), &self.source.window);
+        let batch = self.source.poll.batch;
         let idle = window.used().events == 0;
         let enough =
             room.events >= batch.min(window.limit().events / 4) && room.bytes >= window.limit().bytes / 4;
@@ -39,10 +39,11 @@ impl Task {
         Some(Limits { rows, inline_bytes: bytes / rows })
     }
 
-    pub(super) async fn read(&mut self, limits: Limits) -> Result<usize, Error> {
-        let Some(outbox) = &self.outbox else { return Ok(0) };
+    /// One read of the table. Returns how many rows it found; `None` where not all were handed over.
+    pub(super) async fn read(&mut self, limits: Limits) -> Result<Option<usize>, Error> {
+        let full_sweep = self.last_full_sweep.elapsed() >= FULL_SWEEP_EVERY || self.is_closing();
+        let Some(outbox) = &self.outbox else { return Ok(None) };
         let state = &mut self.state;
-        let full_sweep = self.last_full_sweep.elapsed() >= FULL_SWEEP_EVERY;
         let mut reach = state.reach.unwrap_or(Reach::NOTHING);
         if full_sweep {
             reach.low = i64::MIN;
@@ -51,7 +52,7 @@ impl Task {
             Place::Int(n) => *n > reach.low,
             Place::Text(_) => true,
         };
-        let known: Vec<Place> = state.known.iter().chain(&state.held).filter(above_low).cloned().collect();
+        let known: Vec<Place> = state.known.keys().chain(&state.held).filter(above_low).cloned().collect();
         // Held rows are left out by SQL only where memory does not list them: on the first pass
         // over the table, and on a full sweep.
         let read = outbox.read(reach, &known, limits, state.skip_held);
@@ -75,25 +76,25 @@ impl Task {
         }
         let rows = found.len();
         // After a release the read begins at the head again, where others are on their way.
-        found.retain(|found| !state.known.contains(&found.event.place));
+        found.retain(|found| !state.known.contains_key(&found.event.place));
         let handed_over = found.is_empty() || self.hand_over(found).await?;
         if let (true, Some(last), Some(reach)) = (handed_over, last, &mut self.state.reach) {
             reach.cursor = reach.cursor.max(last);
         }
-        Ok(rows)
+        Ok(handed_over.then_some(rows))
     }
 
     /// Hands rows over in order, as far as the window has room; a large payload is fetched when its
     /// turn comes. `false` where the rest is to be read again.
     pub(super) async fn hand_over(&mut self, found: Vec<Found>) -> Result<bool, Error> {
-        self.poller.metrics.events_read(&self.poller.spec.name).inc_by(found.len() as u64);
+        self.source.metrics.events_read(&self.source.spec.name).inc_by(found.len() as u64);
         let generation = self.state.generation;
         let mut ready = Vec::with_capacity(found.len());
         for Found { mut event, deferred_bytes } in found {
             let size = event.row.bytes() + deferred_bytes.unwrap_or(0) as usize;
             self.state.payload_mean += (size as f64 - self.state.payload_mean) / 256.0;
             let bytes = window_bytes(&event) + deferred_bytes.unwrap_or(0) as usize;
-            if !self.poller.window.claim(1, bytes) {
+            if !self.source.window.claim(1, bytes) {
                 self.send(Yield::Events { generation, events: std::mem::take(&mut ready) }).await;
                 if !self.claim(bytes).await? {
                     return Ok(false);
@@ -103,14 +104,14 @@ impl Task {
                 event = match self.fetch(event).await {
                     Ok(event) => event,
                     Err(error) => {
-                        self.poller.window.release(1, bytes);
+                        self.source.window.release(1, bytes);
                         self.send(Yield::Events { generation, events: ready }).await;
                         return Err(error);
                     }
                 };
                 // The row may have changed since its length was read.
                 let now = window_bytes(&event);
-                self.poller.window.adjust(bytes, now);
+                self.source.window.adjust(bytes, now);
             }
             if event.replay.is_some() {
                 self.state.replays.insert(event.place.clone());
@@ -118,7 +119,8 @@ impl Task {
                 if let (Some(reach), Place::Int(n)) = (&mut self.state.reach, &event.place) {
                     reach.cursor = reach.cursor.max(*n);
                 }
-                self.state.known.insert(event.place.clone());
+                self.polled(&event.place);
+                self.state.known.insert(event.place.clone(), None);
             }
             ready.push(event);
         }
@@ -128,13 +130,13 @@ impl Task {
 
     /// Waits for room, recording what gets settled meanwhile. `false` where the rest of the read is
     /// to be forgotten.
-    async fn claim(&mut self, bytes: usize) -> Result<bool, Error> {
+    pub(super) async fn claim(&mut self, bytes: usize) -> Result<bool, Error> {
         loop {
-            if self.poller.window.claim(1, bytes) {
+            if self.source.window.claim(1, bytes) {
                 return Ok(true);
             }
             tokio::select! {
-                () = self.poller.window.freed() => {}
+                () = self.source.window.freed() => {}
                 command = self.feed.commands.recv() => match command {
                     Some(command) => self.take(command),
                     None => return Ok(false),
@@ -146,7 +148,7 @@ impl Task {
             if !state.opened || state.stopping || state.halted || wanted_elsewhere {
                 return Ok(false);
             }
-            let Some(epoch) = self.poller.lease.borrow().epoch() else { return Ok(false) };
+            let Some(epoch) = self.source.lease.borrow().epoch() else { return Ok(false) };
             self.record(epoch, !self.state.holds.is_empty()).await?;
             self.hold(epoch).await?;
         }

@@ -1,5 +1,7 @@
 //! Recording: what was published is deleted or marked, and what is held is written down.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::Task;
@@ -15,18 +17,22 @@ use crate::{
 
 /// Places recorded by one statement.
 const RECORD_AT_MOST: usize = 5_000;
+/// How often rows that came from the log are recorded.
+const RECORD_EVERY: Duration = Duration::from_millis(50);
 
 impl Task {
     /// Deletes or marks what is settled, in batches: at once when there is much, else no more often
     /// than rows are read. Returns when the rest is due.
     pub(super) async fn record(&mut self, epoch: i64, all: bool) -> Result<Option<Instant>, Error> {
-        let Some(outbox) = &self.outbox else { return Ok(None) };
-        let state = &mut self.state;
-        while !state.owed.is_empty() {
-            let due = self.last_record + self.poller.poll.min_interval;
-            if !all && state.owed.len() < self.poller.poll.batch && Instant::now() < due {
+        while !self.state.owed.is_empty() {
+            // Deleting is off the way of those that come from the log: a little later, and more at once.
+            let pause = if self.is_streaming() { RECORD_EVERY } else { self.source.poll.min_interval };
+            let due = self.last_record + pause;
+            if !all && self.state.owed.len() < self.source.poll.batch && Instant::now() < due {
                 return Ok(Some(due));
             }
+            let Some(outbox) = &self.outbox else { return Ok(None) };
+            let state = &mut self.state;
             let batch = &state.owed[..state.owed.len().min(RECORD_AT_MOST)];
             fail::fail_point!("acknowledged", |_| std::process::abort());
             answered("record what was published", outbox.record(batch, epoch)).await?;
@@ -36,11 +42,10 @@ impl Task {
                 let done: Vec<String> = done.iter().map(Place::to_string).collect();
                 answered("record what was replayed", outbox.replayed(&done)).await?;
             }
-            for place in batch {
-                state.known.remove(place);
-            }
             let recorded = batch.len();
-            state.owed.drain(..recorded);
+            let rest = state.owed.split_off(recorded);
+            let batch = std::mem::replace(&mut state.owed, rest);
+            self.forget_known(&batch);
             self.last_record = Instant::now();
         }
         Ok(None)
@@ -59,9 +64,12 @@ impl Task {
         let holds = std::mem::take(&mut self.state.holds);
         let mut tickets: Vec<Ticket> = Vec::with_capacity(holds.len());
         let mut counts = Counts::default();
+        self.forget_known(holds.iter().map(|hold| &hold.place));
         for hold in holds {
-            self.state.known.remove(&hold.place);
-            self.state.held.insert(hold.place);
+            // Where the log is followed, the table is read from its head before it is polled again.
+            if !self.is_streaming() {
+                self.state.held.insert(hold.place);
+            }
             counts.add(Counts::of(hold.cause, 1));
             tickets.push(hold.ticket);
         }

@@ -15,7 +15,7 @@ use crate::{
     event::Place,
     source::{
         Refusal, Yield,
-        database::{Error, Limits, Reach, answered},
+        database::{Error, Limits, answered},
         hold::{Outcome, Request, Scope, Verb},
     },
 };
@@ -48,7 +48,7 @@ impl Task {
                 let Some(outbox) = &self.outbox else { return Ok(()) };
                 let release = outbox.release_topic(&topic, epoch);
                 let events = answered("release the events of a topic", release).await?;
-                let table = self.poller.spec.name.as_str();
+                let table = self.source.spec.name.as_str();
                 info!(table, topic, events, "the topic can be written to: what was held for it is released");
             }
             Wish::Verb(request, answer) => match self.carry_out(&request, epoch).await {
@@ -72,7 +72,7 @@ impl Task {
         let outcome = answered("carry out an operator's verb", outbox.apply(request, epoch)).await?;
         if !request.dry_run {
             warn!(
-                table = self.poller.spec.name.as_str(),
+                table = self.source.spec.name.as_str(),
                 verb = request.verb.name(),
                 what = request.verb.describe(),
                 who = request.who,
@@ -102,8 +102,8 @@ impl Task {
         // From the head: what was released lies before anything that is new.
         state.held.clear();
         state.skip_held = gates.held.all() > 0;
-        state.reach = outbox.has_cursor().then_some(Reach::NOTHING);
-        state.horizon = None;
+        state.read_from_head(self.outbox.as_ref());
+        self.back_to_the_table();
         self.next_read = Instant::now();
         self.send(Yield::Gates { generation, serial, gates }).await;
         Ok(())
@@ -147,7 +147,7 @@ impl Task {
         let found = answered("read what is to be replayed", outbox.replays(limits)).await?;
         if found.is_empty() {
             state.replaying = false;
-            info!(table = self.poller.spec.name.as_str(), "everything that was to be replayed is published");
+            info!(table = self.source.spec.name.as_str(), "everything that was to be replayed is published");
             return Ok(());
         }
         self.hand_over(found).await?;

@@ -1,0 +1,133 @@
+//! A moment of a database: which transactions it sees, and how far the log had come. It tells the rows
+//! that polling has from those that only the log has.
+
+use std::{fmt, str::FromStr};
+
+/// A place in the write-ahead log of one server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xffff_ffff)
+    }
+}
+
+/// What is no LSN, or no snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the server sent what is not {0}")]
+pub struct Unreadable(&'static str);
+
+impl FromStr for Lsn {
+    type Err = Unreadable;
+
+    fn from_str(text: &str) -> Result<Lsn, Unreadable> {
+        let half = |text: &str| u32::from_str_radix(text, 16).map_err(|_| Unreadable("an LSN"));
+        let (high, low) = text.split_once('/').ok_or(Unreadable("an LSN"))?;
+        Ok(Lsn(u64::from(half(high)?) << 32 | u64::from(half(low)?)))
+    }
+}
+
+/// Where a row is in the log: its transaction, and the place of that transaction's commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    pub xid: u32,
+    pub commit: Lsn,
+}
+
+/// A moment that polling has seen, or is to see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moment {
+    pub snapshot: Snapshot,
+    /// Every transaction that the snapshot sees has its commit before this.
+    pub end: Lsn,
+}
+
+impl Moment {
+    pub fn sees(&self, at: At) -> bool {
+        at.commit <= self.end && self.snapshot.sees(at.xid)
+    }
+}
+
+/// `pg_current_snapshot()`: everything below `xmin` is seen, nothing from `xmax` on, and between them all
+/// but those that were still running. (PostgreSQL documentation: "Transaction ID and Snapshot Information
+/// Functions".)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    xmin: u64,
+    xmax: u64,
+    running: Vec<u64>,
+}
+
+impl Snapshot {
+    /// Whether this moment sees a transaction that has committed. The log has the lower half of its number
+    /// only; the upper one is that of the nearest number to `xmax`, which is right for the two thousand
+    /// million transactions around it.
+    pub fn sees(&self, xid: u32) -> bool {
+        let ahead = xid.wrapping_sub(self.xmax as u32).cast_signed();
+        let Some(xid) = self.xmax.checked_add_signed(i64::from(ahead)) else { return true };
+        xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
+    }
+}
+
+impl FromStr for Snapshot {
+    type Err = Unreadable;
+
+    fn from_str(text: &str) -> Result<Snapshot, Unreadable> {
+        let number = |text: &str| text.parse::<u64>().map_err(|_| Unreadable("a snapshot"));
+        let mut parts = text.splitn(3, ':');
+        let xmin = number(parts.next().unwrap_or_default())?;
+        let xmax = number(parts.next().unwrap_or_default())?;
+        let running = parts.next().unwrap_or_default().split(',').filter(|xid| !xid.is_empty());
+        let mut running = running.map(number).collect::<Result<Vec<u64>, Unreadable>>()?;
+        running.sort_unstable();
+        Ok(Snapshot { xmin, xmax, running })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_sees_what_committed_before_it() {
+        let snapshot: Snapshot = "10:20:14,12".parse().unwrap();
+        for (xid, seen) in [
+            (9, true),
+            (10, true),
+            (12, false),
+            (13, true),
+            (14, false),
+            (19, true),
+            (20, false),
+            (99, false),
+        ] {
+            assert_eq!(snapshot.sees(xid), seen, "{xid}");
+        }
+        assert!("10:20:".parse::<Snapshot>().is_ok_and(|snapshot| snapshot.sees(14)));
+        assert!("10".parse::<Snapshot>().is_err());
+    }
+
+    #[test]
+    fn an_lsn_reads_and_writes_as_the_server_does() {
+        assert_eq!("16/B374D848".parse(), Ok(Lsn(0x16_B374_D848)));
+        assert_eq!(Lsn(0x16_B374_D848).to_string(), "16/B374D848");
+        assert!("16".parse::<Lsn>().is_err() && "16/x".parse::<Lsn>().is_err());
+    }
+
+    #[test]
+    fn a_moment_sees_nothing_that_the_log_had_not_reached() {
+        let moment = Moment { snapshot: "10:20:".parse().unwrap(), end: Lsn(100) };
+        assert!(moment.sees(At { xid: 15, commit: Lsn(100) }));
+        assert!(!moment.sees(At { xid: 15, commit: Lsn(101) }), "a number of a later turn");
+        assert!(!moment.sees(At { xid: 25, commit: Lsn(50) }));
+    }
+
+    #[test]
+    fn numbers_go_on_after_they_have_wrapped() {
+        let base = 5_u64 << 32;
+        let snapshot: Snapshot = format!("{}:{}:", base - 10, base + 10).parse().unwrap();
+        assert!(snapshot.sees(u32::MAX - 10) && snapshot.sees(3));
+        assert!(!snapshot.sees(10) && !snapshot.sees(1 << 30));
+    }
+}

@@ -1,0 +1,10 @@
+//! PostgreSQL's log, by logical replication: `wire` is the connection, `pgoutput` what it says, `rows` how
+//! its rows become events, `decoder` what belongs to which table and what may be confirmed, `slot` what the
+//! server needs for it, `stream` the loop.
+
+mod decoder;
+pub mod pgoutput;
+mod rows;
+pub mod slot;
+pub mod stream;
+pub mod wire;

@@ -1,0 +1,390 @@
+//! What a stream needs in the server: the settings, the publication, the slot. Made where they are missing
+//! and that is allowed; else a sentence says what is wrong and what mends it.
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tracing::{info, warn};
+
+use super::{
+    rows::{Known, Type},
+    wire,
+};
+use crate::{
+    config,
+    source::{
+        database::{Error, Postgres, TableSpec, answered, literal, quoted, quoted_table},
+        log::{Lsn, Moment},
+    },
+};
+
+/// Why the log cannot be read now.
+#[derive(Debug, thiserror::Error)]
+pub enum Obstacle {
+    /// In the words of an operator, with what mends it.
+    #[error("{0}")]
+    Setup(String),
+    #[error(transparent)]
+    Database(#[from] Error),
+    #[error(transparent)]
+    Wire(#[from] wire::Error),
+    #[error("{0}: {1}")]
+    Malformed(&'static str, super::pgoutput::Malformed),
+}
+
+/// What the stream of one source is made of.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    pub database: Postgres,
+    pub settings: config::Stream,
+    /// Names the relays that share a source in the list of the server's connections.
+    pub application: String,
+}
+
+/// How the slot is, as the server sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    pub retained_bytes: i64,
+    /// `None`: the server sets no limit, or knows none.
+    pub safe_bytes: Option<i64>,
+    pub active: bool,
+}
+
+struct Found {
+    plugin: Option<String>,
+    here: bool,
+    owner_pid: Option<i32>,
+    owner: Option<String>,
+    lost: Option<String>,
+}
+
+struct Server {
+    wal_level: String,
+    is_standby: bool,
+    version: i32,
+}
+
+fn sql(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
+    move |source| Error::Sql { doing, source }
+}
+
+impl Slot {
+    /// Everything that the stream needs is there after this. `disposable`: the slot may be made anew,
+    /// because no table depends on what it alone has.
+    pub async fn prepare(
+        &self,
+        tables: &[TableSpec],
+        disposable: bool,
+    ) -> Result<Vec<(u32, Vec<Known>)>, Obstacle> {
+        let server = self.server().await?;
+        let mut found = Vec::new();
+        for table in tables {
+            found.push(self.columns(table).await?);
+        }
+        let oids: Vec<i64> = found.iter().map(|(oid, _)| i64::from(*oid)).collect();
+        let changed = self.publish(tables, &oids).await?;
+        let is_new = self.have_slot(&server, disposable).await?;
+        if let (Some(xid), false) = (changed, is_new) {
+            self.outlive(&xid).await?;
+        }
+        Ok(found)
+    }
+
+    async fn server(&self) -> Result<Server, Obstacle> {
+        let ask = sqlx::query_as(
+            "SELECT current_setting('wal_level') AS wal_level, pg_is_in_recovery() AS is_standby, \
+             current_setting('server_version_num')::int AS version",
+        );
+        let (wal_level, is_standby, version): (String, bool, i32) = answered("ask the server", async {
+            ask.fetch_one(&self.database.pool()).await.map_err(sql("ask the server"))
+        })
+        .await?;
+        let server = Server { wal_level, is_standby, version };
+        if server.is_standby {
+            return Err(Obstacle::Setup("the server is a standby: it cannot be streamed from".into()));
+        }
+        if server.wal_level != "logical" {
+            return Err(Obstacle::Setup(format!(
+                "wal_level is {}: set it to logical and restart the server",
+                server.wal_level
+            )));
+        }
+        Ok(server)
+    }
+
+    /// A table's number and columns.
+    async fn columns(&self, table: &TableSpec) -> Result<(u32, Vec<Known>), Obstacle> {
+        let columns: Vec<(i64, String, i64, i64, bool)> = answered("read the table's columns", async {
+            sqlx::query_as(
+                "WITH RECURSIVE base(of_type, oid, under) AS ( \
+                   SELECT t.oid, t.oid, t.typbasetype FROM pg_type t \
+                   WHERE t.oid IN (SELECT atttypid FROM pg_attribute WHERE attrelid = to_regclass($1)) \
+                   UNION ALL SELECT base.of_type, t.oid, t.typbasetype FROM base JOIN pg_type t ON t.oid = base.under) \
+                 SELECT a.attrelid::bigint, a.attname::text, a.atttypid::bigint, base.oid::bigint, t.typtype = 'e' \
+                 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
+                   JOIN base ON base.of_type = a.atttypid AND base.under = 0 \
+                 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+            )
+            .bind(quoted_table(&table.name))
+            .fetch_all(&self.database.pool())
+            .await
+            .map_err(sql("read the table's columns"))
+        })
+        .await?;
+        let Some((oid, ..)) = columns.first() else {
+            return Err(Obstacle::Setup(format!(
+                "table {} does not exist, or this role cannot see it",
+                table.name
+            )));
+        };
+        let oid = *oid as u32;
+        let known = |(_, name, oid, base, is_enum): (i64, String, i64, i64, bool)| Known {
+            name,
+            oid: oid as u32,
+            kind: Type::new(oid as u32, base as u32, is_enum),
+        };
+        Ok((oid, columns.into_iter().map(known).collect()))
+    }
+
+    /// Has the tables in the publication. Returns a transaction's number where it had to be changed: what
+    /// older ones insert may not be published yet.
+    async fn publish(&self, tables: &[TableSpec], oids: &[i64]) -> Result<Option<String>, Obstacle> {
+        let name = &self.settings.publication;
+        let pool = self.database.pool();
+        let there: Option<bool> = answered("look for the publication", async {
+            sqlx::query_scalar("SELECT pubinsert FROM pg_publication WHERE pubname = $1")
+                .bind(name)
+                .fetch_optional(&pool)
+                .await
+                .map_err(sql("look for the publication"))
+        })
+        .await?;
+        if there == Some(false) {
+            return Err(Obstacle::Setup(format!(
+                "publication {name} publishes no inserts: ALTER PUBLICATION {} SET (publish = 'insert')",
+                quoted(name)
+            )));
+        }
+        let published: Vec<i64> = answered("look for the publication", async {
+            sqlx::query_scalar(
+                "SELECT c.oid::bigint FROM pg_publication_tables p \
+                 JOIN pg_namespace n ON n.nspname = p.schemaname \
+                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE p.pubname = $1",
+            )
+            .bind(name)
+            .fetch_all(&pool)
+            .await
+            .map_err(sql("look for the publication"))
+        })
+        .await?;
+        let missing: Vec<String> = tables
+            .iter()
+            .zip(oids)
+            .filter(|(_, oid)| !published.contains(oid))
+            .map(|(table, _)| quoted_table(&table.name))
+            .collect();
+        if there.is_some() && missing.is_empty() {
+            return Ok(None);
+        }
+        let statement = match there {
+            None => create_publication(name, &missing),
+            Some(_) => format!("ALTER PUBLICATION {} ADD TABLE {}", quoted(name), missing.join(", ")),
+        };
+        if !self.settings.create {
+            return Err(Obstacle::Setup(format!(
+                "publication {name} does not have every table, and source.stream.create is false: run as the \
+                 owner of the tables: {statement}"
+            )));
+        }
+        self.change(&statement).await?;
+        info!(publication = name, statement, "publication changed");
+        let xid: String = answered("number a transaction", async {
+            sqlx::query_scalar("SELECT pg_current_xact_id()::text")
+                .fetch_one(&pool)
+                .await
+                .map_err(sql("number a transaction"))
+        })
+        .await?;
+        Ok(Some(xid))
+    }
+
+    /// Waits until every transaction that is older than this one has ended.
+    async fn outlive(&self, xid: &str) -> Result<(), Obstacle> {
+        loop {
+            let over: bool = answered("look for open transactions", async {
+                sqlx::query_scalar("SELECT pg_snapshot_xmin(pg_current_snapshot()) > $1::xid8")
+                    .bind(xid)
+                    .fetch_one(&self.database.pool())
+                    .await
+                    .map_err(sql("look for open transactions"))
+            })
+            .await?;
+            if over {
+                return Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn have_slot(&self, server: &Server, disposable: bool) -> Result<bool, Obstacle> {
+        let name = &self.settings.slot;
+        let Some(found) = self.find().await? else {
+            return self.create(server).await.map(|()| true);
+        };
+        if found.plugin.as_deref() != Some("pgoutput") || !found.here {
+            return Err(Obstacle::Setup(format!(
+                "slot {name} is there, but is no pgoutput slot of this database: name another in source.stream.slot"
+            )));
+        }
+        if let Some(pid) = found.owner_pid {
+            let owner = found.owner.unwrap_or_default();
+            if owner != self.application {
+                return Err(Obstacle::Setup(format!(
+                    "slot {name} is in use by {owner:?}, process {pid} of the server"
+                )));
+            }
+            // A connection of ours, of before: the lease says that nobody else may have it.
+            warn!(
+                slot = name,
+                pid, "the slot is still held by an old connection of this relay's, which is ended"
+            );
+            answered("end an old connection", async {
+                sqlx::query("SELECT pg_terminate_backend($1)")
+                    .bind(pid)
+                    .execute(&self.database.pool())
+                    .await
+                    .map_err(sql("end an old connection"))
+            })
+            .await?;
+        }
+        let Some(reason) = found.lost else { return Ok(false) };
+        if !disposable || !self.settings.create {
+            return Err(Obstacle::Setup(format!("the server has invalidated slot {name} ({reason})")));
+        }
+        warn!(slot = name, reason, "the server has invalidated the slot; it is made anew");
+        self.drop_slot().await?;
+        self.create(server).await.map(|()| true)
+    }
+
+    async fn find(&self) -> Result<Option<Found>, Error> {
+        // Later columns by their JSON, so that one statement is right for every version.
+        type Columns = (Option<String>, bool, Option<i32>, Option<String>, Option<String>);
+        let found: Option<Columns> = answered("look for the slot", async {
+            sqlx::query_as(
+                "SELECT s.plugin::text, coalesce(s.database = current_database(), false) AS here, \
+                   a.pid AS owner_pid, a.application_name AS owner, \
+                   CASE WHEN s.wal_status = 'lost' \
+                     THEN coalesce(to_jsonb(s) ->> 'invalidation_reason', 'its WAL was removed: max_slot_wal_keep_size') \
+                     ELSE to_jsonb(s) ->> 'invalidation_reason' END AS lost \
+                 FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid \
+                 WHERE s.slot_name = $1",
+            )
+            .bind(&self.settings.slot)
+            .fetch_optional(&self.database.pool())
+            .await
+            .map_err(sql("look for the slot"))
+        })
+        .await?;
+        Ok(found.map(|(plugin, here, owner_pid, owner, lost)| Found { plugin, here, owner_pid, owner, lost }))
+    }
+
+    async fn create(&self, server: &Server) -> Result<(), Obstacle> {
+        let name = &self.settings.slot;
+        // From 17 on a slot may follow its server to a standby.
+        let failover = if server.version >= 170_000 { ", failover => true" } else { "" };
+        let statement =
+            format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput'{failover})", literal(name));
+        if !self.settings.create {
+            return Err(Obstacle::Setup(format!(
+                "slot {name} does not exist, and source.stream.create is false: run {statement}"
+            )));
+        }
+        // The server waits for every transaction that is open now, however long that takes.
+        info!(slot = name, "making the slot; the server waits for open transactions");
+        self.change(&statement).await?;
+        info!(slot = name, failover = !failover.is_empty(), "slot made");
+        Ok(())
+    }
+
+    /// Drops the slot where it is.
+    pub async fn drop_slot(&self) -> Result<(), Obstacle> {
+        let name = literal(&self.settings.slot);
+        self.change(&format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {name}"
+        ))
+        .await
+    }
+
+    /// A statement that may take long, on a connection of its own.
+    async fn change(&self, statement: &str) -> Result<(), Obstacle> {
+        let doing = "prepare the stream";
+        let mut connection =
+            PgConnection::connect_with(&self.database.options()).await.map_err(sql(doing))?;
+        let done = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await;
+        connection.close().await.ok();
+        match done {
+            Ok(_) => Ok(()),
+            Err(source) => match source.as_database_error().and_then(|error| error.code()).as_deref() {
+                // insufficient_privilege
+                Some("42501") => Err(Obstacle::Setup(format!(
+                    "this role may not do it ({source}): run `whippet sql` as the owner of the database, and \
+                     ALTER ROLE … REPLICATION for this role; the statement was: {statement}"
+                ))),
+                _ => Err(Obstacle::Database(Error::Sql { doing, source })),
+            },
+        }
+    }
+
+    /// `None` where there is no slot.
+    pub async fn health(&self) -> Result<Option<Health>, Error> {
+        let found: Option<(i64, Option<i64>, bool)> = answered("look at the slot", async {
+            sqlx::query_as(
+                "SELECT coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint AS retained_bytes, \
+                   safe_wal_size AS safe_bytes, active FROM pg_replication_slots WHERE slot_name = $1",
+            )
+            .bind(&self.settings.slot)
+            .fetch_optional(&self.database.pool())
+            .await
+            .map_err(sql("look at the slot"))
+        })
+        .await?;
+        Ok(found.map(|(retained_bytes, safe_bytes, active)| Health { retained_bytes, safe_bytes, active }))
+    }
+
+    /// Writes a heartbeat into the log: it comes back through the stream, and an idle database does not
+    /// hold its log.
+    pub async fn beat(&self, content: &str) -> Result<Lsn, Error> {
+        let at: String = answered("write a heartbeat", async {
+            sqlx::query_scalar("SELECT pg_logical_emit_message(false, $1, $2)::text")
+                .bind(HEARTBEAT)
+                .bind(content)
+                .fetch_one(&self.database.pool())
+                .await
+                .map_err(sql("write a heartbeat"))
+        })
+        .await?;
+        at.parse().map_err(|error| Error::Setup(format!("write a heartbeat: {error}")))
+    }
+}
+
+/// The prefix of our own messages in the log.
+pub const HEARTBEAT: &str = "whippet.heartbeat";
+
+pub fn create_publication(name: &str, tables: &[String]) -> String {
+    format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true)",
+        quoted(name),
+        tables.join(", ")
+    )
+}
+
+impl Postgres {
+    /// This moment: everything that it sees, polling sees from now on.
+    pub async fn moment(&self) -> Result<Moment, Error> {
+        let (snapshot, end): (String, String) =
+            sqlx::query_as("SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text")
+                .fetch_one(&self.pool())
+                .await
+                .map_err(sql("note the moment"))?;
+        let unreadable = |error| Error::Setup(format!("note the moment: {error}"));
+        Ok(Moment { snapshot: snapshot.parse().map_err(unreadable)?, end: end.parse().map_err(unreadable)? })
+    }
+}

@@ -1,0 +1,454 @@
+//! Reading the log: one connection, one slot, the tables that follow it.
+//!
+//! The loop decodes what is in its buffer, hands rows to the tables in batches, and reads again. While a
+//! table takes nothing, nothing is read, and the server keeps the log; that it is still there the server
+//! hears from a task of its own, which no table can starve. A place is confirmed when every row before it
+//! is settled.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    decoder::{Decoder, Route},
+    pgoutput::status_update,
+    slot::{Health, Obstacle, Slot},
+    wire::{self, Connection, Message, Reader, Writer},
+};
+use crate::{
+    admin::metrics::Metrics,
+    coordinate::{Lease, report},
+    relay::retry::Policy,
+    source::{
+        database::TableSpec,
+        log::{Batch, Incoming, Line, Lsn, Progress},
+    },
+};
+
+/// Room for rows between the log and the tables, in KiB: beyond it nothing is decoded. One that is larger
+/// travels alone.
+const ROOM_KIB: u32 = 1024;
+/// How often the server is told how far everything is settled.
+const FEEDBACK_EVERY: Duration = Duration::from_secs(1);
+/// A server that says nothing for so long, although it is asked to, is gone.
+const SILENT_AFTER: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
+/// After the log grew too large: it is followed again when no row waits for longer.
+const CAUGHT_UP: f64 = 10.0;
+
+/// A table that follows the log.
+#[derive(Debug)]
+pub struct Follower {
+    pub spec: TableSpec,
+    pub lines: mpsc::UnboundedSender<Line>,
+    /// How long its oldest row has waited, in seconds, as it was last measured.
+    pub waits: watch::Receiver<f64>,
+}
+
+pub struct Streamer {
+    pub slot: Slot,
+    pub connect: wire::Settings,
+    pub followers: Vec<Follower>,
+    /// All of them poll when there is no log, so the slot may go.
+    pub disposable: bool,
+    /// A row above this is left to its table, in bytes.
+    pub row_limit: usize,
+    pub lease: watch::Receiver<Lease>,
+    /// A table wants the log to be read anew.
+    pub again: Arc<Notify>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Why a reading of the log ended.
+enum Ended {
+    Stopped,
+    /// The lease is gone, or a table asked for it.
+    Again(&'static str),
+    /// The server keeps more of the log than it may.
+    OverBudget(i64),
+    Trouble(Obstacle),
+}
+
+impl From<Obstacle> for Ended {
+    fn from(obstacle: Obstacle) -> Ended {
+        Ended::Trouble(obstacle)
+    }
+}
+
+impl From<wire::Error> for Ended {
+    fn from(error: wire::Error) -> Ended {
+        Ended::Trouble(error.into())
+    }
+}
+
+impl Streamer {
+    /// Reads the log while this relay owns the source, until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut failures = 0;
+        let mut said = String::new();
+        loop {
+            if !self.owned(&stop).await {
+                return;
+            }
+            let began = Instant::now();
+            let ended = tokio::select! {
+                ended = self.read(&stop) => ended,
+                () = self.lost() => Ended::Again("the lease is lost"),
+            };
+            show(&self.metrics, Health::default());
+            failures = if began.elapsed() > SILENT_AFTER { 1 } else { failures + 1 };
+            let why = match ended {
+                Ended::Stopped => return,
+                Ended::Again(why) => {
+                    debug!(why, "the log is read anew");
+                    self.tell_down(why);
+                    failures = 0;
+                    continue;
+                }
+                Ended::OverBudget(bytes) => {
+                    let why = format!(
+                        "the server kept {bytes} bytes of its log for slot {}, more than source.stream.max_retained_wal",
+                        self.slot.settings.slot
+                    );
+                    error!(
+                        why,
+                        "the slot is dropped and its tables are polled; it is made anew when they have caught up"
+                    );
+                    self.tell_down(&why);
+                    if let Err(error) = self.slot.drop_slot().await {
+                        error!(
+                            error = report(&error),
+                            "the slot could not be dropped: the server goes on keeping its log"
+                        );
+                    }
+                    if !self.caught_up(&stop).await {
+                        return;
+                    }
+                    continue;
+                }
+                Ended::Trouble(obstacle) => report(&obstacle),
+            };
+            if said == why {
+                debug!(why, attempt = failures, "the log cannot be read");
+            } else {
+                warn!(why, "the log cannot be read; tables with capture: auto are polled meanwhile");
+                said.clone_from(&why);
+            }
+            self.tell_down(&why);
+            let policy = Policy { max: Duration::from_secs(10), ..Policy::default() };
+            tokio::select! {
+                () = tokio::time::sleep(policy.pause(failures, fastrand::f64()).max(Duration::from_millis(100))) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn tell_down(&self, why: &str) {
+        for follower in &self.followers {
+            follower.lines.send(Line::Down(why.to_owned())).ok();
+        }
+    }
+
+    /// Waits for the lease. `false` when it is time to stop.
+    async fn owned(&mut self, stop: &CancellationToken) -> bool {
+        loop {
+            if self.lease.borrow_and_update().epoch().is_some() {
+                return true;
+            }
+            tokio::select! {
+                changed = self.lease.changed() => if changed.is_err() { return false },
+                () = stop.cancelled() => return false,
+            }
+        }
+    }
+
+    /// Waits until the lease is lost.
+    async fn lost(&self) {
+        let mut lease = self.lease.clone();
+        loop {
+            let until = match *lease.borrow_and_update() {
+                Lease::Owner { until, .. } if Instant::now() < until => until,
+                _ => return,
+            };
+            tokio::select! {
+                changed = lease.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep_until(until) => {}
+            }
+        }
+    }
+
+    /// Waits until the tables have been polled nearly empty. `false` when it is time to stop.
+    async fn caught_up(&mut self, stop: &CancellationToken) -> bool {
+        for follower in &mut self.followers {
+            tokio::select! {
+                waited = follower.waits.wait_for(|seconds| *seconds < CAUGHT_UP) => if waited.is_err() { return false },
+                () = stop.cancelled() => return false,
+            }
+        }
+        true
+    }
+
+    /// One reading of the log, from what was confirmed last.
+    async fn read(&self, stop: &CancellationToken) -> Ended {
+        let prepared = tokio::select! {
+            prepared = self.prepare() => prepared,
+            () = stop.cancelled() => return Ended::Stopped,
+        };
+        let (session, lines) = match prepared {
+            Ok(prepared) => prepared,
+            Err(ended) => return ended,
+        };
+        for (follower, incoming) in self.followers.iter().zip(lines) {
+            follower.lines.send(Line::Up(incoming)).ok();
+        }
+        info!(slot = self.slot.settings.slot, "the log is read");
+        session.run(self, stop).await
+    }
+
+    async fn prepare(&self) -> Result<(Session, Vec<Incoming>), Ended> {
+        let specs: Vec<TableSpec> = self.followers.iter().map(|follower| follower.spec.clone()).collect();
+        let tables = self.slot.prepare(&specs, self.disposable).await?;
+        let settings = wire::Settings {
+            password: self.slot.database.password().map_err(Obstacle::from)?,
+            ..self.connect.clone()
+        };
+        let connection = Connection::connect(&settings).await?;
+        let config = &self.slot.settings;
+        let binary =
+            specs.iter().zip(&tables).all(|(spec, (_, known))| super::rows::speaks_binary(spec, known));
+        let start = format!(
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}', messages 'true'{})",
+            config.slot,
+            format!("\"{}\"", config.publication.replace('"', "\"\"")).replace('\'', "''"),
+            if binary { ", binary 'true'" } else { "" }
+        );
+        let (reader, writer) = connection.stream(&start, self.row_limit).await?;
+        let changed = Arc::new(Notify::new());
+        let (mut routes, mut lines, mut outlets) = (Vec::new(), Vec::new(), Vec::new());
+        for (spec, (oid, known)) in specs.into_iter().zip(tables) {
+            let progress = Arc::new(Progress::new(changed.clone()));
+            let (outlet, batches) = mpsc::channel(2);
+            lines.push(Incoming { batches, progress: progress.clone() });
+            outlets.push(outlet);
+            routes.push(Route::new(spec, oid, known, progress));
+        }
+        let token = uuid::Uuid::new_v4().to_string();
+        let (confirmed, retained) = (Arc::new(Confirmed::default()), Arc::new(AtomicI64::new(0)));
+        let session = Session {
+            reader,
+            decoder: Decoder::new(routes, token.clone()),
+            outlets,
+            room: Arc::new(Semaphore::new(ROOM_KIB as usize)),
+            changed,
+            confirmed: confirmed.clone(),
+            _feedback: AbortOnDropHandle::new(tokio::spawn(feed_back(writer, confirmed))),
+            _watch: AbortOnDropHandle::new(tokio::spawn(keep_watch(
+                self.slot.clone(),
+                token,
+                self.metrics.clone(),
+                retained.clone(),
+            ))),
+            retained,
+            said_too_much: false,
+            heard: Instant::now(),
+        };
+        Ok((session, lines))
+    }
+}
+
+/// How far everything is settled, for the task that tells the server.
+#[derive(Default)]
+struct Confirmed {
+    at: AtomicU64,
+    /// Tell it now.
+    now: Notify,
+}
+
+/// Tells the server how far everything is settled, whatever else happens; and asks it to answer, so that a
+/// dead connection shows.
+async fn feed_back(mut writer: Writer, confirmed: Arc<Confirmed>) {
+    let mut tick = tokio::time::interval(FEEDBACK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = confirmed.now.notified() => {}
+        }
+        let at = Lsn(confirmed.at.load(Ordering::Acquire));
+        // Microseconds since 2000-01-01, which the server only shows.
+        let now = chrono::Utc::now().timestamp_micros() - 946_684_800_000_000;
+        if writer.send(&status_update(at, now, true)).await.is_err() {
+            // The reader sees it too, and ends the session.
+            return;
+        }
+    }
+}
+
+/// Measures what the server keeps for the slot, and writes the heartbeats.
+async fn keep_watch(slot: Slot, token: String, metrics: Arc<Metrics>, retained: Arc<AtomicI64>) {
+    let mut measure = tokio::time::interval(MEASURE_EVERY);
+    let mut beat = tokio::time::interval(slot.settings.heartbeat.max(Duration::from_millis(100)));
+    measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let done = tokio::select! {
+            _ = beat.tick() => slot.beat(&token).await.map(drop),
+            _ = measure.tick() => slot.health().await.map(|health| {
+                let health = health.unwrap_or_default();
+                retained.store(health.retained_bytes, Ordering::Relaxed);
+                show(&metrics, health);
+            }),
+        };
+        if let Err(error) = done {
+            debug!(error = report(&error), "cannot look after the slot");
+        }
+    }
+}
+
+fn show(metrics: &Metrics, health: Health) {
+    metrics.slot_retained_bytes.set(health.retained_bytes);
+    metrics.slot_safe_bytes.set(health.safe_bytes.map_or(f64::INFINITY, |bytes| bytes as f64));
+    metrics.slot_active.set(i64::from(health.active));
+}
+
+struct Session {
+    reader: Reader,
+    decoder: Decoder,
+    outlets: Vec<mpsc::Sender<Batch>>,
+    room: Arc<Semaphore>,
+    changed: Arc<Notify>,
+    confirmed: Arc<Confirmed>,
+    _feedback: AbortOnDropHandle<()>,
+    _watch: AbortOnDropHandle<()>,
+    /// What the server keeps of its log for the slot, in bytes, as it was last measured.
+    retained: Arc<AtomicI64>,
+    /// Whether it was said that this is too much.
+    said_too_much: bool,
+    heard: Instant,
+}
+
+impl Session {
+    async fn run(mut self, streamer: &Streamer, stop: &CancellationToken) -> Ended {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ready: VecDeque<super::decoder::Ready> = VecDeque::new();
+        loop {
+            let mut drained = false;
+            if ready.is_empty() {
+                drained = match self.decode() {
+                    Ok(drained) => drained,
+                    Err(obstacle) => return obstacle.into(),
+                };
+                ready.extend(self.decoder.take_ready());
+            }
+            let next = ready.front().map(|ready| (ready.table, ready.bytes));
+            tokio::select! {
+                biased;
+                () = self.changed.notified() => self.confirm(false),
+                () = stop.cancelled() => {
+                    // The tables have ended, and said how far they came.
+                    self.confirm(true);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    return Ended::Stopped;
+                }
+                () = streamer.again.notified() => return Ended::Again("a table asked for it"),
+                _ = look.tick() => {
+                    self.confirm(false);
+                    if let Some(ended) = self.look(streamer, next.is_some()) {
+                        return ended;
+                    }
+                }
+                permits = reserve(&self.room, next.and_then(|(table, bytes)| Some((self.outlets.get(table)?, bytes)))),
+                    if next.is_some() =>
+                {
+                    if let (Some(batch), Some((outlet, room))) = (ready.pop_front(), permits) {
+                        outlet.send(Batch { rows: batch.rows.into(), room });
+                    }
+                }
+                read = self.reader.fill(), if next.is_none() && drained => {
+                    if let Err(error) = read {
+                        return error.into();
+                    }
+                    self.heard = Instant::now();
+                }
+                // There is more in the buffer.
+                () = std::future::ready(()), if next.is_none() && !drained => {}
+            }
+        }
+    }
+
+    /// Decodes what is in the buffer, until there is enough to hand over. Whether nothing is left.
+    fn decode(&mut self) -> Result<bool, Obstacle> {
+        while !self.decoder.is_full() {
+            match self.reader.next()? {
+                None => return Ok(true),
+                Some(Message::Data(frame)) => self.decoder.take(frame)?,
+                Some(Message::Oversize { head, .. }) => self.decoder.take_head(head),
+                Some(Message::Done) => return Err(wire::Error::Closed.into()),
+            }
+        }
+        Ok(false)
+    }
+
+    fn confirm(&mut self, now: bool) {
+        self.confirmed.at.store(self.decoder.confirmed().0, Ordering::Release);
+        if now {
+            self.confirmed.now.notify_one();
+        }
+    }
+
+    /// What is looked at once in a while.
+    fn look(&mut self, streamer: &Streamer, waits: bool) -> Option<Ended> {
+        if waits {
+            // Nothing is read while the tables take nothing, so nothing can be heard.
+            self.heard = Instant::now();
+        }
+        if self.heard.elapsed() > SILENT_AFTER {
+            return Some(Ended::Trouble(Obstacle::Setup("the server has stopped answering".into())));
+        }
+        let (retained, most) =
+            (self.retained.load(Ordering::Relaxed), streamer.slot.settings.max_retained_wal as i64);
+        if retained > most && streamer.disposable {
+            return Some(Ended::OverBudget(retained));
+        }
+        // Half of it is worth a word, while there is time.
+        if (retained > most / 2) != self.said_too_much {
+            self.said_too_much = !self.said_too_much;
+            if self.said_too_much {
+                warn!(
+                    slot = streamer.slot.settings.slot,
+                    retained,
+                    most,
+                    "the server keeps much of its log for the slot: what follows it is slow, or waits for kafka"
+                );
+            }
+        }
+        None
+    }
+}
+
+/// A place in a table's queue, and room for what goes there. `None`: the table has left, and its rows are
+/// where they were.
+async fn reserve(
+    room: &Arc<Semaphore>,
+    to: Option<(&mpsc::Sender<Batch>, usize)>,
+) -> Option<(mpsc::OwnedPermit<Batch>, OwnedSemaphorePermit)> {
+    let (outlet, bytes) = to?;
+    let kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).clamp(1, ROOM_KIB);
+    let room = room.clone().acquire_many_owned(kib).await.ok()?;
+    let outlet = outlet.clone().reserve_owned().await.ok()?;
+    Some((outlet, room))
+}

@@ -1,0 +1,411 @@
+//! Following the log: rows come from it instead of from reads of the table.
+//!
+//! The table stays the truth. Whenever the log begins to be read, and after everything that has the table
+//! read again (a new generation, a release, a pause), the table is polled until nothing is left; then:
+//!
+//! 1. note a moment, and read the table once more, whole: everything that the moment sees is handed over
+//!    by now, held, or recorded;
+//! 2. follow the log: drop what the moment sees, and what was read after it; everything else is new.
+//!
+//! So nothing is lost and nothing overtakes, whatever the log has missed. What the log brings while the
+//! table is polled is dropped as soon as a moment sees it, because polling does too; it counts as settled
+//! when everything that polling had found by the end of step 1 is.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+use tracing::{info, warn};
+
+use super::{Next, Task};
+use crate::{
+    event::{Event, Place},
+    relay::core::window_bytes,
+    source::{
+        Yield,
+        database::{Error, Reach, answered},
+        log::{Acks, At, Batch, Incoming, Line, Lsn, Moment, Streamed},
+    },
+};
+
+/// More rows than this read in step 1 are no end: the table is polled on.
+const LAST_ROWS_AT_MOST: usize = 50_000;
+
+/// Rows that were handed over and are not recorded, with their number in the log where they came from it.
+pub(super) type Known = HashMap<Place, Option<u64>>;
+
+pub(super) struct Following {
+    lines: mpsc::UnboundedReceiver<Line>,
+    /// Whether the table is polled while there is no log.
+    polls: bool,
+    again: Arc<Notify>,
+    incoming: Option<Incoming>,
+    /// What was taken from the log and not yet handed over in full.
+    batch: Option<Batch>,
+    phase: Phase,
+    acks: Acks,
+    /// The last moment that was noted while polling.
+    moment: Option<Moment>,
+    /// What polling had found at its end and is not recorded: with the last of them, everything that the
+    /// log had left to the table is settled.
+    found: Option<HashSet<Place>>,
+    /// This table cannot be read and has left the log; it comes back when it can.
+    left: bool,
+}
+
+enum Phase {
+    Polling,
+    /// Step 1: `read` are rows of reads that began after the moment.
+    Closing {
+        moment: Moment,
+        read: HashSet<Place>,
+    },
+    /// Step 2.
+    Streaming {
+        overlap: Option<Overlap>,
+    },
+}
+
+struct Overlap {
+    moment: Moment,
+    read: HashSet<Place>,
+    /// Nothing of the above is in the log behind this.
+    until: Lsn,
+}
+
+/// What a table hears.
+pub(super) enum News {
+    Line(Line),
+    Batch(Batch),
+    /// The log is not read any more; a line will say why.
+    End,
+}
+
+impl Following {
+    pub fn new(lines: mpsc::UnboundedReceiver<Line>, polls: bool, again: Arc<Notify>) -> Following {
+        Following {
+            lines,
+            polls,
+            again,
+            incoming: None,
+            batch: None,
+            phase: Phase::Polling,
+            acks: Acks::default(),
+            moment: None,
+            found: None,
+            left: false,
+        }
+    }
+
+    /// Waits for something new. Cancel safe.
+    pub async fn news(this: Option<&mut Following>) -> News {
+        let Some(this) = this else { return std::future::pending().await };
+        // One batch at a time: it holds the room of the next ones.
+        let waits = this.batch.is_none();
+        tokio::select! {
+            biased;
+            Some(line) = this.lines.recv() => News::Line(line),
+            batch = receive(this.incoming.as_mut()), if waits => batch.map_or(News::End, News::Batch),
+            else => std::future::pending().await,
+        }
+    }
+
+    fn is_streaming(&self) -> bool {
+        matches!(self.phase, Phase::Streaming { .. })
+    }
+
+    /// A row was recorded, or its hold was.
+    fn settled(&mut self, place: &Place, number: Option<u64>) {
+        if let Some(number) = number {
+            self.acks.settle(number);
+        }
+        if let Some(found) = &mut self.found {
+            found.remove(place);
+        }
+    }
+
+    /// Tells the log how far its rows are settled.
+    fn tell(&mut self) {
+        if self.found.as_ref().is_some_and(HashSet::is_empty) {
+            self.found = None;
+            self.acks.settle_deferred();
+        }
+        if let Some(incoming) = &self.incoming {
+            incoming.progress.settle(self.acks.settled());
+        }
+    }
+
+    /// Whether a row of the log is one that polling has found.
+    fn is_old(&mut self, at: At, place: &Place) -> bool {
+        let Phase::Streaming { overlap: past } = &mut self.phase else { return false };
+        let Some(overlap) = past else { return false };
+        if at.commit > overlap.until {
+            *past = None;
+            return false;
+        }
+        overlap.moment.sees(at) || overlap.read.contains(place)
+    }
+}
+
+async fn receive(incoming: Option<&mut Incoming>) -> Option<Batch> {
+    match incoming {
+        Some(incoming) => incoming.batches.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Task {
+    pub(super) fn is_streaming(&self) -> bool {
+        self.log.as_ref().is_some_and(Following::is_streaming)
+    }
+
+    /// Whether the table may be read now.
+    pub(super) fn may_poll(&self) -> bool {
+        self.log.as_ref().is_none_or(|log| log.polls || log.incoming.is_some())
+    }
+
+    pub(super) fn hear(&mut self, news: News) {
+        match news {
+            News::Line(Line::Up(incoming)) => {
+                self.back_to_the_table();
+                let Some(log) = &mut self.log else { return };
+                (log.incoming, log.batch, log.acks) = (Some(incoming), None, Acks::default());
+                log.left = false;
+                self.source.board.table_ready(self.feed.table);
+                self.say("poll", "the log is read, and what is left in the table is polled first");
+            }
+            News::Line(Line::Down(why)) => {
+                self.leave_the_log();
+                if self.log.as_ref().is_some_and(|log| log.polls) {
+                    self.say("poll", &why);
+                } else {
+                    self.say("stream", &why);
+                    self.source.board.table_failed(self.feed.table, &why);
+                }
+            }
+            News::Batch(batch) => {
+                if let Some(log) = &mut self.log {
+                    log.batch = Some(batch);
+                }
+            }
+            News::End => self.leave_the_log(),
+        }
+    }
+
+    pub(super) fn hear_all(&mut self) {
+        while let Some(line) = self.log.as_mut().and_then(|log| log.lines.try_recv().ok()) {
+            self.hear(News::Line(line));
+        }
+    }
+
+    fn say(&self, mode: &'static str, why: &str) {
+        self.source.board.capture(self.feed.table, mode, why);
+        self.source.metrics.capture(&self.source.spec.name, mode);
+    }
+
+    fn leave_the_log(&mut self) {
+        self.back_to_the_table();
+        if let Some(log) = &mut self.log {
+            (log.incoming, log.batch) = (None, None);
+        }
+    }
+
+    /// The table cannot be read, so its rows cannot be taken from the log either: the others go on.
+    pub(super) fn cannot_follow(&mut self) {
+        if self.log.as_ref().is_some_and(|log| log.incoming.is_some()) {
+            self.leave_the_log();
+            if let Some(log) = &mut self.log {
+                log.left = true;
+            }
+        }
+    }
+
+    /// The table can be read: it wants its rows from the log again.
+    pub(super) fn can_follow(&mut self) {
+        if let Some(log) = &mut self.log
+            && std::mem::take(&mut log.left)
+        {
+            log.again.notify_one();
+        }
+    }
+
+    /// Reads the table from its head, before anything more is taken from the log.
+    pub(super) fn back_to_the_table(&mut self) {
+        let Some(log) = &mut self.log else { return };
+        if !matches!(log.phase, Phase::Polling) {
+            log.phase = Phase::Polling;
+            self.state.read_from_head(self.outbox.as_ref());
+            self.next_read = Instant::now();
+            self.interval = self.source.poll.min_interval;
+        }
+        log.acks.defer_all();
+        log.found = None;
+        self.state.known.values_mut().for_each(|number| *number = None);
+    }
+
+    /// Drops what the log brings and polling finds, while the table is polled or stopped.
+    pub(super) async fn skim(&mut self, stopped: bool) -> Result<(), Error> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        let Some(incoming) = &mut log.incoming else { return Ok(()) };
+        'batches: loop {
+            if log.batch.as_ref().is_none_or(|batch| batch.rows.is_empty()) {
+                // Its room is free for the next one.
+                log.batch = None;
+                log.batch = incoming.batches.try_recv().ok();
+            }
+            let Some(batch) = &mut log.batch else { break };
+            while let Some(row) = batch.rows.front() {
+                if !log.moment.as_ref().is_some_and(|moment| moment.sees(row.at)) {
+                    let moment = answered("note the moment", self.source.database.moment()).await?;
+                    let sees = moment.sees(row.at);
+                    log.moment = Some(moment);
+                    if !sees {
+                        // It has committed, and cannot be seen yet.
+                        break 'batches;
+                    }
+                }
+                batch.rows.pop_front();
+                log.acks.defer_next();
+            }
+        }
+        // What is stopped stays in the table, and is not waited for: that it is stopped is written down.
+        if stopped && self.state.known.is_empty() {
+            log.acks.settle_deferred();
+        }
+        log.tell();
+        Ok(())
+    }
+
+    /// A read has come to the end of the table.
+    pub(super) async fn end_of_table(&mut self) -> Result<(), Error> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        let Some(incoming) = &log.incoming else { return Ok(()) };
+        match &mut log.phase {
+            Phase::Polling if incoming.progress.is_current() => {
+                let moment = answered("note the moment", self.source.database.moment()).await?;
+                log.phase = Phase::Closing { moment, read: HashSet::new() };
+                self.next_read = Instant::now();
+            }
+            Phase::Polling | Phase::Streaming { .. } => {}
+            Phase::Closing { moment, read } => {
+                let end = answered("note the moment", self.source.database.moment()).await?.end;
+                let overlap = Overlap { moment: moment.clone(), read: std::mem::take(read), until: end };
+                log.phase = Phase::Streaming { overlap: Some(overlap) };
+                log.found = Some(self.state.known.keys().cloned().collect());
+                log.tell();
+                let table = self.source.spec.name.as_str();
+                info!(table, "nothing is left in the table: the log is followed");
+                self.say("stream", "the log is read");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this read is one of step 1, which looks at the whole table.
+    pub(super) fn is_closing(&self) -> bool {
+        matches!(&self.log, Some(Following { phase: Phase::Closing { .. }, .. }))
+    }
+
+    /// Rows that polling hands over.
+    pub(super) fn polled(&mut self, place: &Place) {
+        if let Some(log) = &mut self.log
+            && let Phase::Closing { read, .. } = &mut log.phase
+        {
+            read.insert(place.clone());
+            if read.len() > LAST_ROWS_AT_MOST {
+                log.phase = Phase::Polling;
+            }
+        }
+    }
+
+    /// Rows of these places are recorded or held: they are known no more.
+    pub(super) fn forget_known<'a>(&mut self, places: impl IntoIterator<Item = &'a Place>) {
+        for place in places {
+            let number = self.state.known.remove(place).flatten();
+            if let Some(log) = &mut self.log {
+                log.settled(place, number);
+            }
+        }
+        if let Some(log) = &mut self.log {
+            log.tell();
+        }
+    }
+
+    /// Hands over one batch of the log.
+    pub(super) async fn follow(&mut self, recorded_by: Option<Instant>) -> Result<Next, Error> {
+        if self.state.replaying
+            && let Some(limits) = self.limits()
+        {
+            self.read_replays(limits).await?;
+        }
+        let Some(log) = &mut self.log else { return Ok(Next::Told) };
+        let next = log.batch.take().or_else(|| log.incoming.as_mut()?.batches.try_recv().ok());
+        let Some(mut batch) = next else { return Ok(recorded_by.map_or(Next::Told, Next::At)) };
+        self.source.metrics.events_read(&self.source.spec.name).inc_by(batch.rows.len() as u64);
+        let (generation, now) = (self.state.generation, Next::At(Instant::now()));
+        let mut ready: Vec<Event> = Vec::with_capacity(batch.rows.len());
+        while let Some(Streamed { at, event }) = batch.rows.pop_front() {
+            let Some(log) = &mut self.log else { break };
+            let Some(event) = event else {
+                warn!(
+                    table = self.source.spec.name.as_str(),
+                    "a row of the log is left to the table, which is polled"
+                );
+                log.acks.defer_next();
+                log.batch = Some(batch);
+                self.send(Yield::Events { generation, events: ready }).await;
+                self.back_to_the_table();
+                return Ok(now);
+            };
+            if log.is_old(at, &event.place) {
+                let number = log.acks.expect();
+                match self.state.known.get_mut(&event.place) {
+                    Some(of_known @ None) => *of_known = Some(number),
+                    _ => log.acks.settle(number),
+                }
+                continue;
+            }
+            let bytes = window_bytes(&event);
+            if !self.source.window.claim(1, bytes) {
+                self.send(Yield::Events { generation, events: std::mem::take(&mut ready) }).await;
+                let claimed = self.claim(bytes).await;
+                if !matches!(claimed, Ok(true)) {
+                    batch.rows.push_front(Streamed { at, event: Some(event) });
+                    if let Some(log) = &mut self.log {
+                        log.batch = Some(batch);
+                    }
+                    return claimed.map(|_| now);
+                }
+            }
+            let Some(log) = &mut self.log else { break };
+            let number = log.acks.expect();
+            if let Some(Some(before)) = self.state.known.insert(event.place.clone(), Some(number)) {
+                // The application used the number again while the first one is on its way.
+                log.acks.settle(before);
+            }
+            ready.push(event);
+        }
+        // Its room is free before the window may be waited for again.
+        drop(batch);
+        self.send(Yield::Events { generation, events: ready }).await;
+        if let Some(log) = &mut self.log {
+            log.tell();
+        }
+        Ok(now)
+    }
+}
+
+impl super::State {
+    /// Reads begin at the head of the table.
+    pub(super) fn read_from_head(&mut self, outbox: Option<&crate::source::database::Outbox>) {
+        if let Some(outbox) = outbox {
+            self.reach = outbox.has_cursor().then_some(Reach::NOTHING);
+        }
+        self.horizon = None;
+    }
+}
