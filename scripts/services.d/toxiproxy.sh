@@ -1,10 +1,11 @@
-# Toxiproxy between the relay and its services, for network faults: one proxy each for Kafka and
-# PostgreSQL. Kafka has a listener of its own that advertises the proxy.
+# Toxiproxy between the relay and its services, for network faults: one proxy each for Kafka,
+# PostgreSQL and pg17. Kafka has a listener of its own that advertises the proxy.
 
 TOXIPROXY_VERSION=2.12.0
 TOXIPROXY_PORT=${WHIPPET_TOXIPROXY_PORT:-18474}
 TOXIPROXY_KAFKA_PORT=${WHIPPET_TOXIPROXY_KAFKA_PORT:-19096}
 TOXIPROXY_PG_PORT=${WHIPPET_TOXIPROXY_PG_PORT:-15433}
+TOXIPROXY_PG17_PORT=${WHIPPET_TOXIPROXY_PG17_PORT:-15434}
 TOXIPROXY=$TOOLS/bin/toxiproxy-server
 
 toxiproxy_install() {
@@ -24,13 +25,14 @@ toxiproxy_start() {
   cat >"$file" <<JSON
 [
   { "name": "kafka", "listen": "127.0.0.1:$TOXIPROXY_KAFKA_PORT", "upstream": "127.0.0.1:$KAFKA_PROXIED_PORT", "enabled": true },
-  { "name": "postgres", "listen": "127.0.0.1:$TOXIPROXY_PG_PORT", "upstream": "127.0.0.1:$PG_PORT", "enabled": true }
+  { "name": "postgres", "listen": "127.0.0.1:$TOXIPROXY_PG_PORT", "upstream": "127.0.0.1:$PG_PORT", "enabled": true },
+  { "name": "pg17", "listen": "127.0.0.1:$TOXIPROXY_PG17_PORT", "upstream": "127.0.0.1:$PG17_PORT", "enabled": true }
 ]
 JSON
   spawn toxiproxy "$TOXIPROXY" -host 127.0.0.1 -port "$TOXIPROXY_PORT" -config "$file"
 }
 
-# It answers HTTP once both proxies listen.
+# It answers HTTP once all proxies listen.
 toxiproxy_ready() {
   (
     exec 3<>"/dev/tcp/127.0.0.1/$TOXIPROXY_PORT" || exit 1
@@ -45,4 +47,5 @@ toxiproxy_env() {
   echo "export WHIPPET_TEST_TOXIPROXY=http://127.0.0.1:$TOXIPROXY_PORT"
   echo "export WHIPPET_TEST_KAFKA_PROXIED=127.0.0.1:$TOXIPROXY_KAFKA_PORT"
   echo "export WHIPPET_TEST_PG_PROXIED_PORT=$TOXIPROXY_PG_PORT"
+  echo "export WHIPPET_TEST_PG17_PROXIED_PORT=$TOXIPROXY_PG17_PORT"
 }

@@ -39,6 +39,7 @@ tar --create --directory "$1" --exclude='./pg_wal/*' --exclude='./pg_replslot/*'
   --exclude=./postmaster.pid --exclude=./postmaster.opts --exclude='pgsql_tmp*' . >"$2/copy.tar" || [ $? = 1 ] || exit
 tar --extract --directory "$2/data.new" --file "$2/copy.tar" && touch "$2/copied"
 COPY
+  chmod a+r "$dir/copy.sh"
   rm -f "$dir/copied"
   as_pg "$(pg_bin)/psql" --quiet --no-psqlrc --no-align --tuples-only --host 127.0.0.1 --port "$PG17_PORT" \
     --username postgres --dbname postgres --set ON_ERROR_STOP=1 >"$dir/copy.log" 2>&1 <<SQL ||
