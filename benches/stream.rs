@@ -66,7 +66,10 @@ impl Options {
                 "--transaction" => options.transaction = number()?,
                 "--poll-only" => options.poll_only = true,
                 "--bench" => {} // by cargo
-                rounds => options.rounds = rounds.parse()?,
+                rounds => match rounds.parse() {
+                    Ok(rounds) => options.rounds = rounds,
+                    Err(_) => anyhow::bail!("{rounds}: neither an option nor a number of rounds"),
+                },
             }
         }
         anyhow::ensure!(options.payload >= 64, "--payload: at least 64");

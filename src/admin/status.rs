@@ -72,6 +72,8 @@ struct Inner {
     relay_turned: Instant,
     ready: Vec<bool>,
     halted: Vec<bool>,
+    /// Events of the table are lost with its slot.
+    lost: Vec<bool>,
 }
 
 #[derive(Debug)]
@@ -106,6 +108,7 @@ impl Board {
                 relay_turned: now,
                 ready: vec![false; tables.len()],
                 halted: vec![false; tables.len()],
+                lost: vec![false; tables.len()],
                 status: Status {
                     version: env!("CARGO_PKG_VERSION"),
                     replica,
@@ -122,7 +125,8 @@ impl Board {
         let inner = self.lock();
         let mut status = inner.status.clone();
         for (index, table) in status.tables.iter_mut().enumerate() {
-            table.state = match (status.role, inner.halted[index], inner.ready[index]) {
+            let halted = inner.halted[index] || inner.lost[index];
+            table.state = match (status.role, halted, inner.ready[index]) {
                 (_, true, _) => "halted",
                 ("standby", ..) => "standby",
                 ("owner", _, true) if table.paused.iter().any(|scope| scope == "table") => "paused",
@@ -208,6 +212,11 @@ impl Board {
         let mut inner = self.lock();
         inner.ready[table.0 as usize] = false;
         inner.status.tables[table.0 as usize].last_error = Some(error.to_owned());
+    }
+
+    /// What only the log had of a table is lost, or is not.
+    pub fn lost(&self, table: TableIx, lost: bool) {
+        self.lock().lost[table.0 as usize] = lost;
     }
 
     /// How a table is captured now, and why so.

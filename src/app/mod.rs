@@ -36,7 +36,7 @@ use crate::{
     sink,
     source::{
         Command, Feed, Source as _,
-        database::{Database, TableSpec, answered},
+        database::{Database, Rows, TableSpec, answered},
         table::TableSource,
     },
 };
@@ -112,11 +112,13 @@ impl App {
                 metrics: metrics.clone(),
             };
             pollers.push((source, feed));
+            let spec_of_table = spec.clone();
             specs.push((spec, waits));
             tables.push(Arc::new(Table {
                 name: table.name.clone(),
                 rules,
                 order: table.order,
+                keeps_rows: spec_of_table.stays(),
                 retry,
                 give_up: GiveUp { after: table.retry.give_up_after, then: table.on_failure },
                 max_held: table.hold.max_events,
@@ -323,6 +325,11 @@ fn table_spec(table: &config::Table, rules: &Rules) -> TableSpec {
     let columns = &table.columns;
     TableSpec {
         name: table.name.clone(),
+        rows: match (table.message_prefix(), table.rows) {
+            (Some(prefix), _) => Rows::Messages { prefix: prefix.to_owned() },
+            (None, config::Rows::Transient) => Rows::Transient,
+            (None, config::Rows::Stay) => Rows::Stay,
+        },
         columns: rules.columns().to_vec(),
         optional: rules
             .columns()

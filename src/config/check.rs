@@ -4,8 +4,11 @@ use std::{collections::BTreeSet, path::Path, str::FromStr as _, time::Duration};
 
 use rdkafka::{ClientConfig, error::KafkaError};
 
-use super::{AfterPublish, Capture, Config, Dialect, Order, Source, Table, Wake, error::Problems};
+use super::{AfterPublish, Capture, Config, Dialect, Order, Rows, Source, Table, Wake, error::Problems};
 use crate::record::Template;
+
+/// The relay's own messages in the log.
+const HEARTBEAT_PREFIX: &str = "whippet.heartbeat";
 
 pub(super) fn check(config: &Config, problems: &mut Problems) {
     source(&config.source, problems);
@@ -145,9 +148,21 @@ fn kafka(config: &Config, problems: &mut Problems) {
 
 fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
     let at = |key: &str| format!("{path}.{key}");
+    let only_in_log = table.message_prefix().is_some() || table.rows == Rows::Transient;
+    if only_in_log && table.capture != Capture::Stream {
+        problems.add(&at("capture"), "these events are in the log only; expected stream");
+    }
+    if only_in_log && table.after_publish != AfterPublish::Delete {
+        problems.add(&at("after_publish"), "nothing of these events stays; leave it out");
+    }
+    if table.message_prefix() == Some("") || table.message_prefix() == Some(HEARTBEAT_PREFIX) {
+        problems.add(&at("name"), "expected message: and a prefix that is not the relay's own");
+    }
     let parts: Vec<&str> = table.name.split('.').collect();
     let most = if dialect == Dialect::Sqlite { 1 } else { 2 };
-    if parts.len() > most || parts.iter().any(|part| part.trim().is_empty()) {
+    if table.message_prefix().is_some() {
+        // A prefix may be any text.
+    } else if parts.len() > most || parts.iter().any(|part| part.trim().is_empty()) {
         let shape = if most == 1 { "table" } else { "table or schema.table" };
         problems.add(&at("name"), format!("expected {shape}"));
     }

@@ -11,11 +11,14 @@ use super::units;
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Table {
-    /// schema.table or table
+    /// schema.table or table; or message:PREFIX for PostgreSQL's logical messages of that prefix.
     pub name: String,
     /// Where rows are found; poll, or auto where source.stream is there.
     #[serde(default)]
     pub capture: Capture,
+    /// Whether rows stay until they are published.
+    #[serde(default)]
+    pub rows: Rows,
     /// Fills `columns`, `topic` and `headers`; what is written beside it wins.
     #[serde(default)]
     pub preset: Preset,
@@ -47,10 +50,28 @@ pub struct Table {
 }
 
 impl Table {
+    /// The prefix, where the events are logical messages.
+    pub fn message_prefix(&self) -> Option<&str> {
+        self.name.strip_prefix(MESSAGE)
+    }
+
     /// Debezium's outbox router sends `id` only.
     pub fn event_type_header(&self) -> bool {
         self.preset != Preset::Debezium
     }
+}
+
+/// The name of a table of logical messages is this and their prefix.
+pub(super) const MESSAGE: &str = "message:";
+
+/// Whether the rows of a table stay until they are published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Rows {
+    #[default]
+    Stay,
+    /// The application deletes them itself, in the transaction that inserts them: only the log has them.
+    Transient,
 }
 
 /// Where the rows of a table are found.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::error::Problems;
+use super::{error::Problems, table::MESSAGE};
 
 /// Fills in every table. Returns, for each, the keys of `columns` that the user wrote.
 pub(super) fn fill_in(tree: &mut Value, problems: &mut Problems) -> Vec<BTreeSet<String>> {
@@ -29,17 +29,28 @@ pub(super) fn fill_in(tree: &mut Value, problems: &mut Problems) -> Vec<BTreeSet
             continue;
         }
         under(table, &defaults);
-        if streams && table.get("capture").is_none_or(Value::is_null) {
-            table["capture"] = "auto".into();
+        let text =
+            |table: &Value, key: &str| table.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let is_message = text(table, "name").starts_with(MESSAGE);
+        let only_in_log = is_message || text(table, "rows") == "transient";
+        if table.get("capture").is_none_or(Value::is_null) {
+            match (only_in_log, streams) {
+                (true, _) => table["capture"] = "stream".into(),
+                (false, true) => table["capture"] = "auto".into(),
+                (false, false) => {}
+            }
         }
         let columns = table.get("columns").and_then(Value::as_object);
         explicit.push(columns.map(|map| map.keys().cloned().collect()).unwrap_or_default());
         let ordered_by = table.get("order").cloned();
-        if let Some(preset) = preset(table.get("preset").and_then(Value::as_str)) {
+        if is_message {
+            under(table, &message());
+        } else if let Some(preset) = preset(table.get("preset").and_then(Value::as_str)) {
             under(table, &preset);
         }
         let path = format!("tables[{index}]");
-        if table.pointer("/columns/sequence").is_none_or(Value::is_null) {
+        // The log has an order of its own.
+        if !only_in_log && table.pointer("/columns/sequence").is_none_or(Value::is_null) {
             no_sequence(table, ordered_by.as_ref(), &path, problems);
         }
     }
@@ -76,6 +87,15 @@ fn under(upper: &mut Value, lower: &Value) {
             Some(there) => under(there, value),
         }
     }
+}
+
+/// The members of a logical message.
+fn message() -> Value {
+    json!({
+        "columns": {
+            "id": "id", "topic": "topic", "key": "key", "type": "type", "payload": "payload", "headers": "headers",
+        },
+    })
 }
 
 /// What a preset fills in; `None` where there is no such preset, which the schema reports.

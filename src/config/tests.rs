@@ -121,16 +121,16 @@ fn every_error_names_its_place_and_what_was_expected() {
             "tables[0].topic: not a template: a { without its }",
         ),
         (
-            with("{ name: outbox }", "{ name: outbox, rows: transient }"),
-            "tables[0].rows: rows that do not stay are still to come",
+            with("{ name: outbox }", "{ name: outbox, rows: transient, capture: poll }"),
+            "tables[0].capture: these events are in the log only",
         ),
         (
             with("{ name: outbox }", "{ name: outbox, after_publish: keep }"),
             "tables[0].after_publish: keep is still to come",
         ),
         (
-            with("{ name: outbox }", "{ name: \"message:x\" }"),
-            "tables[0].name: logical messages are still to come",
+            with("{ name: outbox }", "{ name: \"message:x\", capture: auto }"),
+            "tables[0].capture: these events are in the log only; expected stream",
         ),
         (
             with("{ name: outbox }", "{ name: outbox, payload: { oversize: claim_check } }"),

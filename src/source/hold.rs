@@ -2,7 +2,10 @@
 //! a key that is parked, a topic that cannot be written to, and an operator's pause: a row in the
 //! relay's own table, while the event stays in its outbox.
 
-use crate::{event::Place, sink::Ticket};
+use crate::{
+    event::{Event, Place},
+    sink::Ticket,
+};
 
 /// Who releases a hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,6 +76,8 @@ pub struct Hold {
     /// One sentence for the operator: what was wrong and what mends it.
     pub reason: String,
     pub attempts: u32,
+    /// The event itself, where it has no row to be read from again.
+    pub content: Option<Box<Event>>,
 }
 
 /// How many events of a table are held.

@@ -118,3 +118,118 @@ async fn a_stream_loses_nothing_through_kills_of_either_end() {
     assert!(verdict.published > 2000, "{verdict:?}");
     drop_slot(&world).await;
 }
+
+/// An outbox without a table, parked and mended like any other; its slot is its only copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn logical_messages_are_events_and_are_held_with_their_content() {
+    let world = World::new("messages").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let config = streamed(&world, "{ name: 'message:outbox' }");
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    follows(&relay).await;
+    let emit = |members: &str| {
+        format!("SELECT pg_logical_emit_message(true, 'outbox', '{{\"topic\": \"{topic}\", {members}}}')")
+    };
+    world
+        .sql(&emit(r#""id": "1", "key": "a", "type": "T", "payload": {"n" : 1.0}, "headers": {"x": "y"}"#))
+        .await;
+    world.sql(&format!("BEGIN; {}; ROLLBACK", emit(r#""id": "undone", "payload": "x""#))).await;
+    world.sql(&emit(r#""id": "2", "key": "bad", "payload": "first", "headers": [1]"#)).await;
+    world.sql(&emit(r#""id": "3", "key": "bad", "payload_base64": "c2Vjb25k""#)).await;
+    world.sql("SELECT pg_logical_emit_message(true, 'outbox', 'no JSON')").await;
+    world.sql("SELECT pg_logical_emit_message(true, 'other', 'for somebody else')").await;
+    world.sql(&emit(r#""id": "4", "key": "a", "payload": "é""#)).await;
+    let mut consumer = world.consumer(&topic);
+    let seen = consumer.read(2);
+    assert_eq!((seen[0].text(), seen[1].text()), ("{\"n\" : 1.0}", "é"));
+    assert_eq!(
+        (seen[0].header("id"), seen[0].header("eventType"), seen[0].header("x")),
+        (Some("1"), Some("T"), Some("y"))
+    );
+    relay.until_status("/tables/0/parked_events", 3).await;
+    // What is held is settled: the server keeps nothing for it.
+    let lag = format!(
+        "SELECT (pg_current_wal_lsn() - confirmed_flush_lsn < 100000)::int::bigint FROM pg_replication_slots WHERE slot_name = '{}'",
+        world.name
+    );
+    world.until(&lag, 1).await;
+    let listed = relay.operate(&world, &["parked", "--id", "3", "--payload"]);
+    assert_eq!(listed["parked"][0]["payload"], "second");
+    // It cannot be mended in its place, so its first is let go; the second follows, through a kill.
+    relay.kill();
+    let relay = world.relay(&config);
+    follows(&relay).await;
+    relay.until_status("/tables/0/parked_events", 3).await;
+    assert_eq!(relay.operate(&world, &["redrive", "--key", "bad"])["events"], 2);
+    // It is read, and parked again.
+    world.until("SELECT count(*) - 10 * (SELECT count(*) FROM whippet.released) FROM whippet.holds", 3).await;
+    relay.operate(&world, &["skip", "--id", "2", "--reason", "test"]);
+    consumer.read_until(|seen| seen.iter().any(|one| one.text() == "second"));
+    world.until("SELECT count(*) FROM whippet.released", 0).await;
+    relay.operate(&world, &["pause", "--table", "message:outbox"]);
+    world.sql(&emit(r#""id": "5", "key": "a", "payload": "5""#)).await;
+    relay.until_status("/tables/0/held_events", 1).await;
+    relay.operate(&world, &["resume", "--table", "message:outbox"]);
+    world.sql(&emit(r#""id": "6", "key": "a", "payload": "6""#)).await;
+    let seen = consumer.read_until(|seen| seen.iter().any(|one| one.text() == "6"));
+    let mut ids = std::collections::HashSet::new();
+    // The kill may have repeated what was not confirmed by then.
+    let texts: Vec<&str> =
+        seen.iter().filter(|one| ids.insert(one.header("id"))).map(crate::harness::Seen::text).collect();
+    assert_eq!(texts, ["{\"n\" : 1.0}", "é", "second", "5", "6"]);
+    // The slot is lost: nobody is to overlook it.
+    world
+        .sql(&format!(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{0}';
+             SELECT pg_drop_replication_slot('{0}')",
+            world.name
+        ))
+        .await;
+    relay.until_status("/tables/0/state", "halted").await;
+    assert!(relay.status()["tables"][0]["last_error"].as_str().unwrap().contains("teardown"));
+    world.sql(&emit(r#""id": "7", "payload": "lost""#)).await;
+    assert_eq!(
+        world.number("SELECT count(*) FROM pg_replication_slots WHERE slot_name = current_database()").await,
+        0
+    );
+}
+
+/// Rows that the application deletes in the transaction that inserts them, through kills.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_do_not_stay_are_published_through_kills() {
+    let world = World::new("transient").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let config = streamed(&world, "{ name: outbox, rows: transient }");
+    world.install(&config).await;
+    let mut relay = world.relay(&config);
+    follows(&relay).await;
+    let mut sent = 0;
+    for round in 0..4 {
+        for _ in 0..200 {
+            sent += 1;
+            world
+                .sql(&format!(
+                    "BEGIN; {INSERT} VALUES ('{topic}', 'k', '{sent}'); DELETE FROM outbox; COMMIT"
+                ))
+                .await;
+        }
+        if round < 3 {
+            relay.kill();
+            relay = world.relay(&config);
+        }
+    }
+    let mut consumer = world.consumer(&topic);
+    let mut next = 1;
+    consumer.read_until(|seen| seen.last().is_some_and(|last| last.text() == sent.to_string()));
+    for number in consumer.seen.iter().map(|one| one.text().parse::<i32>().unwrap()) {
+        assert!(number <= next, "{number} came before {next}");
+        next += i32::from(number == next);
+    }
+    assert_eq!(next, sent + 1);
+    drop(relay);
+    world
+        .until("SELECT count(*) FROM pg_replication_slots WHERE slot_name = current_database() AND active", 0)
+        .await;
+    drop_slot(&world).await;
+}

@@ -166,6 +166,7 @@ impl Core {
             cause,
             reason,
             attempts,
+            content: (!rules.keeps_rows).then(|| Box::new(event.clone())),
         });
     }
 

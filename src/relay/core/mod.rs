@@ -46,6 +46,8 @@ pub struct Table {
     pub name: String,
     pub rules: Rules,
     pub order: Order,
+    /// Whether an event can be read from its table again; else a hold has its content.
+    pub keeps_rows: bool,
     pub retry: Policy,
     pub give_up: GiveUp,
     /// Held events past this halt the table.

@@ -67,6 +67,7 @@ impl World {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let tables = orders.iter().zip(&names).map(|(order, name)| {
             Arc::new(core::Table {
+                keeps_rows: true,
                 name: (*name).to_owned(),
                 rules: Rules::compile(&spec).unwrap(),
                 order: *order,

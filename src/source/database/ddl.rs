@@ -3,7 +3,7 @@
 
 use super::{literal, quoted, quoted_table};
 use crate::{
-    config::{AfterPublish, Config, Dialect, Table, Wake},
+    config::{AfterPublish, Capture, Config, Dialect, Rows, Table, Wake},
     record::Template,
 };
 
@@ -35,7 +35,32 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
   reason text NOT NULL,
   attempts integer NOT NULL,
   since timestamptz NOT NULL DEFAULT now(),
+  at_ms bigint,
+  unread bigint,
+  cells bytea[],
   PRIMARY KEY (table_name, place)
+)"
+        ),
+        // Of a relay that knew no events without a row.
+        format!(
+            "ALTER TABLE {schema}.holds ADD COLUMN IF NOT EXISTS at_ms bigint, \
+             ADD COLUMN IF NOT EXISTS unread bigint, ADD COLUMN IF NOT EXISTS cells bytea[]"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {schema}.released (
+  table_name text NOT NULL,
+  place text NOT NULL,
+  at_ms bigint,
+  unread bigint,
+  cells bytea[] NOT NULL,
+  PRIMARY KEY (table_name, place)
+)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {schema}.slots (
+  name text PRIMARY KEY,
+  system_identifier text NOT NULL,
+  made timestamptz NOT NULL DEFAULT now()
 )"
         ),
         format!("CREATE INDEX IF NOT EXISTS holds_by_key ON {schema}.holds (table_name, topic, key)"),
@@ -144,9 +169,10 @@ pub fn script(config: &Config) -> String {
     let dialect = config.source.dialect();
     let schema = &config.source.relay_schema;
     let mut script = vec![heading("The outbox")];
-    for table in &config.tables {
+    for table in config.tables.iter().filter(|table| table.message_prefix().is_none()) {
         script.extend(outbox(table, dialect));
     }
+    script.extend(stream(config));
     script.push(heading("The relay's own tables; it makes them by itself where it may"));
     script.extend(match dialect {
         Dialect::Postgres => relay_tables_postgres(schema),
@@ -279,12 +305,56 @@ fn notify(table: &Table) -> Vec<String> {
     ]
 }
 
+/// Publication and slot, for tables that follow the log. The slot is in a comment: it cannot be made in a
+/// transaction that writes, and a script may be run as one.
+fn stream(config: &Config) -> Vec<String> {
+    let followed = || config.tables.iter().filter(|table| table.capture != Capture::Poll);
+    if followed().next().is_none() {
+        return Vec::new();
+    }
+    let stream = config.source.stream.clone().unwrap_or_default();
+    let tables: Vec<String> = followed()
+        .filter(|table| table.message_prefix().is_none())
+        .map(|table| quoted_table(&table.name))
+        .collect();
+    let (publication, slot) = (literal(&stream.publication), literal(&stream.slot));
+    vec![
+        heading(
+            "The log: the server needs wal_level = logical, and the relay's role the attribute REPLICATION. \
+             With source.stream.create the relay makes publication and slot itself, if it owns the tables",
+        ),
+        format!(
+            "DO $$ BEGIN\n  IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = {publication}) THEN\n    \
+             {};\n  END IF;\nEND $$",
+            create_publication(&stream.publication, &tables)
+        ),
+        "-- The slot, on its own and last; with failover => true (PostgreSQL 17) it follows to a standby:"
+            .into(),
+        format!("-- SELECT pg_create_logical_replication_slot({slot}, 'pgoutput');"),
+    ]
+}
+
+/// A publication of the inserts into tables whose names are quoted.
+pub fn create_publication(name: &str, tables: &[String]) -> String {
+    let tables = match tables {
+        [] => String::new(),
+        tables => format!(" FOR TABLE {}", tables.join(", ")),
+    };
+    format!(
+        "CREATE PUBLICATION {}{tables} WITH (publish = 'insert', publish_via_partition_root = true)",
+        quoted(name)
+    )
+}
+
 /// In one block that does nothing where the role does not exist, so that the script runs anywhere.
 fn grants(config: &Config) -> Vec<String> {
     let name = super::role(config.source.url.expose()).unwrap_or_else(|| "whippet".into());
     let (role, own) = (quoted(&name), quoted(&config.source.relay_schema));
     let mut grants = Vec::new();
     for table in &config.tables {
+        if table.message_prefix().is_some() {
+            continue;
+        }
         let name = quoted_table(&table.name);
         if let Some((schema, _)) = table.name.split_once('.') {
             grants.push(format!("GRANT USAGE ON SCHEMA {} TO {role}", quoted(schema)));
@@ -293,7 +363,8 @@ fn grants(config: &Config) -> Vec<String> {
             (AfterPublish::Mark, Some(column)) => format!("UPDATE ({})", quoted(column)),
             _ => "DELETE".to_owned(),
         };
-        grants.push(format!("GRANT SELECT, {change} ON {name} TO {role}"));
+        let change = if table.rows == Rows::Transient { String::new() } else { format!(", {change}") };
+        grants.push(format!("GRANT SELECT{change} ON {name} TO {role}"));
     }
     grants.push(format!("GRANT USAGE ON SCHEMA {own} TO {role}"));
     grants.push(format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {own} TO {role}"));

@@ -54,6 +54,8 @@ pub(super) struct Dialect<'a> {
     pub place_is_int: bool,
     /// The condition that a column with the time of publishing is between `$3` and `$4`, in ms.
     pub between_3_4: fn(&str) -> String,
+    /// Where released events go, if not into their table, which they never left.
+    pub released: Option<String>,
     /// The condition that the id is among `$5`.
     pub among_5: fn(&str) -> String,
 }
@@ -135,6 +137,17 @@ impl HoldsSql {
                  OR ($1 = 'key' AND {alias}.key = $3 AND ($2 = '' OR {alias}.topic = $2)))"
             )
         };
+        let release = |condition: String| {
+            let delete = format!("DELETE FROM {holds} AS h WHERE {condition}");
+            match &dialect.released {
+                None => delete,
+                Some(released) => format!(
+                    "WITH gone AS ({delete} RETURNING h.*) \
+                     INSERT INTO {released} (table_name, place, at_ms, unread, cells) \
+                     SELECT table_name, place, at_ms, unread, cells FROM gone"
+                ),
+            }
+        };
         let keyed = if spec.order == Order::Table { "" } else { " AND h.key IS NOT NULL" };
         let of_topic = if spec.order == Order::Table { "$1 <> ''" } else { "h.topic = $1" };
         HoldsSql {
@@ -165,20 +178,17 @@ impl HoldsSql {
                 of_table("h")
             ),
             count_redriven_keys: keys(&redriven),
-            redrive: format!("DELETE FROM {holds} AS h WHERE {redriven}"),
+            redrive: release(redriven.clone()),
             count_skipped_keys: keys(&matches("h")),
             skipped_places: format!("SELECT h.place FROM {holds} h WHERE {}", matches("h")),
             skip: format!("DELETE FROM {holds} AS h WHERE {}", matches("h")),
-            release_orphans: format!(
-                "DELETE FROM {holds} AS h WHERE {} AND h.cause = 'behind' AND NOT EXISTS ( \
+            release_orphans: release(format!(
+                "{} AND h.cause = 'behind' AND NOT EXISTS ( \
                    SELECT 1 FROM {holds} m WHERE {} AND m.state = 'parked' AND m.cause <> 'behind'{same_lane})",
                 of_table("h"),
                 of_table("m"),
-            ),
-            release_topic: format!(
-                "DELETE FROM {holds} AS h WHERE {} AND h.cause = 'topic' AND {of_topic}",
-                of_table("h")
-            ),
+            )),
+            release_topic: release(format!("{} AND h.cause = 'topic' AND {of_topic}", of_table("h"))),
             pause: format!(
                 "INSERT INTO {pauses} (table_name, scope, topic, key) VALUES ({name}, $1, $2, $3) \
                  ON CONFLICT DO NOTHING"
@@ -186,11 +196,11 @@ impl HoldsSql {
             resume: format!(
                 "DELETE FROM {pauses} WHERE table_name = {name} AND scope = $1 AND topic = $2 AND key = $3"
             ),
-            release_paused: format!(
-                "DELETE FROM {holds} AS h WHERE {} AND h.cause = 'paused' AND {}",
+            release_paused: release(format!(
+                "{} AND h.cause = 'paused' AND {}",
                 of_table("h"),
                 of_scope("h")
-            ),
+            )),
             audit: format!(
                 "INSERT INTO {audit} (who, action, table_name, what, why, keys, events) \
                  VALUES ($1, $2, {name}, $3, $4, $5, $6)"
@@ -507,7 +517,7 @@ macro_rules! hold_methods {
             }
 
             /// A transaction in which the lease is, and stays, of this epoch.
-            async fn fenced(&self, epoch: i64, doing: &'static str) -> Result<Transaction<'static, $db>, Error> {
+            pub(super) async fn fenced(&self, epoch: i64, doing: &'static str) -> Result<Transaction<'static, $db>, Error> {
                 let mut tx = self.pool.begin_with($begin).await.map_err(Error::sql(doing))?;
                 let current: Option<i64> = sqlx::query_scalar(AssertSqlSafe(self.holds.fence.as_str()))
                     .fetch_optional(&mut *tx)

@@ -73,9 +73,21 @@ impl Error {
     }
 }
 
+/// Where the events of a table are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// In the table, until they are published.
+    Stay,
+    /// In the log only: the application deletes its rows itself.
+    Transient,
+    /// In the log only: logical messages with this prefix.
+    Messages { prefix: String },
+}
+
 /// What a table's poller needs of the table: names as configured, columns in `Row` order.
 #[derive(Clone, Debug)]
 pub struct TableSpec {
+    pub rows: Rows,
     /// `schema.table` or `table`.
     pub name: String,
     /// The columns that an event's row holds, in order.
@@ -95,6 +107,11 @@ pub struct TableSpec {
 }
 
 impl TableSpec {
+    /// Whether there is a table to be read when the log cannot be.
+    pub fn stays(&self) -> bool {
+        self.rows == Rows::Stay
+    }
+
     /// Whether a table with these columns, by name and type, has what is needed.
     fn check(&self, columns: &[(String, String)]) -> Result<(), Error> {
         let present: Vec<String> = columns.iter().map(|(name, _)| name.clone()).collect();
@@ -242,7 +259,9 @@ impl Database {
     pub async fn outbox(&self, spec: &TableSpec) -> Result<Outbox, Error> {
         match self {
             #[cfg(feature = "postgres")]
-            Database::Postgres(db) => Ok(Outbox::Postgres(db.outbox(spec).await?)),
+            Database::Postgres(db) if spec.stays() => Ok(Outbox::Postgres(db.outbox(spec).await?)),
+            #[cfg(feature = "postgres")]
+            Database::Postgres(db) => Ok(Outbox::Postgres(postgres::Outbox::of_released(db, spec))),
             #[cfg(feature = "sqlite")]
             Database::Sqlite(db) => Ok(Outbox::Sqlite(db.outbox(spec).await?)),
         }
@@ -326,6 +345,16 @@ impl Outbox {
     /// Deletes or marks settled rows, if the lease is still of this epoch.
     pub async fn record(&self, places: &[Place], epoch: i64) -> Result<(), Error> {
         each!(self, outbox => outbox.record(places, epoch).await)
+    }
+
+    /// The places of held events from this one on, for events without a row: the log may bring them again.
+    pub async fn held_from(&self, place: &Place) -> Result<Vec<Place>, Error> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Outbox::Postgres(outbox) => outbox.held_from(place).await,
+            #[cfg(feature = "sqlite")]
+            Outbox::Sqlite(_) => Ok(Vec::new()),
+        }
     }
 
     /// Commits holds, if the lease is still of this epoch.

@@ -29,8 +29,8 @@ use crate::event::Event;
 pub enum Line {
     /// It is read from now on.
     Up(Incoming),
-    /// It is not, and why.
-    Down(String),
+    /// It is not, and why. `lost`: what it alone had is gone.
+    Down { why: String, lost: bool },
 }
 
 /// The end of one reading of the log that a table holds.

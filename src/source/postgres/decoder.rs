@@ -8,13 +8,18 @@ use std::{
 use tracing::warn;
 
 use super::{
-    pgoutput::{Cell, Frame, Malformed, Message, Relation, Tuple},
+    message,
+    pgoutput::{Cell, Frame, Malformed, Message, POSTGRES_EPOCH_SECONDS, Relation, Tuple},
     rows::{Known, Layout},
     slot::{HEARTBEAT, Obstacle},
 };
-use crate::source::{
-    database::TableSpec,
-    log::{At, Lsn, Progress, Streamed},
+use crate::{
+    event::{Event, Place},
+    relay::core::window_bytes,
+    source::{
+        database::{Rows, TableSpec},
+        log::{At, Lsn, Progress, Streamed},
+    },
 };
 
 /// Enough to hand over, in rows and in bytes.
@@ -27,8 +32,10 @@ const OPEN_AT_MOST: usize = 4096;
 #[derive(Debug)]
 pub struct Route {
     spec: TableSpec,
-    oid: u32,
-    known: Vec<Known>,
+    /// The table's number and columns; `None` for logical messages.
+    table: Option<(u32, Vec<Known>)>,
+    /// A frame above this is left to the table, or parked unread, in bytes.
+    limit: usize,
     progress: Arc<Progress>,
     /// Rows that came so far.
     came: u64,
@@ -37,8 +44,17 @@ pub struct Route {
 }
 
 impl Route {
-    pub fn new(spec: TableSpec, oid: u32, known: Vec<Known>, progress: Arc<Progress>) -> Route {
-        Route { spec, oid, known, progress, came: 0, rows: Vec::new(), bytes: 0 }
+    pub fn new(
+        spec: TableSpec,
+        table: Option<(u32, Vec<Known>)>,
+        limit: usize,
+        progress: Arc<Progress>,
+    ) -> Route {
+        Route { spec, table, limit, progress, came: 0, rows: Vec::new(), bytes: 0 }
+    }
+
+    fn has_prefix(&self, prefix: &str) -> bool {
+        matches!(&self.spec.rows, Rows::Messages { prefix: ours } if ours == prefix)
     }
 }
 
@@ -48,6 +64,24 @@ pub struct Ready {
     pub table: usize,
     pub rows: Vec<Streamed>,
     pub bytes: usize,
+}
+
+/// The transaction that is being read.
+#[derive(Clone, Copy, Debug)]
+struct Transaction {
+    at: At,
+    committed_ms: i64,
+    /// Events of ours that it has had.
+    events: u32,
+}
+
+impl Transaction {
+    /// The next event's place: in the order of the log, as text too, and the same whenever the log is read.
+    fn next_place(&mut self) -> Place {
+        let place = format!("{:016X}.{:08X}", self.at.commit.0, self.events);
+        self.events += 1;
+        Place::Text(place.into())
+    }
 }
 
 /// A transaction that has rows of ours, or several in a row.
@@ -64,13 +98,18 @@ pub struct Decoder {
     layouts: HashMap<u32, (usize, Option<Layout>)>,
     /// What our heartbeats of this reading say.
     token: String,
-    transaction: Option<At>,
+    transaction: Option<Transaction>,
     /// Tables of which the transaction has rows.
     touched: Vec<usize>,
     open: VecDeque<Open>,
     confirmed: Lsn,
     rows: usize,
     bytes: usize,
+    changed: bool,
+}
+
+fn micros_now() -> i64 {
+    chrono::Utc::now().timestamp_micros() - POSTGRES_EPOCH_SECONDS * 1_000_000
 }
 
 impl Decoder {
@@ -85,6 +124,7 @@ impl Decoder {
             confirmed: Lsn::default(),
             rows: 0,
             bytes: 0,
+            changed: false,
         }
     }
 
@@ -109,11 +149,20 @@ impl Decoder {
         self.frame(frame).map_err(|error| Obstacle::Malformed("the log cannot be read", error))
     }
 
-    /// A frame that is too large, by its beginning: its row is its table's.
-    pub fn take_head(&mut self, head: &[u8]) {
-        // Else it is a message of somebody else's.
-        if let Ok((relation, _)) = Tuple::of_head(head) {
-            self.row(relation, None);
+    /// A frame that is too large, by its beginning: its row is its table's, or is parked unread.
+    pub fn take_head(&mut self, head: &[u8], bytes: usize) {
+        if let Some(prefix) = Tuple::prefix_of_head(head) {
+            if let Some(index) = self.routes.iter().position(|route| route.has_prefix(prefix)) {
+                self.event(index, |spec, place, at| Some(message::unread(spec, bytes, place, at)));
+            }
+        } else if let Ok((relation, tuple)) = Tuple::of_head(head)
+            && let Some((index, layout)) = self.layouts.get(&relation)
+        {
+            let unread = match (&self.routes[*index].spec.rows, layout) {
+                (Rows::Transient, Some(layout)) => Some(layout.unread(tuple, bytes)),
+                _ => None,
+            };
+            self.event(*index, |_, place, _| unread.map(|event| Event { place, ..event }));
         }
     }
 
@@ -128,13 +177,25 @@ impl Decoder {
             }
         };
         match message {
-            Message::Insert { relation, tuple } => self.insert(relation, tuple)?,
-            Message::Begin { commit, xid } => self.transaction = Some(At { xid, commit }),
+            Message::Insert { relation, tuple } => return self.insert(relation, tuple, frame.len()),
+            Message::Begin { commit, micros, xid } => self.begin(At { xid, commit }, micros),
             Message::Commit { end } => self.commit(end),
             Message::Relation(relation) => self.relation(&relation),
-            Message::Logical { prefix, content, .. } => {
+            Message::Logical { transactional, at, prefix, content } => {
                 if prefix == HEARTBEAT && content == self.token.as_bytes() {
                     self.routes.iter().for_each(|route| route.progress.set_current());
+                }
+                let Some(index) = self.routes.iter().position(|route| route.has_prefix(prefix)) else {
+                    return Ok(());
+                };
+                // One that belongs to no transaction is one of its own.
+                let alone = !transactional && self.transaction.is_none();
+                if alone {
+                    self.begin(At { xid: 0, commit: at }, micros_now());
+                }
+                self.event(index, |spec, place, at| Some(message::event(spec, content, place, at)));
+                if alone {
+                    self.commit(Lsn(at.0 + 1));
                 }
             }
             Message::Other => {}
@@ -142,45 +203,69 @@ impl Decoder {
         Ok(())
     }
 
+    fn begin(&mut self, at: At, micros: i64) {
+        let committed_ms = micros.div_euclid(1000) + POSTGRES_EPOCH_SECONDS * 1000;
+        self.transaction = Some(Transaction { at, committed_ms, events: 0 });
+    }
+
     fn relation(&mut self, relation: &Relation) {
-        let Some(table) = self.routes.iter().position(|route| route.oid == relation.id) else {
+        let is_its = |route: &Route| route.table.as_ref().is_some_and(|(oid, _)| *oid == relation.id);
+        let Some(index) = self.routes.iter().position(is_its) else {
             self.layouts.remove(&relation.id);
             return;
         };
-        let route = &self.routes[table];
-        let layout = Layout::new(&route.spec, &route.known, &relation.columns);
+        let route = &self.routes[index];
+        let known = route.table.as_ref().map_or(&[][..], |(_, known)| known);
+        let layout = Layout::new(&route.spec, known, &relation.columns);
         if layout.is_none() {
             warn!(
                 table = route.spec.name.as_str(),
-                "the table's columns are not what they were when the log began to be read; its rows are polled"
+                "the table's columns are not what they were when the log began to be read"
             );
+            self.changed |= !route.spec.stays();
         }
-        self.layouts.insert(relation.id, (table, layout));
+        self.layouts.insert(relation.id, (index, layout));
     }
 
-    fn insert(&mut self, relation: u32, tuple: Tuple<'_>) -> Result<(), Malformed> {
-        let Some((_, layout)) = self.layouts.get(&relation) else { return Ok(()) };
+    fn insert(&mut self, relation: u32, tuple: Tuple<'_>, bytes: usize) -> Result<(), Malformed> {
+        let Some((index, layout)) = self.layouts.get(&relation) else { return Ok(()) };
+        let (index, route) = (*index, &self.routes[*index]);
         let mut cells: Vec<Cell<'_>> = Vec::with_capacity(16);
         let event = match layout {
-            Some(layout) => layout.event(tuple, &mut cells)?,
-            None => None,
+            Some(layout) if bytes <= route.limit => layout.event(tuple, &mut cells)?,
+            Some(layout) if !route.spec.stays() => Some(layout.unread(tuple, bytes)),
+            _ => None,
         };
-        self.row(relation, event);
+        let only_in_log = !route.spec.stays();
+        self.event(index, |_, place, _| {
+            event.map(|event| if only_in_log { Event { place, ..event } } else { event })
+        });
         Ok(())
     }
 
-    fn row(&mut self, relation: u32, event: Option<crate::event::Event>) {
-        let (Some((table, _)), Some(at)) = (self.layouts.get(&relation), self.transaction) else { return };
-        let (table, route) = (*table, &mut self.routes[*table]);
-        if !self.touched.contains(&table) {
-            self.touched.push(table);
+    fn event(&mut self, index: usize, make: impl FnOnce(&TableSpec, Place, i64) -> Option<Event>) {
+        let Some(transaction) = &mut self.transaction else { return };
+        let place = match self.routes[index].spec.stays() {
+            true => Place::Int(0),
+            false => transaction.next_place(),
+        };
+        let (at, committed_ms) = (transaction.at, transaction.committed_ms);
+        let event = make(&self.routes[index].spec, place, committed_ms);
+        if !self.touched.contains(&index) {
+            self.touched.push(index);
         }
-        let bytes = event.as_ref().map_or(0, crate::relay::core::window_bytes);
+        let bytes = event.as_ref().map_or(0, window_bytes);
+        let route = &mut self.routes[index];
         route.came += 1;
         route.bytes += bytes;
         self.rows += 1;
         self.bytes += bytes;
         route.rows.push(Streamed { at, event });
+    }
+
+    /// Whether the log has rows of a table without a row to fall back on that cannot be read as it is.
+    pub fn has_changed(&self) -> bool {
+        self.changed
     }
 
     fn commit(&mut self, end: Lsn) {

@@ -3,6 +3,7 @@
 //! server needs for it, `stream` the loop.
 
 mod decoder;
+mod message;
 pub mod pgoutput;
 mod rows;
 pub mod slot;

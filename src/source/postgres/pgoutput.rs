@@ -7,6 +7,9 @@
 
 use crate::source::log::Lsn;
 
+/// Seconds from the Unix epoch to PostgreSQL's, 2000-01-01 (src/include/datatype/timestamp.h).
+pub const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the server sent what is not {0}")]
 pub struct Malformed(&'static str);
@@ -58,6 +61,8 @@ pub enum Message<'a> {
     /// A transaction that committed, with the place of its commit record.
     Begin {
         commit: Lsn,
+        /// The time of its commit, in microseconds since 2000-01-01.
+        micros: i64,
         xid: u32,
     },
     /// Its end. Confirming `end` means that the transaction is never sent again.
@@ -73,6 +78,7 @@ pub enum Message<'a> {
     /// Of `pg_logical_emit_message`.
     Logical {
         transactional: bool,
+        at: Lsn,
         prefix: &'a str,
         content: &'a [u8],
     },
@@ -109,8 +115,8 @@ impl<'a> Message<'a> {
             }
             b'B' => {
                 let commit = Lsn(rest.u64()?);
-                rest.take(8)?;
-                Message::Begin { commit, xid: rest.u32()? }
+                let micros = rest.u64()?.cast_signed();
+                Message::Begin { commit, micros, xid: rest.u32()? }
             }
             b'C' => {
                 rest.take(1 + 8)?;
@@ -134,10 +140,10 @@ impl<'a> Message<'a> {
             }
             b'M' => {
                 let transactional = rest.u8()? & 1 != 0;
-                rest.take(8)?;
+                let at = Lsn(rest.u64()?);
                 let prefix = rest.text()?;
                 let bytes = rest.u32()?;
-                Message::Logical { transactional, prefix, content: rest.take(bytes as usize)? }
+                Message::Logical { transactional, at, prefix, content: rest.take(bytes as usize)? }
             }
             // Type, Origin, Update, Delete, Truncate: nothing is read of them.
             b'Y' | b'O' | b'U' | b'D' | b'T' => return Ok(Message::Other),
@@ -181,6 +187,14 @@ impl<'a> Tuple<'a> {
     /// frame that is not whole.
     pub fn cells(self) -> Cells<'a> {
         Cells { left: self.count, rest: Cursor { bytes: self.bytes, what: "a row of pgoutput" } }
+    }
+
+    /// The prefix of a logical message by the first part of its frame.
+    pub fn prefix_of_head(frame: &[u8]) -> Option<&str> {
+        let Ok(Frame::Data([b'M', rest @ ..])) = Frame::parse(frame) else { return None };
+        let mut rest = Cursor { bytes: rest, what: "a logical message" };
+        rest.take(1 + 8).ok()?;
+        rest.text().ok()
     }
 
     /// The row in the first part of an insert whose rest was not read: its values end with an error
@@ -352,7 +366,10 @@ mod tests {
 
     #[test]
     fn messages_are_what_the_server_said() {
-        assert_eq!(Message::parse(&begin()), Ok(Message::Begin { commit: Lsn(0x1_0000_0002), xid: 77 }));
+        assert_eq!(
+            Message::parse(&begin()),
+            Ok(Message::Begin { commit: Lsn(0x1_0000_0002), micros: 0, xid: 77 })
+        );
         assert_eq!(Message::parse(&commit()), Ok(Message::Commit { end: Lsn(0x1_0000_0010) }));
         let columns = [("seq", 20), ("payload", 17)];
         let expected = columns.map(|(name, type_oid)| Column { name: name.to_owned(), type_oid });
@@ -360,7 +377,7 @@ mod tests {
         assert_eq!((found.id, found.schema.as_str(), found.name.as_str()), (7, "public", "outbox"));
         assert_eq!(found.columns, expected);
         let whole = logical();
-        let expected = Message::Logical { transactional: true, prefix: "outbox", content: b"{}" };
+        let expected = Message::Logical { transactional: true, at: Lsn(9), prefix: "outbox", content: b"{}" };
         assert_eq!(Message::parse(&whole), Ok(expected));
     }
 

@@ -6,14 +6,11 @@
 
 use std::io::Write as _;
 
-use super::pgoutput::{Cell, Column, Malformed, Tuple};
+use super::pgoutput::{Cell, Column, Malformed, POSTGRES_EPOCH_SECONDS, Tuple};
 use crate::{
     event::{Event, Place, Row},
     source::database::TableSpec,
 };
-
-/// Seconds from the Unix epoch to PostgreSQL's, 2000-01-01 (src/include/datatype/timestamp.h).
-const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
 
 /// What a type's values are in the log. Numbers are those of PostgreSQL's catalogue, pg_type.dat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +163,29 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// The event of a row that is too large to be read: the values that are in the part that came, without
+    /// the payload.
+    pub fn unread(&self, tuple: Tuple<'_>, bytes: usize) -> Event {
+        let came: Vec<Cell<'_>> = tuple.cells().map_while(Result::ok).collect();
+        let mut row = Row::with_capacity(self.cells.len(), 256);
+        for (number, cell) in self.cells.iter().enumerate() {
+            let value = cell.and_then(|(index, kind)| Some((*came.get(index)?, kind)));
+            let made = match value {
+                Some((value, kind)) if Some(number) != self.payload && value != Cell::Null => {
+                    row.push_made(|out| write(value, kind, out))
+                }
+                _ => false,
+            };
+            if !made {
+                row.push(None);
+            }
+        }
+        let place = Place::Int(0);
+        Event { place, row, timestamp_ms: None, unread_bytes: Some(bytes as u64), replay: None }
+    }
+}
+
 fn length(cell: Cell<'_>) -> usize {
     match cell {
         Cell::Null => 0,
@@ -181,7 +201,7 @@ fn write(cell: Cell<'_>, kind: Type, out: &mut Vec<u8>) -> bool {
             out.extend_from_slice(value);
         }
         (Cell::Text(value) | Cell::Binary(value), Type::Padded) => {
-            out.extend_from_slice(value.trim_suffix_blanks())
+            out.extend_from_slice(value.trim_suffix_blanks());
         }
         (Cell::Text(value), Type::Bytes) => return unhex(value, out),
         (Cell::Text(b"t") | Cell::Binary(&[1]), Type::Bool) => out.extend_from_slice(b"true"),

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     config,
     source::{
-        database::{Error, Postgres, TableSpec, answered, literal, quoted, quoted_table},
+        database::{Error, Postgres, Rows, TableSpec, answered, ddl, literal, quoted, quoted_table},
         log::{Lsn, Moment},
     },
 };
@@ -22,6 +22,9 @@ pub enum Obstacle {
     /// In the words of an operator, with what mends it.
     #[error("{0}")]
     Setup(String),
+    /// What only the slot had is lost.
+    #[error("{0}")]
+    Lost(String),
     #[error(transparent)]
     Database(#[from] Error),
     #[error(transparent)]
@@ -60,6 +63,7 @@ struct Server {
     wal_level: String,
     is_standby: bool,
     version: i32,
+    system_identifier: String,
 }
 
 fn sql(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
@@ -71,16 +75,22 @@ impl Slot {
     /// because no table depends on what it alone has.
     pub async fn prepare(
         &self,
-        tables: &[TableSpec],
+        specs: &[TableSpec],
         disposable: bool,
-    ) -> Result<Vec<(u32, Vec<Known>)>, Obstacle> {
-        let server = self.server().await?;
-        let mut found = Vec::new();
-        for table in tables {
-            found.push(self.columns(table).await?);
+        system_identifier: &str,
+    ) -> Result<Vec<Option<(u32, Vec<Known>)>>, Obstacle> {
+        let server = self.server(system_identifier).await?;
+        let (mut found, mut tables) = (Vec::new(), Vec::new());
+        for spec in specs {
+            if matches!(spec.rows, Rows::Messages { .. }) {
+                found.push(None);
+                continue;
+            }
+            let (oid, known) = self.columns(spec).await?;
+            tables.push((quoted_table(&spec.name), i64::from(oid)));
+            found.push(Some((oid, known)));
         }
-        let oids: Vec<i64> = found.iter().map(|(oid, _)| i64::from(*oid)).collect();
-        let changed = self.publish(tables, &oids).await?;
+        let changed = self.publish(&tables).await?;
         let is_new = self.have_slot(&server, disposable).await?;
         if let (Some(xid), false) = (changed, is_new) {
             self.outlive(&xid).await?;
@@ -88,7 +98,7 @@ impl Slot {
         Ok(found)
     }
 
-    async fn server(&self) -> Result<Server, Obstacle> {
+    async fn server(&self, system_identifier: &str) -> Result<Server, Obstacle> {
         let ask = sqlx::query_as(
             "SELECT current_setting('wal_level') AS wal_level, pg_is_in_recovery() AS is_standby, \
              current_setting('server_version_num')::int AS version",
@@ -97,7 +107,8 @@ impl Slot {
             ask.fetch_one(&self.database.pool()).await.map_err(sql("ask the server"))
         })
         .await?;
-        let server = Server { wal_level, is_standby, version };
+        let system_identifier = system_identifier.to_owned();
+        let server = Server { wal_level, is_standby, version, system_identifier };
         if server.is_standby {
             return Err(Obstacle::Setup("the server is a standby: it cannot be streamed from".into()));
         }
@@ -146,7 +157,7 @@ impl Slot {
 
     /// Has the tables in the publication. Returns a transaction's number where it had to be changed: what
     /// older ones insert may not be published yet.
-    async fn publish(&self, tables: &[TableSpec], oids: &[i64]) -> Result<Option<String>, Obstacle> {
+    async fn publish(&self, tables: &[(String, i64)]) -> Result<Option<String>, Obstacle> {
         let name = &self.settings.publication;
         let pool = self.database.pool();
         let there: Option<bool> = answered("look for the publication", async {
@@ -175,17 +186,13 @@ impl Slot {
             .map_err(sql("look for the publication"))
         })
         .await?;
-        let missing: Vec<String> = tables
-            .iter()
-            .zip(oids)
-            .filter(|(_, oid)| !published.contains(oid))
-            .map(|(table, _)| quoted_table(&table.name))
-            .collect();
+        let missing: Vec<String> =
+            tables.iter().filter(|(_, oid)| !published.contains(oid)).map(|(name, _)| name.clone()).collect();
         if there.is_some() && missing.is_empty() {
             return Ok(None);
         }
         let statement = match there {
-            None => create_publication(name, &missing),
+            None => ddl::create_publication(name, &missing),
             Some(_) => format!("ALTER PUBLICATION {} ADD TABLE {}", quoted(name), missing.join(", ")),
         };
         if !self.settings.create {
@@ -226,9 +233,33 @@ impl Slot {
 
     async fn have_slot(&self, server: &Server, disposable: bool) -> Result<bool, Obstacle> {
         let name = &self.settings.slot;
-        let Some(found) = self.find().await? else {
+        let made_on = self.made_on().await?;
+        let found = self.find().await?;
+        if !disposable && let Some(made_on) = &made_on {
+            // What was in it, and in no table, is gone: nobody is to overlook that.
+            let lost = match &found {
+                None => Some(format!("slot {name} is gone")),
+                Some(Found { lost: Some(reason), .. }) => {
+                    Some(format!("the server has invalidated slot {name} ({reason})"))
+                }
+                Some(_) if *made_on != server.system_identifier => {
+                    Some(format!("slot {name} was made on another server ({made_on})"))
+                }
+                Some(_) => None,
+            };
+            if let Some(why) = lost {
+                return Err(Obstacle::Lost(format!(
+                    "{why}, and with it events that no table has. See what is missing, then begin anew: \
+                     whippet teardown, and start the relay again"
+                )));
+            }
+        }
+        let Some(found) = found else {
             return self.create(server).await.map(|()| true);
         };
+        if made_on.is_none() {
+            self.note(server).await?;
+        }
         if found.plugin.as_deref() != Some("pgoutput") || !found.here {
             return Err(Obstacle::Setup(format!(
                 "slot {name} is there, but is no pgoutput slot of this database: name another in source.stream.slot"
@@ -301,7 +332,40 @@ impl Slot {
         info!(slot = name, "making the slot; the server waits for open transactions");
         self.change(&statement).await?;
         info!(slot = name, failover = !failover.is_empty(), "slot made");
+        self.note(server).await?;
         Ok(())
+    }
+
+    /// The server on which the slot was made, as the relay noted it.
+    async fn made_on(&self) -> Result<Option<String>, Error> {
+        let ask =
+            format!("SELECT system_identifier FROM {}.slots WHERE name = $1", quoted(self.database.schema()));
+        answered("look where the slot was made", async {
+            sqlx::query_scalar(AssertSqlSafe(ask))
+                .bind(&self.settings.slot)
+                .fetch_optional(&self.database.pool())
+                .await
+                .map_err(sql("look where the slot was made"))
+        })
+        .await
+    }
+
+    async fn note(&self, server: &Server) -> Result<(), Error> {
+        let note = format!(
+            "INSERT INTO {}.slots (name, system_identifier) VALUES ($1, $2) \
+             ON CONFLICT (name) DO UPDATE SET system_identifier = excluded.system_identifier, made = now()",
+            quoted(self.database.schema())
+        );
+        answered("note where the slot was made", async {
+            sqlx::query(AssertSqlSafe(note))
+                .bind(&self.settings.slot)
+                .bind(&server.system_identifier)
+                .execute(&self.database.pool())
+                .await
+                .map_err(sql("note where the slot was made"))
+        })
+        .await
+        .map(drop)
     }
 
     /// Drops the slot where it is.
@@ -367,14 +431,6 @@ impl Slot {
 
 /// The prefix of our own messages in the log.
 pub const HEARTBEAT: &str = "whippet.heartbeat";
-
-pub fn create_publication(name: &str, tables: &[String]) -> String {
-    format!(
-        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true)",
-        quoted(name),
-        tables.join(", ")
-    )
-}
 
 impl Postgres {
     /// This moment: everything that it sees, polling sees from now on.

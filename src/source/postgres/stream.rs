@@ -40,8 +40,9 @@ use crate::{
 /// Room for rows between the log and the tables, in KiB: beyond it nothing is decoded. One that is larger
 /// travels alone.
 const ROOM_KIB: u32 = 1024;
-/// How often the server is told how far everything is settled.
-const FEEDBACK_EVERY: Duration = Duration::from_secs(1);
+/// How often the server is told how far everything is settled, and how often it is asked to answer.
+const FEEDBACK_EVERY: Duration = Duration::from_millis(100);
+const ASK_EVERY: Duration = Duration::from_secs(1);
 /// A server that says nothing for so long, although it is asked to, is gone.
 const SILENT_AFTER: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -110,11 +111,11 @@ impl Streamer {
             };
             show(&self.metrics, Health::default());
             failures = if began.elapsed() > SILENT_AFTER { 1 } else { failures + 1 };
-            let why = match ended {
+            let (why, lost) = match ended {
                 Ended::Stopped => return,
                 Ended::Again(why) => {
                     debug!(why, "the log is read anew");
-                    self.tell_down(why);
+                    self.tell_down(why, false);
                     failures = 0;
                     continue;
                 }
@@ -127,7 +128,7 @@ impl Streamer {
                         why,
                         "the slot is dropped and its tables are polled; it is made anew when they have caught up"
                     );
-                    self.tell_down(&why);
+                    self.tell_down(&why, false);
                     if let Err(error) = self.slot.drop_slot().await {
                         error!(
                             error = report(&error),
@@ -139,7 +140,7 @@ impl Streamer {
                     }
                     continue;
                 }
-                Ended::Trouble(obstacle) => report(&obstacle),
+                Ended::Trouble(obstacle) => (report(&obstacle), matches!(obstacle, Obstacle::Lost(_))),
             };
             if said == why {
                 debug!(why, attempt = failures, "the log cannot be read");
@@ -147,7 +148,7 @@ impl Streamer {
                 warn!(why, "the log cannot be read; tables with capture: auto are polled meanwhile");
                 said.clone_from(&why);
             }
-            self.tell_down(&why);
+            self.tell_down(&why, lost);
             let policy = Policy { max: Duration::from_secs(10), ..Policy::default() };
             tokio::select! {
                 () = tokio::time::sleep(policy.pause(failures, fastrand::f64()).max(Duration::from_millis(100))) => {}
@@ -156,9 +157,9 @@ impl Streamer {
         }
     }
 
-    fn tell_down(&self, why: &str) {
+    fn tell_down(&self, why: &str, lost: bool) {
         for follower in &self.followers {
-            follower.lines.send(Line::Down(why.to_owned())).ok();
+            follower.lines.send(Line::Down { why: why.to_owned(), lost }).ok();
         }
     }
 
@@ -220,30 +221,38 @@ impl Streamer {
 
     async fn prepare(&self) -> Result<(Session, Vec<Incoming>), Ended> {
         let specs: Vec<TableSpec> = self.followers.iter().map(|follower| follower.spec.clone()).collect();
-        let tables = self.slot.prepare(&specs, self.disposable).await?;
-        let settings = wire::Settings {
-            password: self.slot.database.password().map_err(Obstacle::from)?,
-            ..self.connect.clone()
-        };
-        let connection = Connection::connect(&settings).await?;
+        let password = self.slot.database.password().map_err(Obstacle::from)?;
+        let settings = wire::Settings { password, ..self.connect.clone() };
+        let mut connection = Connection::connect(&settings).await?;
+        let identity = connection.query("IDENTIFY_SYSTEM").await?;
+        let identity = identity.first().and_then(|row| row.first()?.clone()).unwrap_or_default();
+        let tables = self.slot.prepare(&specs, self.disposable, &identity).await?;
         let config = &self.slot.settings;
-        let binary =
-            specs.iter().zip(&tables).all(|(spec, (_, known))| super::rows::speaks_binary(spec, known));
+        let binary = specs.iter().zip(&tables).all(|(spec, table)| {
+            table.as_ref().is_none_or(|(_, known)| super::rows::speaks_binary(spec, known))
+        });
         let start = format!(
             "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}', messages 'true'{})",
             config.slot,
             format!("\"{}\"", config.publication.replace('"', "\"\"")).replace('\'', "''"),
             if binary { ", binary 'true'" } else { "" }
         );
-        let (reader, writer) = connection.stream(&start, self.row_limit).await?;
+        let limit_of = |spec: &TableSpec| match spec.stays() {
+            true => self.row_limit,
+            // A little more for what is around the payload, and for a form that needs more room.
+            false => 2 * spec.max_payload + (1 << 20),
+        };
+        let most = specs.iter().map(limit_of).max().unwrap_or(self.row_limit);
+        let (reader, writer) = connection.stream(&start, most).await?;
         let changed = Arc::new(Notify::new());
         let (mut routes, mut lines, mut outlets) = (Vec::new(), Vec::new(), Vec::new());
-        for (spec, (oid, known)) in specs.into_iter().zip(tables) {
+        for (spec, table) in specs.into_iter().zip(tables) {
+            let limit = limit_of(&spec);
             let progress = Arc::new(Progress::new(changed.clone()));
             let (outlet, batches) = mpsc::channel(2);
             lines.push(Incoming { batches, progress: progress.clone() });
             outlets.push(outlet);
-            routes.push(Route::new(spec, oid, known, progress));
+            routes.push(Route::new(spec, table, limit, progress));
         }
         let token = uuid::Uuid::new_v4().to_string();
         let (confirmed, retained) = (Arc::new(Confirmed::default()), Arc::new(AtomicI64::new(0)));
@@ -282,15 +291,22 @@ struct Confirmed {
 async fn feed_back(mut writer: Writer, confirmed: Arc<Confirmed>) {
     let mut tick = tokio::time::interval(FEEDBACK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut told, mut asked) = (0, None::<Instant>);
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             () = confirmed.now.notified() => {}
         }
-        let at = Lsn(confirmed.at.load(Ordering::Acquire));
+        let at = confirmed.at.load(Ordering::Acquire);
+        let ask = asked.is_none_or(|asked| asked.elapsed() >= ASK_EVERY);
+        if at == told && !ask {
+            continue;
+        }
+        told = at;
+        asked = if ask { Some(Instant::now()) } else { asked };
         // Microseconds since 2000-01-01, which the server only shows.
         let now = chrono::Utc::now().timestamp_micros() - 946_684_800_000_000;
-        if writer.send(&status_update(at, now, true)).await.is_err() {
+        if writer.send(&status_update(Lsn(at), now, ask)).await.is_err() {
             // The reader sees it too, and ends the session.
             return;
         }
@@ -396,7 +412,7 @@ impl Session {
             match self.reader.next()? {
                 None => return Ok(true),
                 Some(Message::Data(frame)) => self.decoder.take(frame)?,
-                Some(Message::Oversize { head, .. }) => self.decoder.take_head(head),
+                Some(Message::Oversize { head, bytes }) => self.decoder.take_head(head, bytes),
                 Some(Message::Done) => return Err(wire::Error::Closed.into()),
             }
         }
@@ -415,6 +431,9 @@ impl Session {
         if waits {
             // Nothing is read while the tables take nothing, so nothing can be heard.
             self.heard = Instant::now();
+        }
+        if self.decoder.has_changed() {
+            return Some(Ended::Again("the columns of a table have changed"));
         }
         if self.heard.elapsed() > SILENT_AFTER {
             return Some(Ended::Trouble(Obstacle::Setup("the server has stopped answering".into())));

@@ -22,7 +22,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Next, Task};
+use super::{LogEnd, Next, Task};
 use crate::{
     event::{Event, Place},
     relay::core::window_bytes,
@@ -43,12 +43,17 @@ pub(super) struct Following {
     lines: mpsc::UnboundedReceiver<Line>,
     /// Whether the table is polled while there is no log.
     polls: bool,
+    /// Only the log has these events: what is polled is what was held and is released.
+    only: bool,
     again: Arc<Notify>,
     incoming: Option<Incoming>,
     /// What was taken from the log and not yet handed over in full.
     batch: Option<Batch>,
     phase: Phase,
     acks: Acks,
+    /// Where only the log has the events: those that were held before, and may come again. `None` until the
+    /// first row has come.
+    held: Option<HashSet<Place>>,
     /// The last moment that was noted while polling.
     moment: Option<Moment>,
     /// What polling had found at its end and is not recorded: with the last of them, everything that the
@@ -87,15 +92,18 @@ pub(super) enum News {
 }
 
 impl Following {
-    pub fn new(lines: mpsc::UnboundedReceiver<Line>, polls: bool, again: Arc<Notify>) -> Following {
+    pub fn new(end: LogEnd, only: bool) -> Following {
+        let LogEnd { lines, polls, again } = end;
         Following {
             lines,
             polls,
+            only,
             again,
             incoming: None,
             batch: None,
             phase: Phase::Polling,
             acks: Acks::default(),
+            held: None,
             moment: None,
             found: None,
             left: false,
@@ -166,27 +174,38 @@ impl Task {
 
     /// Whether the table may be read now.
     pub(super) fn may_poll(&self) -> bool {
-        self.log.as_ref().is_none_or(|log| log.polls || log.incoming.is_some())
+        self.log.as_ref().is_none_or(|log| log.polls || log.only || log.incoming.is_some())
+    }
+
+    /// Whether a pause of the whole table stops its reading. Where only the log has the events they are
+    /// held instead, one by one: the log is not to grow for it.
+    pub(super) fn stops_for_a_pause(&self) -> bool {
+        self.log.as_ref().is_none_or(|log| !log.only)
     }
 
     pub(super) fn hear(&mut self, news: News) {
         match news {
             News::Line(Line::Up(incoming)) => {
-                self.back_to_the_table();
-                let Some(log) = &mut self.log else { return };
-                (log.incoming, log.batch, log.acks) = (Some(incoming), None, Acks::default());
-                log.left = false;
-                self.source.board.table_ready(self.feed.table);
-                self.say("poll", "the log is read, and what is left in the table is polled first");
-            }
-            News::Line(Line::Down(why)) => {
                 self.leave_the_log();
-                if self.log.as_ref().is_some_and(|log| log.polls) {
-                    self.say("poll", &why);
-                } else {
-                    self.say("stream", &why);
-                    self.source.board.table_failed(self.feed.table, &why);
+                let Some(log) = &mut self.log else { return };
+                (log.incoming, log.acks, log.left) = (Some(incoming), Acks::default(), false);
+                if !log.only {
+                    self.say("poll", "the log is read, and what is left in the table is polled first");
                 }
+                self.source.board.lost(self.feed.table, false);
+                self.source.board.table_ready(self.feed.table);
+            }
+            News::Line(Line::Down { why, lost }) => {
+                self.leave_the_log();
+                let Some(log) = &self.log else { return };
+                if log.polls {
+                    return self.say("poll", &why);
+                }
+                self.say("stream", &why);
+                if log.only && lost {
+                    self.source.board.lost(self.feed.table, true);
+                }
+                self.source.board.table_failed(self.feed.table, &why);
             }
             News::Batch(batch) => {
                 if let Some(log) = &mut self.log {
@@ -211,7 +230,19 @@ impl Task {
     fn leave_the_log(&mut self) {
         self.back_to_the_table();
         if let Some(log) = &mut self.log {
-            (log.incoming, log.batch) = (None, None);
+            (log.incoming, log.batch, log.held) = (None, None, None);
+            // Their numbers were those of this reading.
+            self.state.known.values_mut().for_each(|number| *number = None);
+        }
+    }
+
+    /// What was handed over is to be read again, and only the log has it.
+    pub(super) fn read_the_log_again(&mut self) {
+        if self.log.as_ref().is_some_and(|log| log.only && log.incoming.is_some()) {
+            self.leave_the_log();
+            if let Some(log) = &self.log {
+                log.again.notify_one();
+            }
         }
     }
 
@@ -243,6 +274,9 @@ impl Task {
             self.next_read = Instant::now();
             self.interval = self.source.poll.min_interval;
         }
+        if log.only {
+            return;
+        }
         log.acks.defer_all();
         log.found = None;
         self.state.known.values_mut().for_each(|number| *number = None);
@@ -251,7 +285,7 @@ impl Task {
     /// Drops what the log brings and polling finds, while the table is polled or stopped.
     pub(super) async fn skim(&mut self, stopped: bool) -> Result<(), Error> {
         let Some(log) = &mut self.log else { return Ok(()) };
-        let Some(incoming) = &mut log.incoming else { return Ok(()) };
+        let Some(incoming) = log.incoming.as_mut().filter(|_| !log.only) else { return Ok(()) };
         'batches: loop {
             if log.batch.as_ref().is_none_or(|batch| batch.rows.is_empty()) {
                 // Its room is free for the next one.
@@ -286,6 +320,10 @@ impl Task {
         let Some(log) = &mut self.log else { return Ok(()) };
         let Some(incoming) = &log.incoming else { return Ok(()) };
         match &mut log.phase {
+            Phase::Polling if log.only => {
+                log.phase = Phase::Streaming { overlap: None };
+                self.say("stream", "the log is read");
+            }
             Phase::Polling if incoming.progress.is_current() => {
                 let moment = answered("note the moment", self.source.database.moment()).await?;
                 log.phase = Phase::Closing { moment, read: HashSet::new() };
@@ -336,6 +374,17 @@ impl Task {
         }
     }
 
+    /// Before the first row of a reading: what the log brings again although it is held.
+    async fn look_for_held(&mut self, batch: &Batch) -> Result<(), Error> {
+        let Some(log) = self.log.as_mut().filter(|log| log.only && log.held.is_none()) else { return Ok(()) };
+        let first = batch.rows.front().and_then(|row| row.event.as_ref());
+        if let (Some(first), Some(outbox)) = (first, &self.outbox) {
+            let held = answered("look for what is held", outbox.held_from(&first.place)).await?;
+            log.held = Some(held.into_iter().collect());
+        }
+        Ok(())
+    }
+
     /// Hands over one batch of the log.
     pub(super) async fn follow(&mut self, recorded_by: Option<Instant>) -> Result<Next, Error> {
         if self.state.replaying
@@ -347,6 +396,12 @@ impl Task {
         let next = log.batch.take().or_else(|| log.incoming.as_mut()?.batches.try_recv().ok());
         let Some(mut batch) = next else { return Ok(recorded_by.map_or(Next::Told, Next::At)) };
         self.source.metrics.events_read(&self.source.spec.name).inc_by(batch.rows.len() as u64);
+        if let Err(error) = self.look_for_held(&batch).await {
+            if let Some(log) = &mut self.log {
+                log.batch = Some(batch);
+            }
+            return Err(error);
+        }
         let (generation, now) = (self.state.generation, Next::At(Instant::now()));
         let mut ready: Vec<Event> = Vec::with_capacity(batch.rows.len());
         while let Some(Streamed { at, event }) = batch.rows.pop_front() {
@@ -362,7 +417,10 @@ impl Task {
                 self.back_to_the_table();
                 return Ok(now);
             };
-            if log.is_old(at, &event.place) {
+            let again = log.held.as_ref().is_some_and(|held| {
+                held.contains(&event.place) || self.state.known.contains_key(&event.place)
+            });
+            if again || log.is_old(at, &event.place) {
                 let number = log.acks.expect();
                 match self.state.known.get_mut(&event.place) {
                     Some(of_known @ None) => *of_known = Some(number),

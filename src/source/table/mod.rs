@@ -95,6 +95,8 @@ struct State {
     holds: Vec<Hold>,
     /// What an operator, or the relay, wants changed.
     wishes: VecDeque<Wish>,
+    /// Handed over from the relay's own table, for events without a row.
+    released: HashSet<Place>,
     /// Whether rows are to be published again, and which of them are handed over.
     replaying: bool,
     replays: HashSet<Place>,
@@ -146,7 +148,7 @@ struct Task {
 impl Source for TableSource {
     async fn run(self, feed: Feed) {
         let mut this = self;
-        let log = this.log.take().map(|end| Following::new(end.lines, end.polls, end.again));
+        let log = this.log.take().map(|end| Following::new(end, !this.spec.stays()));
         let now = Instant::now();
         let interval = this.poll.min_interval;
         let heard = Arc::new(Notify::new());
@@ -157,7 +159,7 @@ impl Source for TableSource {
                 heard.clone(),
             )))
         });
-        Task {
+        let task = Task {
             source: this,
             log,
             feed,
@@ -169,9 +171,8 @@ impl Source for TableSource {
             last_horizon: now,
             last_full_sweep: now,
             heard,
-        }
-        .run()
-        .await;
+        };
+        Box::pin(task.run()).await;
     }
 }
 
@@ -294,7 +295,7 @@ impl Task {
         if self.state.barred || self.state.stopping {
             return Ok(recorded_by.map_or(Next::Told, Next::At));
         }
-        let stopped = self.state.halted || self.state.paused;
+        let stopped = self.state.halted || (self.state.paused && self.stops_for_a_pause());
         if self.is_streaming() {
             if !stopped {
                 return self.follow(recorded_by).await;
@@ -336,7 +337,9 @@ impl Task {
         state.replays.clear();
         state.opened = true;
         state.gates_due = true;
+        state.released.clear();
         self.back_to_the_table();
+        self.read_the_log_again();
     }
 
     async fn send(&self, yielded: Yield) {

@@ -120,6 +120,9 @@ impl Task {
                     reach.cursor = reach.cursor.max(*n);
                 }
                 self.polled(&event.place);
+                if !self.source.spec.stays() {
+                    self.state.released.insert(event.place.clone());
+                }
                 self.state.known.insert(event.place.clone(), None);
             }
             ready.push(event);

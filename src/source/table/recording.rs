@@ -35,7 +35,16 @@ impl Task {
             let state = &mut self.state;
             let batch = &state.owed[..state.owed.len().min(RECORD_AT_MOST)];
             fail::fail_point!("acknowledged", |_| std::process::abort());
-            answered("record what was published", outbox.record(batch, epoch)).await?;
+            if self.source.spec.stays() {
+                answered("record what was published", outbox.record(batch, epoch)).await?;
+            } else {
+                // The rest is recorded by telling the log.
+                let released: Vec<Place> =
+                    batch.iter().filter_map(|place| state.released.take(place)).collect();
+                if !released.is_empty() {
+                    answered("record what was published", outbox.record(&released, epoch)).await?;
+                }
+            }
             fail::fail_point!("recorded", |_| std::process::abort());
             if !state.replays.is_empty() {
                 let done: Vec<Place> = batch.iter().filter_map(|place| state.replays.take(place)).collect();
@@ -66,6 +75,7 @@ impl Task {
         let mut counts = Counts::default();
         self.forget_known(holds.iter().map(|hold| &hold.place));
         for hold in holds {
+            self.state.released.remove(&hold.place);
             // Where the log is followed, the table is read from its head before it is polled again.
             if !self.is_streaming() {
                 self.state.held.insert(hold.place);

@@ -123,6 +123,7 @@ impl Task {
             })
             .collect();
         if !tickets.is_empty() {
+            self.read_the_log_again();
             self.send(Yield::Forgotten { tickets }).await;
         }
     }

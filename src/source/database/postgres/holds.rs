@@ -53,6 +53,7 @@ pub(super) fn dialect<'a>(
                  to_timestamp(CAST($4 AS bigint) / 1000.0)"
             )
         },
+        released: (!spec.stays()).then(|| own("released")),
         among_5: |column| format!("(CAST($5 AS text[]) IS NULL OR {column}::text = ANY($5))"),
     }
 }

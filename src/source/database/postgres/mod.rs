@@ -2,6 +2,7 @@
 
 mod holds;
 mod outbox;
+mod released;
 
 use std::{
     convert::Infallible,
@@ -108,6 +109,10 @@ impl Postgres {
         self.connections().pool.clone()
     }
 
+    pub(in crate::source) fn schema(&self) -> &str {
+        &self.schema
+    }
+
     /// How to connect, with the password as it is now.
     pub(in crate::source) fn options(&self) -> PgConnectOptions {
         self.connections().options.clone()
@@ -183,7 +188,7 @@ impl Postgres {
             "SELECT bool_and(to_regclass(format('%I.%I', $1::text, name)) IS NOT NULL) FROM unnest($2::text[]) name",
         )
         .bind(&self.schema)
-        .bind(&["leases", "holds", "pauses", "replays", ddl::AUDIT][..])
+        .bind(&["leases", "holds", "pauses", "replays", "released", "slots", ddl::AUDIT][..])
         .fetch_one(&mut *connection)
         .await
         .map_err(Error::sql("look for the relay's own tables"))?;

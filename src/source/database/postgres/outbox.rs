@@ -26,7 +26,7 @@ const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
 
 /// How the timestamp column comes over the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Clock {
+pub(super) enum Clock {
     None,
     /// `timestamptz` in binary: microseconds since 2000-01-01.
     Timestamp,
@@ -42,26 +42,29 @@ pub struct Outbox {
     pub(super) read_replays: String,
     pub(super) read_one: String,
     pub(super) place_is_int: bool,
-    clock: Clock,
+    pub(super) clock: Clock,
     pub(super) columns: usize,
     pub(super) payload_index: Option<usize>,
-    max_payload: u64,
-    lock_oid: i64,
+    pub(super) max_payload: u64,
+    pub(super) lock_oid: i64,
+    /// Whether held events are found in their table; else their content is held with them.
+    pub(super) stays: bool,
+    pub(super) held_from: String,
     pub(super) sql: Sql,
 }
 
 /// The statements of one table.
 #[derive(Debug)]
 pub(super) struct Sql {
-    read: String,
-    read_skipping_held: String,
-    payload: String,
+    pub(super) read: String,
+    pub(super) read_skipping_held: String,
+    pub(super) payload: String,
     pub(super) record: String,
     pub(super) replayed: String,
-    hold: String,
-    epoch: String,
-    writers: &'static str,
-    backlog: String,
+    pub(super) hold: String,
+    pub(super) epoch: String,
+    pub(super) writers: &'static str,
+    pub(super) backlog: String,
 }
 
 impl Outbox {
@@ -222,6 +225,8 @@ impl Outbox {
             payload_index: spec.columns.iter().position(|name| *name == spec.payload),
             max_payload: spec.max_payload as u64,
             lock_oid,
+            stays: true,
+            held_from: String::new(),
             sql,
         })
     }
@@ -332,6 +337,9 @@ impl Outbox {
     }
 
     pub async fn hold(&self, holds: &[Hold], epoch: i64) -> Result<(), Error> {
+        if !self.stays {
+            return self.hold_content(holds, epoch).await;
+        }
         let done = sqlx::query(AssertSqlSafe(self.sql.hold.as_str()))
             .bind(holds.iter().map(|hold| hold.place.to_string()).collect::<Vec<_>>())
             .bind(epoch)

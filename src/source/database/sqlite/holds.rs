@@ -45,6 +45,7 @@ pub(super) fn dialect<'a>(
         seq_type: if place_is_int { "INTEGER" } else { "TEXT" }.into(),
         place_is_int,
         between_3_4: |column| format!("unixepoch({column}, 'subsec') * 1000 BETWEEN $3 AND $4"),
+        released: None,
         among_5: |column| {
             format!("($5 IS NULL OR CAST({column} AS TEXT) IN (SELECT value FROM json_each($5)))")
         },
