@@ -27,6 +27,21 @@ async fn drop_slot(world: &World) {
         .await;
 }
 
+/// Takes the slot away from whoever reads it.
+pub async fn lose_slot(world: &World) {
+    let name = &world.name;
+    world
+        .sql(&format!(
+            "DO $$ BEGIN LOOP BEGIN
+               PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{name}';
+               PERFORM pg_drop_replication_slot('{name}');
+               EXIT;
+             EXCEPTION WHEN object_in_use THEN NULL;
+             END; END LOOP; END $$"
+        ))
+        .await;
+}
+
 async fn follows(relay: &Relay) {
     relay.until_status("/tables/0/capture", "stream").await;
 }
@@ -179,13 +194,7 @@ async fn logical_messages_are_events_and_are_held_with_their_content() {
         seen.iter().filter(|one| ids.insert(one.header("id"))).map(crate::harness::Seen::text).collect();
     assert_eq!(texts, ["{\"n\" : 1.0}", "é", "second", "5", "6"]);
     // The slot is lost: nobody is to overlook it.
-    world
-        .sql(&format!(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{0}';
-             SELECT pg_drop_replication_slot('{0}')",
-            world.name
-        ))
-        .await;
+    lose_slot(&world).await;
     relay.until_status("/tables/0/state", "halted").await;
     assert!(relay.status()["tables"][0]["last_error"].as_str().unwrap().contains("teardown"));
     world.sql(&emit(r#""id": "7", "payload": "lost""#)).await;
