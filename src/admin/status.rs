@@ -167,6 +167,8 @@ impl Board {
         for index in 0..inner.status.tables.len() {
             let table = TableIx(index as u16);
             inner.halted[index] = core.halted(table);
+            // What keeps the whole table from working is more than what happened to one event.
+            let ready = inner.ready[index];
             let status = &mut inner.status.tables[index];
             status.in_flight = core.in_flight(table) as u64;
             status.parked_keys = core.parked_keys(table) as u64;
@@ -178,7 +180,7 @@ impl Board {
                 status.last_publish = chrono::DateTime::from_timestamp_millis(published)
                     .map(|time| time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));
             }
-            if let Some(error) = core.last_error(table) {
+            if let Some(error) = core.last_error(table).filter(|_| ready) {
                 status.last_error = Some(error.to_owned());
             }
         }

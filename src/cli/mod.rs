@@ -4,6 +4,7 @@
 mod demo;
 mod run;
 mod sql;
+mod teardown;
 mod verbs;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -59,6 +60,17 @@ enum Command {
         #[arg(long, requires = "dialect", default_value = "whippet")]
         preset: sql::Preset,
     },
+    /// Drop what the relay made in the source: slot, publication, its own tables. The outbox stays.
+    Teardown {
+        #[arg(long, short)]
+        config: PathBuf,
+        /// Say what would be dropped.
+        #[arg(long)]
+        dry_run: bool,
+        /// Also where held events would be lost with it.
+        #[arg(long)]
+        force: bool,
+    },
     /// Print the JSON Schema of the configuration file.
     Schema,
     #[command(flatten)]
@@ -74,6 +86,7 @@ impl Cli {
             Command::Validate { config } => run::validate(&config),
             Command::Sql { config: Some(config), .. } => sql::for_config(&config),
             Command::Sql { dialect, preset, .. } => sql::for_preset(dialect.unwrap_or_default(), preset),
+            Command::Teardown { config, dry_run, force } => teardown::teardown(&config, dry_run, force),
             Command::Schema => run::schema(),
             Command::Operate(verb) => verbs::run(&verb),
         };

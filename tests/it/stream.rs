@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    harness::{Relay, World},
+    harness::{Relay, World, whippet},
     load::{Load, Plan},
 };
 
@@ -198,10 +198,36 @@ async fn logical_messages_are_events_and_are_held_with_their_content() {
     relay.until_status("/tables/0/state", "halted").await;
     assert!(relay.status()["tables"][0]["last_error"].as_str().unwrap().contains("teardown"));
     world.sql(&emit(r#""id": "7", "payload": "lost""#)).await;
-    assert_eq!(
-        world.number("SELECT count(*) FROM pg_replication_slots WHERE slot_name = current_database()").await,
-        0
-    );
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = current_database()";
+    assert_eq!(world.number(slots).await, 0);
+    // Begun anew, as it says.
+    let file = world.write("teardown.yaml", &config);
+    let teardown = |more: &[&str]| {
+        let output = whippet(&[&["teardown", "--config", &file], more].concat());
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    assert!(teardown(&[]).2.contains("stop it first"));
+    drop(relay);
+    world.until("SELECT count(*) FROM whippet.leases WHERE expires_at > now()", 0).await;
+    assert!(teardown(&["--dry-run"]).1.contains("would drop table whippet.holds"));
+    // "no JSON" is still parked, and its only copy with it.
+    assert!(teardown(&[]).2.contains("1 events are held"));
+    let (code, out, _) = teardown(&["--force"]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("dropped publication") && out.contains("dropped schema whippet"), "{out}");
+    assert_eq!(world.number("SELECT count(*) FROM pg_namespace WHERE nspname = 'whippet'").await, 0);
+    let relay = world.relay(&config);
+    follows(&relay).await;
+    world.sql(&emit(r#""id": "8", "payload": "8""#)).await;
+    consumer.read_until(|seen| seen.iter().any(|one| one.text() == "8"));
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(teardown(&[]).0, Some(0));
+    assert_eq!(world.number(slots).await, 0);
 }
 
 /// Rows that the application deletes in the transaction that inserts them, through kills.

@@ -10,6 +10,7 @@ mod postgres;
 pub use postgres::Postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+pub mod teardown;
 
 use std::{convert::Infallible, future::Future, time::Duration};
 
@@ -222,6 +223,16 @@ impl Database {
     /// Connects, and makes the relay's own tables where they are missing.
     pub async fn install(&self) -> Result<(), Error> {
         each!(self, db => db.install().await)
+    }
+
+    /// Connects, with the password as it is now; makes nothing.
+    pub async fn connect(&self) -> Result<(), Error> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Database::Postgres(db) => db.connect().await.map(drop),
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite(_) => Ok(()),
+        }
     }
 
     /// Throws all connections away: the next ones may lead to another server.

@@ -167,6 +167,13 @@ impl Postgres {
     /// failure, so this is also where a rotated password is taken up. On a connection of its own:
     /// the pool tries a refused one again in silence until its time is up, and hides why.
     pub async fn install(&self) -> Result<(), Error> {
+        let mut connection = self.connect().await?;
+        self.make_tables(&mut connection).await?;
+        connection.close().await.map_err(Error::sql("connect to the source database"))
+    }
+
+    /// A connection of its own, with the password as it is now, which the pool takes up too.
+    pub async fn connect(&self) -> Result<PgConnection, Error> {
         let mut options = self.connections().options.clone();
         if self.password_file.is_some()
             && let Some(password) = self.password()?
@@ -176,11 +183,7 @@ impl Postgres {
             connections.pool.set_connect_options(options.clone());
             connections.options = options.clone();
         }
-        let mut connection = PgConnection::connect_with(&options)
-            .await
-            .map_err(Error::sql("connect to the source database"))?;
-        self.make_tables(&mut connection).await?;
-        connection.close().await.map_err(Error::sql("connect to the source database"))
+        PgConnection::connect_with(&options).await.map_err(Error::sql("connect to the source database"))
     }
 
     async fn make_tables(&self, connection: &mut PgConnection) -> Result<(), Error> {

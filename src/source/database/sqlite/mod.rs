@@ -27,7 +27,7 @@ use crate::{
 
 #[derive(Clone, Debug)]
 pub struct Sqlite {
-    pool: SqlitePool,
+    pub(super) pool: SqlitePool,
     prefix: String,
 }
 
