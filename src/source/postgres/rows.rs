@@ -25,6 +25,8 @@ pub enum Type {
     Jsonb,
     /// char(n), whose cast drops the blanks at its end.
     Padded,
+    /// inet, whose cast never leaves the length of the network out.
+    Inet,
     /// timestamptz: its text depends on the session, so it is a number here.
     Timestamp,
     /// Anything else: as text, as the output function has it.
@@ -43,6 +45,7 @@ impl Type {
             (1184, _) => Type::Timestamp,
             (_, 16) => Type::Bool,
             (_, 1042) => Type::Padded,
+            (_, 869) => Type::Inet,
             _ if is_enum => Type::Text,
             _ => Type::Other,
         }
@@ -50,7 +53,7 @@ impl Type {
 
     /// Whether the binary form can be made into what polling gives.
     fn speaks_binary(self) -> bool {
-        !matches!(self, Type::Other | Type::Timestamp)
+        !matches!(self, Type::Other | Type::Timestamp | Type::Inet)
     }
 }
 
@@ -204,6 +207,12 @@ fn write(cell: Cell<'_>, kind: Type, out: &mut Vec<u8>) -> bool {
             out.extend_from_slice(value.trim_suffix_blanks());
         }
         (Cell::Text(value), Type::Bytes) => return unhex(value, out),
+        (Cell::Text(value), Type::Inet) => {
+            out.extend_from_slice(value);
+            if !value.contains(&b'/') {
+                out.extend_from_slice(if value.contains(&b':') { b"/128" } else { b"/32" });
+            }
+        }
         (Cell::Text(b"t") | Cell::Binary(&[1]), Type::Bool) => out.extend_from_slice(b"true"),
         (Cell::Text(b"f") | Cell::Binary(&[0]), Type::Bool) => out.extend_from_slice(b"false"),
         (Cell::Binary(value), Type::Int) => {
@@ -317,6 +326,9 @@ mod tests {
             (Cell::Binary(b"\x01{}"), Type::Jsonb, Some("{}")),
             (Cell::Binary(b"\x02{}"), Type::Jsonb, None),
             (Cell::Text(b"1.50"), Type::Other, Some("1.50")),
+            (Cell::Text(b"10.0.0.1"), Type::Inet, Some("10.0.0.1/32")),
+            (Cell::Text(b"10.0.0.1/8"), Type::Inet, Some("10.0.0.1/8")),
+            (Cell::Text(b"::1"), Type::Inet, Some("::1/128")),
             (Cell::Binary(b"?"), Type::Other, None),
         ] {
             assert_eq!(written(cell, kind).as_deref(), expected, "{cell:?} {kind:?}");
