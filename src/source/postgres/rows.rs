@@ -1,6 +1,6 @@
 //! From a row of the log to the same [`Event`] that polling makes of it, byte for byte.
 //!
-//! Polling takes bytea, text, varchar and json as they are and everything else cast to text. The log
+//! Polling takes bytea, text, varchar, json and xml as they are and everything else cast to text. The log
 //! brings values by their type's send function where that says all, else by its output function; the two
 //! differ from the cast for few types, and those are here.
 
@@ -27,6 +27,9 @@ pub enum Type {
     Padded,
     /// inet, whose cast never leaves the length of the network out.
     Inet,
+    /// A domain over xml: polling casts it and keeps the declaration (`<?xml …?>`) that the log leaves
+    /// out, so nobody but the table can tell what its text is.
+    Untold,
     /// timestamptz: its text depends on the session, so it is a number here.
     Timestamp,
     /// Anything else: as text, as the output function has it.
@@ -46,6 +49,9 @@ impl Type {
             (_, 16) => Type::Bool,
             (_, 1042) => Type::Padded,
             (_, 869) => Type::Inet,
+            // Polling takes xml itself as it is sent, which is what the log has.
+            (142, _) => Type::Other,
+            (_, 142) => Type::Untold,
             _ if is_enum => Type::Text,
             _ => Type::Other,
         }
@@ -53,7 +59,7 @@ impl Type {
 
     /// Whether the binary form can be made into what polling gives.
     fn speaks_binary(self) -> bool {
-        !matches!(self, Type::Other | Type::Timestamp | Type::Inet)
+        !matches!(self, Type::Other | Type::Timestamp | Type::Inet | Type::Untold)
     }
 }
 
@@ -329,6 +335,7 @@ mod tests {
             (Cell::Text(b"10.0.0.1"), Type::Inet, Some("10.0.0.1/32")),
             (Cell::Text(b"10.0.0.1/8"), Type::Inet, Some("10.0.0.1/8")),
             (Cell::Text(b"::1"), Type::Inet, Some("::1/128")),
+            (Cell::Text(b"<a/>"), Type::Untold, None),
             (Cell::Binary(b"?"), Type::Other, None),
         ] {
             assert_eq!(written(cell, kind).as_deref(), expected, "{cell:?} {kind:?}");
