@@ -1,0 +1,263 @@
+//! What the log brings is what the table has, byte for byte, whatever the columns and the transactions are.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
+
+use crate::harness::{Relay, Seen, World};
+
+/// A configuration with a log; slots are the server's, so their name is the database's.
+fn with_log(world: &World, tables: &str, more: &str) -> String {
+    let stream = format!("stream: {{ slot: {0}, publication: {0}, heartbeat: 1s }}", world.name);
+    world.config(tables, more).replace("source: {", &format!("source: {{ {stream},"))
+}
+
+/// Waits until these tables, by their number in the configuration, are streamed.
+async fn streams(relay: &Relay, tables: impl IntoIterator<Item = usize>) {
+    for table in tables {
+        relay.until_status(&format!("/tables/{table}/capture"), "stream").await;
+    }
+}
+
+/// Stops the relay, and drops the slot, which outlives its database's relay.
+async fn end(world: &World, relay: Relay) -> String {
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    drop_slot(world).await;
+    log
+}
+
+async fn drop_slot(world: &World) {
+    let name = &world.name;
+    world
+        .sql(&format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{name}'"
+        ))
+        .await;
+}
+
+/// What of a record must not depend on how its row was found. Without a key, any partition is right, and
+/// without a time that Kafka knows, it is the time of publishing: later than the last that a test writes.
+type Wire = (Option<i32>, Option<i64>, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Option<Vec<u8>>)>);
+
+fn by_id(seen: &[Seen]) -> BTreeMap<String, Wire> {
+    let records = seen.iter().map(|one| {
+        let partition = one.key.as_ref().map(|_| one.partition);
+        let timestamp = one.timestamp.filter(|ms| *ms <= LAST_TIME_MS);
+        let wire = (partition, timestamp, one.key.clone(), one.payload.clone(), one.headers.clone());
+        (one.header("id").unwrap().to_owned(), wire)
+    });
+    records.collect()
+}
+
+/// Asserts that two topics have the same records, and says all that differ.
+fn same(polled: &[Seen], streamed: &[Seen]) {
+    let (polled, streamed) = (by_id(polled), by_id(streamed));
+    let ids: BTreeSet<&String> = polled.keys().chain(streamed.keys()).collect();
+    let mut differ = String::new();
+    for id in ids {
+        if polled.get(id) != streamed.get(id) {
+            let text = |wire: Option<&Wire>| {
+                wire.map(|(partition, timestamp, key, value, headers)| {
+                    let text = |bytes: &Option<Vec<u8>>| {
+                        bytes.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+                    };
+                    let headers: Vec<_> =
+                        headers.iter().map(|(name, value)| (name.clone(), text(value))).collect();
+                    format!("{partition:?} {timestamp:?} key {:?} value {:?} {headers:?}", text(key), text(value))
+                })
+            };
+            writeln!(differ, "{id}\n  polled   {:?}\n  streamed {:?}", text(polled.get(id)), text(streamed.get(id)))
+                .unwrap();
+        }
+    }
+    assert!(differ.is_empty(), "\n{differ}");
+}
+
+/// Nothing was left to the table: every row came from the log.
+fn only_the_log(log: &str) {
+    assert!(!log.contains("left to the table") && !log.contains("not what they were"), "{log}");
+}
+
+/// A type, and values of it. `text`: whether every value is text, and so may be a header.
+struct Kind {
+    name: &'static str,
+    values: &'static [&'static str],
+    text: bool,
+}
+
+const fn kind(name: &'static str, values: &'static [&'static str]) -> Kind {
+    Kind { name, values, text: true }
+}
+
+/// Of these alone the log brings rows in binary.
+const SIMPLE: &[Kind] = &[
+    kind("smallint", &["0", "-32768", "32767"]),
+    kind("integer", &["0", "-2147483648", "2147483647"]),
+    kind("bigint", &["0", "-9223372036854775808", "9223372036854775807"]),
+    kind("text", &["''", "'grüße'", "' x '", "E'a\\nb\\t\\\\x6869'", "repeat('long', 1000)"]),
+    kind("varchar(20)", &["''", "'v'", "'ends in blanks   '"]),
+    kind("char(10)", &["''", "'ab'", "'  ab'", "'full   end'", "'grüße'"]),
+    kind("name", &["'public'", "''"]),
+    kind("boolean", &["true", "false"]),
+    kind("uuid", &["'ABCDEF01-2345-6789-abcd-ef0123456789'", "'00000000-0000-0000-0000-000000000000'"]),
+    kind("json", &["'{ \"b\" :1,\n  \"a\":[] ,\"b\":2}'", "' 7 '", "'null'"]),
+    kind("jsonb", &["'{ \"b\" :1,\n  \"a\":[] ,\"b\":2}'", "'1.50'", "'\"\\u00fc\"'", "'null'"]),
+    kind("mood", &["'happy'", "'so so'", "'größer'"]),
+    kind("flag", &["true", "false"]),
+    kind("padded", &["''", "'ab '"]),
+    Kind { text: false, ..kind("bytea", &["''", "'\\x00ff10'", EVERY_BYTE, "'\\x5c78'"]) },
+];
+
+/// Each byte once.
+const EVERY_BYTE: &str =
+    "(SELECT decode(string_agg(lpad(to_hex(i), 2, '0'), '' ORDER BY i), 'hex') FROM generate_series(0, 255) i)";
+
+/// With one of these, all come as text.
+const ODD: &[Kind] = &[
+    kind("numeric", &["0", "1.50", "'NaN'", "'Infinity'", "-1e-20", "12345678901234567890.123456789"]),
+    kind("numeric(10,3)", &["1.5", "-0.0004"]),
+    kind("real", &["0.1", "'NaN'", "1e30", "'-Infinity'", "16777217"]),
+    kind("double precision", &["0.1", "'Infinity'", "1e-300", "'-0'", "0.1::float8 + 0.2"]),
+    kind("money", &["12.34", "-1234567.89"]),
+    kind("\"char\"", &["'a'", "''", "' '"]),
+    kind("oid", &["4294967295"]),
+    kind("regclass", &["'pg_class'"]),
+    kind("timestamp", &["'2026-01-02 03:04:05.678901'", "'1999-12-31 23:59:59.9'", "'infinity'", "'0044-03-15 BC'"]),
+    kind(
+        "timestamptz",
+        &["'2026-01-02 03:04:05.678901+05:30'", "'1999-12-31 23:59:59.9+00'", "'-infinity'", "'0044-03-15 00:00+00 BC'"],
+    ),
+    kind("date", &["'2026-01-02'", "'infinity'", "'0044-03-15 BC'", "'12026-01-02'"]),
+    kind("time", &["'03:04:05.5'", "'24:00'"]),
+    kind("timetz", &["'03:04:05.5+05:30'"]),
+    kind("interval", &["'1 year 2 mons -3 days 04:05:06.5'", "'0'", "'-1 mon 1 day'"]),
+    kind("point", &["'(1.5,0.1)'"]),
+    kind("line", &["'{1,2,3}'"]),
+    kind("lseg", &["'[(0,0),(1,1.5)]'"]),
+    kind("box", &["'(1,1),(0,0.1)'"]),
+    kind("path", &["'[(0,0),(1,1)]'", "'((0,0),(1,1))'"]),
+    kind("polygon", &["'((0,0),(1,1),(2,0))'"]),
+    kind("circle", &["'<(1,2),0.1>'"]),
+    kind("inet", &["'10.0.0.1'", "'10.0.0.1/8'", "'10.0.0.1/32'", "'::1'", "'fe80::1/64'", "'::ffff:1.2.3.4/128'"]),
+    kind("cidr", &["'10.0.0.0/8'", "'10.0.0.1'", "'fe80::/64'", "'::1'"]),
+    kind("macaddr", &["'08-00-2B-01-02-03'"]),
+    kind("macaddr8", &["'08-00-2B-01-02-03-04-05'"]),
+    kind("bit(5)", &["B'10110'"]),
+    kind("bit varying", &["B''", "B'101'"]),
+    kind("tsvector", &["to_tsvector('english', 'the quick brown foxes''s tail')"]),
+    kind("tsquery", &["'fat & (rat | !cat)'"]),
+    kind(
+        "xml",
+        &[
+            "'<a/>'",
+            "xmlparse(content 'text <b>c</b>')",
+            "'<?xml version=\"1.0\"?>\n<a> x </a>'",
+            "'<?xml version=\"1.0\" encoding=\"UTF-8\" standalone=\"yes\"?><a/>'",
+            "'<?xml version=\"1.1\" encoding=\"UTF-8\"?><ü/>'",
+        ],
+    ),
+    kind("jsonpath", &["'$.a[*] ? (@ > 1)'"]),
+    kind("text[]", &["'{}'", "ARRAY['a', NULL, '', 'b \"c\"', 'NULL']", "ARRAY[['a','b'],['c','d']]"]),
+    kind("integer[]", &["'{1,2}'", "'[2:3]={1,NULL}'"]),
+    kind("boolean[]", &["'{t,f}'"]),
+    kind("char(3)[]", &["'{a,ab }'"]),
+    kind("inet[]", &["'{10.0.0.1}'"]),
+    kind("bytea[]", &["ARRAY['\\x00ff'::bytea, '']"]),
+    kind("timestamptz[]", &["ARRAY['2026-01-02 03:04:05+00'::timestamptz]"]),
+    kind("float8[]", &["ARRAY[0.1]"]),
+    kind("mood[]", &["'{happy,\"so so\"}'"]),
+    kind("int4range", &["'[1,5)'", "'empty'", "'(,3]'"]),
+    kind("tstzrange", &["'[2026-01-02 03:04:05+00,)'"]),
+    kind("int4multirange", &["'{[1,2),[5,7)}'"]),
+    kind("pair", &["ROW(1, 'x y')", "ROW(NULL, '')"]),
+    kind("pg_lsn", &["'16/B374D848'"]),
+    kind("xid8", &["'7'"]),
+    kind("words", &["' grüße '", "''"]),
+    kind("raw", &["'\\x00ff10'", "''"]),
+    kind("number", &["7"]),
+    kind("flag_of_flag", &["true", "false"]),
+    kind("mood_too", &["'happy'"]),
+    kind("address", &["'10.0.0.1'", "'::1'", "'10.0.0.0/8'"]),
+    kind("document", &["' {\"b\": 1 }'"]),
+    kind("binary_document", &["' {\"b\": 1 }'"]),
+    kind("key_of", &["'ABCDEF01-2345-6789-abcd-ef0123456789'"]),
+    kind("moment", &["'2026-01-02 03:04:05+05:30'"]),
+    kind("hstore", &["'a=>1, \"b c\"=>NULL'", "''"]),
+    kind("citext", &["'Grüße'"]),
+    kind("ltree", &["'top.down'"]),
+];
+
+const TYPES: &str = "CREATE EXTENSION hstore; CREATE EXTENSION citext; CREATE EXTENSION ltree;
+    CREATE TYPE mood AS ENUM ('happy', 'so so', 'größer'); CREATE DOMAIN mood_too AS mood;
+    CREATE DOMAIN flag AS boolean; CREATE DOMAIN flag_of_flag AS flag; CREATE DOMAIN padded AS char(5);
+    CREATE DOMAIN words AS text; CREATE DOMAIN raw AS bytea; CREATE DOMAIN number AS integer;
+    CREATE DOMAIN address AS inet; CREATE DOMAIN page AS xml; CREATE DOMAIN document AS json;
+    CREATE DOMAIN binary_document AS jsonb; CREATE DOMAIN key_of AS uuid; CREATE DOMAIN moment AS timestamptz;
+    CREATE TYPE pair AS (a int, b text)";
+
+/// 2026-01-02 03:04:05.678, the latest of [`TIMES`].
+const LAST_TIME_MS: i64 = 1_767_323_045_678;
+/// Times that a record may have: with parts of a millisecond, before 2000, before 1970, none.
+const TIMES: &[&str] =
+    &["'2026-01-02 03:04:05.678901+00'", "'1999-12-31 23:59:59.9999+00'", "'1969-12-31 23:59:59.5+00'", "NULL"];
+
+/// Two tables for each type with the same rows, one polled and one streamed. Those of the streamed one are
+/// deleted by the transaction that inserted them, so only the log can have them.
+async fn every_type_is_the_same(name: &str, kinds: &[&Kind], binary: bool) {
+    let world = World::new(name).await;
+    let (polled, streamed) =
+        (world.create_topic("polled", 3, &[]).await, world.create_topic("streamed", 3, &[]).await);
+    world.sql(TYPES).await;
+    let (mut tables, mut to_poll, mut to_stream, mut count) = (Vec::new(), String::new(), String::new(), 0);
+    for (number, kind) in kinds.iter().enumerate() {
+        for (table, capture, topic) in [("p", "poll", &polled), ("s", "stream", &streamed)] {
+            let of_type = kind.name;
+            world
+                .sql(&format!(
+                    "CREATE TABLE {table}{number} (no bigserial PRIMARY KEY, event text, body {of_type}, at timestamptz, part int)"
+                ))
+                .await;
+            let (more, kind) = if kind.text { ("headers: { from: [body] },", "body") } else { ("", "null") };
+            tables.push(format!(
+                "{{ name: {table}{number}, capture: {capture}, topic: '{topic}', key: '{{body}}', {more} columns: {{ id: event,
+                   sequence: no, topic: null, key: null, type: {kind}, payload: body, headers: null, created_at: at, partition: part }} }}"
+            ));
+        }
+        for (nth, value) in kind.values.iter().chain(&["NULL"]).enumerate() {
+            let at = TIMES[count % TIMES.len()];
+            let part = if count % 2 == 0 { "NULL".to_owned() } else { (count % 3).to_string() };
+            let row = format!("(event, body, at, part) VALUES ('{} {nth}', {value}, {at}, {part});\n", kind.name);
+            write!(to_poll, "INSERT INTO p{number} {row}").unwrap();
+            write!(to_stream, "INSERT INTO s{number} {row}").unwrap();
+            count += 1;
+        }
+        writeln!(to_stream, "DELETE FROM s{number};").unwrap();
+    }
+    let config = with_log(&world, &format!("[{}]", tables.join(",\n  ")), "");
+    let relay = world.relay(&config);
+    streams(&relay, (0..kinds.len()).map(|number| 2 * number + 1)).await;
+    let in_binary = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+        AND backend_type = 'walsender' AND query LIKE '%binary ''true''%'";
+    assert_eq!(world.number(in_binary).await, i64::from(binary));
+    world.sql(&format!("BEGIN; {to_poll} COMMIT")).await;
+    world.sql(&format!("BEGIN; {to_stream} COMMIT")).await;
+    let (mut of_table, mut of_log) = (world.consumer(&polled), world.consumer(&streamed));
+    same(of_table.read(count), of_log.read(count));
+    for number in 0..kinds.len() {
+        world.until(&format!("SELECT count(*) FROM p{number}"), 0).await;
+    }
+    only_the_log(&end(&world, relay).await);
+    assert_eq!((of_table.read_to_end().len(), of_log.read_to_end().len()), (count, count));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_in_binary_gives_the_bytes_that_polling_gives() {
+    every_type_is_the_same("binarytypes", &SIMPLE.iter().collect::<Vec<_>>(), true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_as_text_gives_the_bytes_that_polling_gives_for_every_type() {
+    every_type_is_the_same("alltypes", &SIMPLE.iter().chain(ODD).collect::<Vec<_>>(), false).await;
+}
