@@ -78,7 +78,13 @@ impl Outbox {
             |name: &str| columns.iter().find(|(column, _)| column == name).map(|(_, kind)| kind.as_str());
         spec.check(columns)?;
         let place = spec.sequence.as_ref().unwrap_or(&spec.id);
-        let place_type = type_of(place).unwrap_or("text").to_owned();
+        // By these names a type without its length has one of 1.
+        let place_type = match type_of(place).unwrap_or("text") {
+            "character" => "bpchar",
+            "bit" => "\"bit\"",
+            other => other,
+        };
+        let place_type = place_type.to_owned();
         let place_is_int = matches!(place_type.as_str(), "bigint" | "integer" | "smallint");
 
         let timestamp = spec.timestamps.iter().find(|name| type_of(name).is_some());
