@@ -276,10 +276,23 @@ fn place(cell: Cell<'_>, kind: Type) -> Option<Place> {
         (Cell::Null, _) => None,
         (value, _) => {
             let mut text = Vec::with_capacity(36);
-            let made = write(value, kind, &mut text);
+            let made = match (value, kind) {
+                // A place is what a cast to text gives, for bytea too.
+                (Cell::Text(value), Type::Bytes) => write(Cell::Text(value), Type::Other, &mut text),
+                (Cell::Binary(value), Type::Bytes) => {
+                    text.extend_from_slice(b"\\x");
+                    value.iter().try_for_each(|byte| write!(text, "{byte:02x}")).is_ok()
+                }
+                _ => write(value, kind, &mut text),
+            };
             String::from_utf8(text).ok().filter(|_| made).map(|text| Place::Text(text.into()))
         }
     }
+}
+
+/// From PostgreSQL's microseconds.
+fn epoch_milliseconds(micros: i64) -> i64 {
+    micros.div_euclid(1000) + POSTGRES_EPOCH_SECONDS * 1000
 }
 
 /// `None` where it cannot be told; `Some(None)` for NULL.
@@ -292,14 +305,24 @@ fn milliseconds(cell: Cell<'_>, kind: Type) -> Option<Option<i64>> {
         (Cell::Text(value), Type::Int) => Some(Some(str::from_utf8(value).ok()?.parse().ok()?)),
         (Cell::Binary(value), Type::Timestamp) => {
             let micros = i64::from_be_bytes(value.try_into().ok()?);
-            Some(Some(micros.div_euclid(1000) + POSTGRES_EPOCH_SECONDS * 1000))
+            Some(Some(epoch_milliseconds(micros)))
         }
-        // ISO 8601 in UTC, as the session asks for: 2026-11-25 00:35:05.123456+00
+        // Whatever a person may write, a cast can read; this one form has one meaning.
+        (Cell::Text(value), Type::Text) => {
+            let time = chrono::DateTime::parse_from_rfc3339(str::from_utf8(value).ok()?).ok()?;
+            Some(Some(time.timestamp_millis()))
+        }
+        (Cell::Text(b"infinity"), _) => Some(Some(epoch_milliseconds(i64::MAX))),
+        (Cell::Text(b"-infinity"), _) => Some(Some(epoch_milliseconds(i64::MIN))),
+        // ISO 8601 in UTC, as the session asks for: 2026-11-25 00:35:05.123456+00, or the date alone.
         (Cell::Text(value), _) => {
             let text = str::from_utf8(value).ok()?;
             let text = text.strip_suffix("+00").unwrap_or(text);
-            let time = chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f").ok()?;
-            Some(Some(time.and_utc().timestamp_millis()))
+            let time = chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f").or_else(|_| {
+                let date = chrono::NaiveDate::parse_from_str(text, "%Y-%m-%d");
+                date.map(|date| date.and_time(chrono::NaiveTime::MIN))
+            });
+            Some(Some(time.ok()?.and_utc().timestamp_millis()))
         }
         (Cell::Binary(_), _) => None,
     }
@@ -354,6 +377,24 @@ mod tests {
         );
         assert_eq!(milliseconds(Cell::Text(b"12"), Type::Int), Some(Some(12)));
         assert_eq!(milliseconds(Cell::Null, Type::Timestamp), Some(None));
-        assert_eq!(milliseconds(Cell::Text(b"infinity"), Type::Timestamp), None);
+        let infinity = milliseconds(Cell::Binary(&i64::MAX.to_be_bytes()), Type::Timestamp);
+        assert!(matches!(infinity, Some(Some(_))));
+        assert_eq!(milliseconds(Cell::Text(b"infinity"), Type::Timestamp), infinity);
+        assert_eq!(milliseconds(Cell::Text(b"2000-01-02"), Type::Other), Some(Some(946_771_200_000)));
+        let rfc3339 = Cell::Text(b"2000-01-01T01:00:00.5+01:00");
+        assert_eq!(milliseconds(rfc3339, Type::Text), Some(Some(946_684_800_500)));
+        assert_eq!(milliseconds(Cell::Text(b"2000-01-01"), Type::Text), None);
+        assert_eq!(milliseconds(Cell::Text(b"0044-03-15 00:00:00+00 BC"), Type::Timestamp), None);
+    }
+
+    #[test]
+    fn a_place_is_what_a_cast_to_text_gives() {
+        let text = |text: &str| Some(Place::Text(text.into()));
+        assert_eq!(place(Cell::Binary(b"\x00ab"), Type::Bytes), text("\\x006162"));
+        assert_eq!(place(Cell::Text(b"\\x006162"), Type::Bytes), text("\\x006162"));
+        assert_eq!(place(Cell::Binary(b"ab "), Type::Padded), text("ab"));
+        assert_eq!(place(Cell::Binary(&7_i16.to_be_bytes()), Type::Int), Some(Place::Int(7)));
+        assert_eq!(place(Cell::Text(b"7"), Type::Other), text("7"));
+        assert_eq!(place(Cell::Null, Type::Int), None);
     }
 }
