@@ -65,11 +65,20 @@ fn same(polled: &[Seen], streamed: &[Seen]) {
                     };
                     let headers: Vec<_> =
                         headers.iter().map(|(name, value)| (name.clone(), text(value))).collect();
-                    format!("{partition:?} {timestamp:?} key {:?} value {:?} {headers:?}", text(key), text(value))
+                    format!(
+                        "{partition:?} {timestamp:?} key {:?} value {:?} {headers:?}",
+                        text(key),
+                        text(value)
+                    )
                 })
             };
-            writeln!(differ, "{id}\n  polled   {:?}\n  streamed {:?}", text(polled.get(id)), text(streamed.get(id)))
-                .unwrap();
+            writeln!(
+                differ,
+                "{id}\n  polled   {:?}\n  streamed {:?}",
+                text(polled.get(id)),
+                text(streamed.get(id))
+            )
+            .unwrap();
         }
     }
     assert!(differ.is_empty(), "\n{differ}");
@@ -111,8 +120,7 @@ const SIMPLE: &[Kind] = &[
 ];
 
 /// Each byte once.
-const EVERY_BYTE: &str =
-    "(SELECT decode(string_agg(lpad(to_hex(i), 2, '0'), '' ORDER BY i), 'hex') FROM generate_series(0, 255) i)";
+const EVERY_BYTE: &str = "(SELECT decode(string_agg(lpad(to_hex(i), 2, '0'), '' ORDER BY i), 'hex') FROM generate_series(0, 255) i)";
 
 /// With one of these, all come as text.
 const ODD: &[Kind] = &[
@@ -124,10 +132,18 @@ const ODD: &[Kind] = &[
     kind("\"char\"", &["'a'", "''", "' '"]),
     kind("oid", &["4294967295"]),
     kind("regclass", &["'pg_class'"]),
-    kind("timestamp", &["'2026-01-02 03:04:05.678901'", "'1999-12-31 23:59:59.9'", "'infinity'", "'0044-03-15 BC'"]),
+    kind(
+        "timestamp",
+        &["'2026-01-02 03:04:05.678901'", "'1999-12-31 23:59:59.9'", "'infinity'", "'0044-03-15 BC'"],
+    ),
     kind(
         "timestamptz",
-        &["'2026-01-02 03:04:05.678901+05:30'", "'1999-12-31 23:59:59.9+00'", "'-infinity'", "'0044-03-15 00:00+00 BC'"],
+        &[
+            "'2026-01-02 03:04:05.678901+05:30'",
+            "'1999-12-31 23:59:59.9+00'",
+            "'-infinity'",
+            "'0044-03-15 00:00+00 BC'",
+        ],
     ),
     kind("date", &["'2026-01-02'", "'infinity'", "'0044-03-15 BC'", "'12026-01-02'"]),
     kind("time", &["'03:04:05.5'", "'24:00'"]),
@@ -140,7 +156,10 @@ const ODD: &[Kind] = &[
     kind("path", &["'[(0,0),(1,1)]'", "'((0,0),(1,1))'"]),
     kind("polygon", &["'((0,0),(1,1),(2,0))'"]),
     kind("circle", &["'<(1,2),0.1>'"]),
-    kind("inet", &["'10.0.0.1'", "'10.0.0.1/8'", "'10.0.0.1/32'", "'::1'", "'fe80::1/64'", "'::ffff:1.2.3.4/128'"]),
+    kind(
+        "inet",
+        &["'10.0.0.1'", "'10.0.0.1/8'", "'10.0.0.1/32'", "'::1'", "'fe80::1/64'", "'::ffff:1.2.3.4/128'"],
+    ),
     kind("cidr", &["'10.0.0.0/8'", "'10.0.0.1'", "'fe80::/64'", "'::1'"]),
     kind("macaddr", &["'08-00-2B-01-02-03'"]),
     kind("macaddr8", &["'08-00-2B-01-02-03-04-05'"]),
@@ -200,8 +219,12 @@ const TYPES: &str = "CREATE EXTENSION hstore; CREATE EXTENSION citext; CREATE EX
 /// 2026-01-02 03:04:05.678, the latest of [`TIMES`].
 const LAST_TIME_MS: i64 = 1_767_323_045_678;
 /// Times that a record may have: with parts of a millisecond, before 2000, before 1970, none.
-const TIMES: &[&str] =
-    &["'2026-01-02 03:04:05.678901+00'", "'1999-12-31 23:59:59.9999+00'", "'1969-12-31 23:59:59.5+00'", "NULL"];
+const TIMES: &[&str] = &[
+    "'2026-01-02 03:04:05.678901+00'",
+    "'1999-12-31 23:59:59.9999+00'",
+    "'1969-12-31 23:59:59.5+00'",
+    "NULL",
+];
 
 /// Two tables for each type with the same rows, one polled and one streamed. Those of the streamed one are
 /// deleted by the transaction that inserted them, so only the log can have them.
@@ -228,7 +251,8 @@ async fn every_type_is_the_same(name: &str, kinds: &[&Kind], binary: bool) {
         for (nth, value) in kind.values.iter().chain(&["NULL"]).enumerate() {
             let at = TIMES[count % TIMES.len()];
             let part = if count % 2 == 0 { "NULL".to_owned() } else { (count % 3).to_string() };
-            let row = format!("(event, body, at, part) VALUES ('{} {nth}', {value}, {at}, {part});\n", kind.name);
+            let row =
+                format!("(event, body, at, part) VALUES ('{} {nth}', {value}, {at}, {part});\n", kind.name);
             write!(to_poll, "INSERT INTO p{number} {row}").unwrap();
             write!(to_stream, "INSERT INTO s{number} {row}").unwrap();
             count += 1;
@@ -260,4 +284,123 @@ async fn a_stream_in_binary_gives_the_bytes_that_polling_gives() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_as_text_gives_the_bytes_that_polling_gives_for_every_type() {
     every_type_is_the_same("alltypes", &SIMPLE.iter().chain(ODD).collect::<Vec<_>>(), false).await;
+}
+
+/// Ids, order columns and times of every type that has a use, in tables that whoever publishes a row empties.
+async fn every_place_and_time_is_the_same(name: &str, shapes: &[[&str; 6]]) {
+    let world = World::new(name).await;
+    let (polled, streamed) =
+        (world.create_topic("polled", 3, &[]).await, world.create_topic("streamed", 3, &[]).await);
+    world.sql(TYPES).await;
+    let (mut tables, mut rows) = (Vec::new(), String::new());
+    for (number, [id, id_value, order, order_value, time, time_value]) in shapes.iter().enumerate() {
+        for (table, capture, topic) in [("p", "poll", &polled), ("s", "stream", &streamed)] {
+            let (ordered, nobody) = if order.is_empty() { ("null", "order: none,") } else { ("no", "") };
+            let order = if order.is_empty() { "text" } else { order };
+            world
+                .sql(&format!("CREATE TABLE {table}{number} (event {id} UNIQUE, no {order}, at {time})"))
+                .await;
+            tables.push(format!(
+                "{{ name: {table}{number}, capture: {capture}, topic: '{topic}', key: 'k', {nobody} columns: {{ id: event,
+                   sequence: {ordered}, topic: null, key: null, type: null, payload: event, headers: null, created_at: at }} }}"
+            ));
+            writeln!(
+                rows,
+                "INSERT INTO {table}{number} (event, no, at) VALUES ({id_value}, {order_value}, {time_value});"
+            )
+            .unwrap();
+        }
+    }
+    let config = with_log(&world, &format!("[{}]", tables.join(",\n  ")), "");
+    let relay = world.relay(&config);
+    streams(&relay, (0..shapes.len()).map(|number| 2 * number + 1)).await;
+    world.sql(&rows).await;
+    let (mut of_table, mut of_log) = (world.consumer(&polled), world.consumer(&streamed));
+    same(of_table.read(shapes.len()), of_log.read(shapes.len()));
+    for number in 0..shapes.len() {
+        world.until(&format!("SELECT count(*) FROM p{number}"), 0).await;
+        world.until(&format!("SELECT count(*) FROM s{number}"), 0).await;
+    }
+    only_the_log(&end(&world, relay).await);
+    assert_eq!(by_id(&of_log.seen).len(), shapes.len(), "every shape has an id of its own");
+    assert_eq!((of_table.read_to_end().len(), of_log.read_to_end().len()), (shapes.len(), shapes.len()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_order_columns_and_times_are_those_of_polling() {
+    let time = "'2026-01-02 03:04:05.678'";
+    let exact = ["timestamptz", "'2026-01-02 03:04:05.678+00'"];
+    let shape = |id, id_value, no, no_value, [at, at_value]: [&'static str; 2]| {
+        [id, id_value, no, no_value, at, at_value]
+    };
+    every_place_and_time_is_the_same(
+        "binaryplaces",
+        &[
+            shape("uuid", "'ABCDEF01-2345-6789-abcd-ef0123456789'", "", "NULL", exact),
+            shape("text", "'it''s \"1\", {a}'", "", "NULL", exact),
+            shape("char(8)", "'abc'", "", "NULL", exact),
+            shape("bytea", "'a\\\\b'", "", "NULL", exact),
+            shape("bigint", "9223372036854775807", "", "NULL", exact),
+            shape("integer", "1", "", "NULL", ["bigint", "1767323045678"]),
+            shape("text", "'no time'", "smallint", "-7", ["timestamptz", "NULL"]),
+            shape("text", "'by integer'", "integer", "7", ["integer", "1767323045"]),
+            shape("text", "'by uuid'", "uuid", "'ABCDEF01-2345-6789-abcd-ef0123456789'", exact),
+        ],
+    )
+    .await;
+    every_place_and_time_is_the_same(
+        "textplaces",
+        &[
+            shape("numeric", "1.50", "", "NULL", exact),
+            shape("bytea", "'a\\\\b'", "", "NULL", exact),
+            shape("bit(3)", "B'101'", "", "NULL", exact),
+            shape("inet", "'10.0.0.1'", "", "NULL", exact),
+            shape("words", "'a domain'", "", "NULL", exact),
+            shape("text", "'without a zone'", "bigint", "1", ["timestamp", time]),
+            shape("text", "'a date'", "bigint", "1", ["date", "'1999-12-31'"]),
+            shape("text", "'a moment'", "bigint", "1", ["moment", "'2026-01-02 03:04:05.678+00'"]),
+            shape("text", "'rfc 3339'", "bigint", "1", ["text", "'2026-01-02T04:04:05.678+01:00'"]),
+            shape("text", "'by numeric'", "numeric", "1.50", exact),
+            shape("text", "'by timestamp'", "timestamptz", time, exact),
+            shape("text", "'by float'", "double precision", "0.1", exact),
+        ],
+    )
+    .await;
+}
+
+/// What only the table can tell is left to it: nothing is lost, and the log is followed again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_the_log_cannot_tell_is_read_from_the_table() {
+    let world = World::new("untold").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    world.sql(TYPES).await;
+    world.sql("CREATE TABLE outbox (seq bigserial PRIMARY KEY, id text, body page, at timestamptz)").await;
+    let config = with_log(
+        &world,
+        &format!(
+            "[{{ name: outbox, capture: stream, topic: '{topic}', key: k, columns: {{ topic: null, key: null, type: null,
+               payload: body, headers: null, created_at: at }} }}]"
+        ),
+        "",
+    );
+    let relay = world.relay(&config);
+    streams(&relay, [0]).await;
+    let mut consumer = world.consumer(&topic);
+    let page = r#"<?xml version="1.0"?><a/>"#;
+    for n in 1..=3 {
+        world.sql(&format!("INSERT INTO outbox (id, body) VALUES ('x{n}', '{page}')")).await;
+        // Before the year 1, which no form of the log's is read for.
+        world.sql(&format!("INSERT INTO outbox (id, at) VALUES ('y{n}', '0044-03-15 00:00+00 BC')")).await;
+        consumer.read(2 * n);
+        world.until("SELECT count(*) FROM outbox", 0).await;
+        streams(&relay, [0]).await;
+    }
+    assert!(end(&world, relay).await.contains("left to the table"));
+    let seen: Vec<_> = consumer
+        .read_to_end()
+        .iter()
+        .map(|one| (one.header("id").unwrap(), one.payload.as_deref()))
+        .collect();
+    let page = Some(page.as_bytes());
+    assert_eq!(seen, [("x1", page), ("y1", None), ("x2", page), ("y2", None), ("x3", page), ("y3", None)]);
 }
