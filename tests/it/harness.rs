@@ -461,6 +461,7 @@ impl Consumer {
             .set("enable.auto.commit", "false")
             .set("fetch.wait.max.ms", "20")
             .set("fetch.message.max.bytes", "50000000")
+            .set("receive.message.max.bytes", "200000000")
             .set("isolation.level", "read_committed")
             .create()
             .unwrap();
