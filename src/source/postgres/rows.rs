@@ -80,6 +80,8 @@ pub struct Layout {
     payload: Option<usize>,
     max_payload: usize,
     width: usize,
+    /// Whether the table can be asked for what the log does not tell.
+    stays: bool,
 }
 
 /// Whether all columns that matter can come in binary form, which is less work for both ends.
@@ -125,10 +127,12 @@ impl Layout {
             payload: spec.columns.iter().position(|name| *name == spec.payload),
             max_payload: spec.max_payload,
             width: relation.len(),
+            stays: spec.stays(),
         })
     }
 
-    /// The event of a row. `Ok(None)`: the table has to be asked for it.
+    /// The event of a row. `Ok(None)`: the table has to be asked for it, if it has it: else what the log does
+    /// not tell is what the log has, or nothing.
     pub fn event<'a>(
         &self,
         tuple: Tuple<'a>,
@@ -143,32 +147,47 @@ impl Layout {
         }
         let size: usize = self.cells.iter().flatten().map(|(index, _)| length(scratch[*index])).sum();
         let mut row = Row::with_capacity(self.cells.len(), size);
+        let mut unread_bytes = None;
         for (number, cell) in self.cells.iter().enumerate() {
             let Some((index, kind)) = cell else {
                 row.push(None);
                 continue;
             };
             let before = row.bytes();
-            let made = match scratch[*index] {
-                Cell::Null => {
+            let made = match (scratch[*index], kind) {
+                (Cell::Null, _) => {
                     row.push(None);
                     true
                 }
-                value => row.push_made(|out| write(value, *kind, out)),
+                (value, Type::Untold) if !self.stays => row.push_made(|out| write(value, Type::Other, out)),
+                (value, kind) => row.push_made(|out| write(value, *kind, out)),
             };
-            if !made || (Some(number) == self.payload && row.bytes() - before > self.max_payload) {
+            let bytes = row.bytes() - before;
+            if Some(number) == self.payload && bytes > self.max_payload {
+                unread_bytes = Some(bytes as u64);
+            }
+            if !made || (self.stays && unread_bytes.is_some()) {
                 return Ok(None);
             }
         }
-        let Some(place) = place(scratch[self.place.0], self.place.1) else { return Ok(None) };
+        if let (Some(_), Some(payload)) = (unread_bytes, self.payload) {
+            row = row.with(payload, None);
+        }
+        let place = match place(scratch[self.place.0], self.place.1) {
+            Some(place) => place,
+            // It has its place in the log.
+            None if !self.stays => Place::Int(0),
+            None => return Ok(None),
+        };
         let timestamp_ms = match self.timestamp {
             None => None,
             Some((index, kind)) => match milliseconds(scratch[index], kind) {
                 Some(found) => found,
+                None if !self.stays => None,
                 None => return Ok(None),
             },
         };
-        Ok(Some(Event { place, row, timestamp_ms, unread_bytes: None, replay: None }))
+        Ok(Some(Event { place, row, timestamp_ms, unread_bytes, replay: None }))
     }
 }
 
