@@ -609,3 +609,42 @@ async fn updates_deletes_and_truncates_publish_nothing() {
     only_the_log(&end(&world, relay).await);
     assert_eq!(consumer.read_to_end().len(), 22, "nothing extra");
 }
+
+/// Where only the log has the rows, nothing can be left to the table.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_does_not_stay_is_published_or_parked_whatever_is_in_it() {
+    let world = World::new("oddtransient").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    world.sql(TYPES).await;
+    world
+        .sql("CREATE TABLE outbox (seq bigserial PRIMARY KEY, id text, key text, body page, at timestamptz)")
+        .await;
+    let config = with_log(
+        &world,
+        &format!(
+            "[{{ name: outbox, capture: stream, rows: transient, topic: '{topic}', payload: {{ max_bytes: 1MiB }},
+               columns: {{ topic: null, type: null, payload: body, headers: null, created_at: at }} }}]"
+        ),
+        "",
+    );
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    streams(&relay, [0]).await;
+    let row = async |id, body, at| {
+        let row = format!("(id, key, body, at) VALUES ('{id}', '{id}', {body}, '{at}')");
+        world.sql(&format!("BEGIN; INSERT INTO outbox {row}; DELETE FROM outbox; COMMIT")).await;
+    };
+    row("a page", "'<?xml version=\"1.0\"?><a/>'", "2026-01-02 03:04:05+00").await;
+    row("long ago", "'b'", "0044-03-15 00:00+00 BC").await;
+    // Above the limit, but not above what is read of a row; above both; at the limit.
+    row("large", "repeat('x', 1048577)::xml", "infinity").await;
+    row("larger", "repeat('x', 4000000)::xml", "2026-01-02 03:04:05+00").await;
+    row("at the limit", "repeat('x', 1048000)::xml", "2026-01-02 03:04:05+00").await;
+    let mut consumer = world.consumer(&topic);
+    let seen: Vec<_> =
+        consumer.read(3).iter().map(|one| (one.header("id").unwrap(), one.text().len())).collect();
+    assert_eq!(seen, [("a page", 4), ("long ago", 1), ("at the limit", 1_048_000)]);
+    relay.until_status("/tables/0/parked_events", 2).await;
+    world.until("SELECT count(*) FROM whippet.holds WHERE reason LIKE '%1048577 bytes%'", 1).await;
+    end(&world, relay).await;
+}
