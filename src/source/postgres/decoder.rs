@@ -222,7 +222,7 @@ impl Decoder {
                 table = route.spec.name.as_str(),
                 "the table's columns are not what they were when the log began to be read"
             );
-            self.changed |= !route.spec.stays();
+            self.changed = true;
         }
         self.layouts.insert(relation.id, (index, layout));
     }
@@ -263,9 +263,21 @@ impl Decoder {
         route.rows.push(Streamed { at, event });
     }
 
-    /// Whether the log has rows of a table without a row to fall back on that cannot be read as it is.
-    pub fn has_changed(&self) -> bool {
-        self.changed
+    /// Whether a table's columns were not as expected, since this was asked last.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Whether this table's rows can be read as the log has them now.
+    pub fn reads(&self, spec: &TableSpec) -> bool {
+        self.layouts
+            .values()
+            .all(|(index, layout)| layout.is_some() || self.routes[*index].spec.name != spec.name)
+    }
+
+    /// The tables, with their numbers and columns as they were when the log began to be read.
+    pub fn tables(&self) -> impl Iterator<Item = (&TableSpec, &(u32, Vec<Known>))> {
+        self.routes.iter().filter_map(|route| Some((&route.spec, route.table.as_ref()?)))
     }
 
     fn commit(&mut self, end: Lsn) {

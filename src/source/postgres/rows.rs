@@ -12,6 +12,9 @@ use crate::{
     source::database::TableSpec,
 };
 
+/// Types up to this number are the same in every server (src/include/access/transam.h, `FirstGenbkiObjectId`).
+const LAST_BUILT_IN: u32 = 9_999;
+
 /// What a type's values are in the log. Numbers are those of PostgreSQL's catalogue, pg_type.dat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
@@ -64,7 +67,7 @@ impl Type {
 }
 
 /// A column of the table as the catalogue has it now.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     pub name: String,
     pub oid: u32,
@@ -95,27 +98,35 @@ pub fn speaks_binary(spec: &TableSpec, columns: &[Known]) -> bool {
 
 impl Layout {
     /// `None` where the relation is not what the table was when it was looked at: its rows are the
-    /// table's then.
+    /// table's then. Where only the log has the rows, they are what the table was when they were inserted.
     pub fn new(spec: &TableSpec, known: &[Known], relation: &[Column]) -> Option<Layout> {
+        let stays = spec.stays();
         let find = |name: &String| {
             let index = relation.iter().position(|column| column.name == *name)?;
-            Some((
-                index,
-                known.iter().find(|one| one.name == *name && one.oid == relation[index].type_oid)?.kind,
-            ))
+            let oid = relation[index].type_oid;
+            let same = known.iter().find(|one| one.oid == oid && (one.name == *name || !stays));
+            match same {
+                Some(known) => Some((index, known.kind)),
+                None if stays => None,
+                None if oid <= LAST_BUILT_IN => Some((index, Type::new(oid, oid, false))),
+                None => Some((index, Type::Other)),
+            }
         };
         let mut cells = Vec::with_capacity(spec.columns.len());
         for name in &spec.columns {
             let cell = find(name);
             // A column that may be missing is missing in both places.
             let is_there = relation.iter().any(|column| column.name == *name)
-                || known.iter().any(|one| one.name == *name);
+                || (stays && known.iter().any(|one| one.name == *name));
             if cell.is_none() && (is_there || !spec.optional.contains(name)) {
                 return None;
             }
             cells.push(cell);
         }
-        let timestamp = spec.timestamps.iter().find(|name| known.iter().any(|one| one.name == **name));
+        let timestamp = spec.timestamps.iter().find(|name| match stays {
+            true => known.iter().any(|one| one.name == **name),
+            false => find(name).is_some(),
+        });
         let timestamp = match timestamp {
             Some(name) => Some(find(name)?),
             None => None,
@@ -127,7 +138,7 @@ impl Layout {
             payload: spec.columns.iter().position(|name| *name == spec.payload),
             max_payload: spec.max_payload,
             width: relation.len(),
-            stays: spec.stays(),
+            stays,
         })
     }
 

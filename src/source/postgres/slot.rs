@@ -122,7 +122,7 @@ impl Slot {
     }
 
     /// A table's number and columns.
-    async fn columns(&self, table: &TableSpec) -> Result<(u32, Vec<Known>), Obstacle> {
+    pub async fn columns(&self, table: &TableSpec) -> Result<(u32, Vec<Known>), Obstacle> {
         let columns: Vec<(i64, String, i64, i64, bool)> = answered("read the table's columns", async {
             sqlx::query_as(
                 "WITH RECURSIVE base(of_type, oid, under) AS ( \

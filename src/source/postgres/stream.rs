@@ -368,6 +368,11 @@ impl Session {
                     Ok(drained) => drained,
                     Err(obstacle) => return obstacle.into(),
                 };
+                if self.decoder.take_changed()
+                    && let Some(ended) = look_at_columns(&self.decoder, &streamer.slot).await
+                {
+                    return ended;
+                }
                 ready.extend(self.decoder.take_ready());
             }
             let next = ready.front().map(|ready| (ready.table, ready.bytes));
@@ -432,9 +437,6 @@ impl Session {
             // Nothing is read while the tables take nothing, so nothing can be heard.
             self.heard = Instant::now();
         }
-        if self.decoder.has_changed() {
-            return Some(Ended::Again("the columns of a table have changed"));
-        }
         if self.heard.elapsed() > SILENT_AFTER {
             return Some(Ended::Trouble(Obstacle::Setup("the server has stopped answering".into())));
         }
@@ -457,6 +459,24 @@ impl Session {
         }
         None
     }
+}
+
+/// The log has other columns than the tables had when it began to be read. Read anew it is understood,
+/// unless it is the log that is behind: then its rows are left to the table.
+async fn look_at_columns(decoder: &Decoder, slot: &Slot) -> Option<Ended> {
+    for (spec, known) in decoder.tables() {
+        match slot.columns(spec).await {
+            Ok(now) if now == *known => {}
+            Ok(_) => return Some(Ended::Again("the columns of a table have changed")),
+            Err(obstacle) => return Some(obstacle.into()),
+        }
+    }
+    let (spec, _) = decoder.tables().find(|(spec, _)| !spec.stays() && !decoder.reads(spec))?;
+    Some(Ended::Trouble(Obstacle::Setup(format!(
+        "the log has rows of table {}, and only the log has them, from when columns that are needed were \
+         missing or had other names: configure the names of then until these rows are published",
+        spec.name
+    ))))
 }
 
 /// A place in a table's queue, and room for what goes there. `None`: the table has left, and its rows are
