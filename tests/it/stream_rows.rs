@@ -3,9 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use crate::harness::{Relay, Seen, World};
+use crate::harness::{Consumer, Relay, SOON, Seen, World};
 
 /// A configuration with a log; slots are the server's, so their name is the database's.
 fn with_log(world: &World, tables: &str, more: &str) -> String {
@@ -647,4 +652,155 @@ async fn a_row_that_does_not_stay_is_published_or_parked_whatever_is_in_it() {
     relay.until_status("/tables/0/parked_events", 2).await;
     world.until("SELECT count(*) FROM whippet.holds WHERE reason LIKE '%1048577 bytes%'", 1).await;
     end(&world, relay).await;
+}
+
+/// Somebody who inserts one row after the other, whatever becomes of the table meanwhile.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<Vec<usize>>,
+}
+
+impl Writer {
+    /// Rows have one key, and number `n` in key and payload where it belongs.
+    fn start(world: &World, insert: &str) -> Writer {
+        let (stop, insert) = (Arc::new(AtomicBool::new(false)), insert.to_owned());
+        let (asked, db) = (stop.clone(), world.db.clone());
+        let task = tokio::spawn(async move {
+            let mut inserted = Vec::new();
+            for n in 0.. {
+                if asked.load(Ordering::Relaxed) {
+                    break;
+                }
+                // A column may be missing at the moment: then there is no row.
+                let row = insert.replace("NUMBER", &n.to_string());
+                if sqlx::raw_sql(sqlx::AssertSqlSafe(row)).execute(&db).await.is_ok() {
+                    inserted.push(n);
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            inserted
+        });
+        Writer { stop, task }
+    }
+
+    /// The numbers of all rows that were committed, in order.
+    async fn stop(self) -> Vec<usize> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await.unwrap()
+    }
+}
+
+/// Waits until rows come from the log: until one has come that the table never showed.
+async fn until_the_log_is_followed(world: &World, consumer: &mut Consumer, insert_and_delete: &str) {
+    let deadline = Instant::now() + SOON;
+    let from_log = |seen: &[Seen]| seen.iter().filter(|one| one.text() == "only in the log").count();
+    let before = from_log(consumer.read_to_end());
+    loop {
+        world.sql(insert_and_delete).await;
+        for _ in 0..10 {
+            if from_log(consumer.read_to_end()) > before {
+                return;
+            }
+            world.pause().await;
+        }
+        assert!(Instant::now() < deadline, "the log is not followed again");
+    }
+}
+
+/// A table whose columns change under its inserts, one change after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_may_change_while_it_is_streamed() {
+    let world = World::new("schemachange").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    world
+        .sql(&format!(
+            "CREATE TABLE outbox (seq bigserial PRIMARY KEY, id uuid DEFAULT gen_random_uuid(), topic text DEFAULT '{topic}',
+               key int, type text DEFAULT 't', payload text, headers json, created_at timestamptz DEFAULT now(), unmapped text)"
+        ))
+        .await;
+    let config = with_log(&world, "[{ name: outbox, capture: stream }]", "");
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    streams(&relay, [0]).await;
+    let mut consumer = world.consumer(&topic);
+    let writer = Writer::start(&world, "INSERT INTO outbox (key, payload) VALUES ('7', 'NUMBER')");
+    let only_in_log = "BEGIN; INSERT INTO outbox (key, payload) VALUES ('7', 'only in the log');
+        DELETE FROM outbox WHERE payload = 'only in the log'; COMMIT";
+    for change in [
+        "ADD more text",
+        "ADD still_more text NOT NULL DEFAULT 'x'",
+        "DROP unmapped",
+        // Columns that may be missing.
+        "RENAME type TO kind",
+        "RENAME kind TO type",
+        "DROP type",
+        "ADD type text DEFAULT 'again'",
+        "ADD version int DEFAULT 3",
+        "ALTER key TYPE text",
+        "ALTER key TYPE varchar(100)",
+        "ALTER payload TYPE bytea USING convert_to(payload, 'UTF8')",
+        "ALTER payload TYPE text USING convert_from(payload, 'UTF8')",
+        "ALTER id TYPE text",
+    ] {
+        eprintln!("{change}");
+        world.sql(&format!("ALTER TABLE outbox {change}")).await;
+        until_the_log_is_followed(&world, &mut consumer, only_in_log).await;
+    }
+    assert_eq!(consumer.read_to_end().last().unwrap().header("eventType"), Some("again"));
+    let inserted = writer.stop().await;
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    end(&world, relay).await;
+    let seen: Vec<Seen> =
+        consumer.read_to_end().iter().filter(|one| one.text() != "only in the log").cloned().collect();
+    assert_eq!(first_seen(&numbers(&seen)), inserted, "nothing is lost, nothing overtakes");
+    assert!(seen.iter().all(|one| one.key.as_deref() == Some(b"7")));
+}
+
+/// Numbers without their repeats.
+fn first_seen(numbers: &[usize]) -> Vec<usize> {
+    let mut seen = BTreeSet::new();
+    numbers.iter().copied().filter(|n| seen.insert(*n)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_is_needed_and_goes_is_said_and_its_table_flows_when_it_is_back() {
+    let world = World::new("needed").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let (_, relay) = stream_outbox(&world, "", "").await;
+    let mut consumer = world.consumer(&topic);
+    let writer = Writer::start(&world, &format!("{INSERT} VALUES ('{topic}', 'k', 'NUMBER')"));
+    let only_in_log = format!(
+        "BEGIN; {INSERT} VALUES ('{topic}', 'k', 'only in the log'); DELETE FROM outbox WHERE payload = 'only in the log'; COMMIT"
+    );
+    consumer.read(10);
+    for (gone, back) in [
+        ("RENAME payload TO body", "RENAME body TO payload"),
+        ("RENAME id TO event_id", "RENAME event_id TO id"),
+        ("DROP topic", &format!("ADD topic text DEFAULT '{topic}'")),
+    ] {
+        world.sql(&format!("ALTER TABLE outbox {gone}")).await;
+        // So that there is something to read.
+        let nothing = if gone == "DROP topic" {
+            "INSERT INTO outbox (key) VALUES ('nothing')".to_owned()
+        } else {
+            format!("INSERT INTO outbox (key, topic) VALUES ('nothing', '{topic}')")
+        };
+        world.sql(&nothing).await;
+        relay.until_status("/tables/0/state", "failing").await;
+        let column = gone.split(' ').nth(1).unwrap();
+        let said = format!("table outbox has no column \"{column}\"");
+        relay
+            .until(|status| status["tables"][0]["last_error"].as_str().is_some_and(|e| e.contains(&said)))
+            .await;
+        world.sql("DELETE FROM outbox WHERE key = 'nothing'").await;
+        world.sql(&format!("ALTER TABLE outbox {back}")).await;
+        relay.until_status("/tables/0/state", "running").await;
+        until_the_log_is_followed(&world, &mut consumer, &only_in_log).await;
+    }
+    let inserted = writer.stop().await;
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    end(&world, relay).await;
+    let seen: Vec<Seen> =
+        consumer.read_to_end().iter().filter(|one| one.text() != "only in the log").cloned().collect();
+    assert_eq!(first_seen(&numbers(&seen)), inserted);
 }
