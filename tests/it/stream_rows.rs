@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{Consumer, Relay, SOON, Seen, World};
+use crate::harness::{Consumer, Relay, SOON, Seen, World, service};
 
 /// A configuration with a log; slots are the server's, so their name is the database's.
 fn with_log(world: &World, tables: &str, more: &str) -> String {
@@ -803,4 +803,84 @@ async fn a_column_that_is_needed_and_goes_is_said_and_its_table_flows_when_it_is
     let seen: Vec<Seen> =
         consumer.read_to_end().iter().filter(|one| one.text() != "only in the log").cloned().collect();
     assert_eq!(first_seen(&numbers(&seen)), inserted);
+}
+
+/// A role of the server is this test's alone, or its password would change under others.
+async fn as_role(world: &World, config: &str, password: &str) -> String {
+    let name = &world.name;
+    world.install(config).await;
+    world
+        .sql(&format!(
+            "ALTER ROLE whippet_tls PASSWORD '{password}';
+             GRANT ALL ON SCHEMA public, whippet TO whippet_tls; ALTER TABLE outbox OWNER TO whippet_tls;
+             GRANT CREATE ON DATABASE {name} TO whippet_tls;
+             GRANT ALL ON ALL TABLES IN SCHEMA whippet TO whippet_tls; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO whippet_tls"
+        ))
+        .await;
+    let url = service("WHIPPET_TEST_PG_TLS");
+    let (server, _) = url.rsplit_once('/').unwrap();
+    format!("{}/{name}", server.replace("whippet_tls:whippet-tls@", "whippet_tls@"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_encrypted_and_its_password_may_change_while_it_runs() {
+    let world = World::new("streamtls").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let plain = with_log(&world, "[{ name: outbox, capture: stream }]", "");
+    let url = as_role(&world, &plain, "whippet-tls").await;
+    let password = world.write("password", "whippet-tls\n");
+    let with_ca = |ca: &str| {
+        let more =
+            format!("source: {{ password_file: '{password}', tls: {{ mode: verify-full, ca_file: '{ca}' }},");
+        plain.replace(&world.url, &url).replace("source: {", &more)
+    };
+    let config = with_ca(&service("WHIPPET_TEST_PG_CA"));
+    let relay = world.relay(&config);
+    streams(&relay, [0]).await;
+    let encrypted = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND \
+        usename = 'whippet_tls' AND backend_type = 'walsender' AND datname = current_database()";
+    assert_eq!(world.number(encrypted).await, 1);
+    let only_in_log =
+        format!("BEGIN; {INSERT} VALUES ('{topic}', 'k', 'only in the log'); DELETE FROM outbox; COMMIT");
+    let mut consumer = world.consumer(&topic);
+    until_the_log_is_followed(&world, &mut consumer, &only_in_log).await;
+
+    // Every connection is made anew.
+    world.sql("ALTER ROLE whippet_tls PASSWORD 'rotated'").await;
+    world.write("password", "rotated\n");
+    world
+        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'whippet_tls' AND datname = current_database()")
+        .await;
+    until_the_log_is_followed(&world, &mut consumer, &only_in_log).await;
+    streams(&relay, [0]).await;
+    assert_eq!(world.number(encrypted).await, 1);
+    world.sql("ALTER ROLE whippet_tls PASSWORD 'whippet-tls'").await;
+    world.write("password", "whippet-tls\n");
+    let log = end(&world, relay).await;
+    assert!(!log.contains("rotated"), "a password is never printed");
+
+    // A CA of somebody else's.
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "1",
+        ])
+        .args(["-subj", "/CN=somebody else", "-keyout", "/dev/null", "-out"])
+        .arg(world.folder.path().join("other.crt"))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let relay = world.relay(&with_ca(&world.folder.path().join("other.crt").display().to_string()));
+    let said = relay.wait_for("invalid peer certificate");
+    assert!(said.to_string().contains("source database"), "{said}");
+    assert_eq!(relay.get("/readyz").0, 503);
+    assert_eq!(world.number(encrypted).await, 0);
+    drop(relay);
 }
