@@ -884,3 +884,214 @@ async fn a_stream_is_encrypted_and_its_password_may_change_while_it_runs() {
     assert_eq!(world.number(encrypted).await, 0);
     drop(relay);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_presets_are_streamed_as_they_are_polled() {
+    let world = World::new("streampresets").await;
+    let config = with_log(
+        &world,
+        "[{ name: w_polled, capture: poll }, { name: w_streamed, capture: stream },
+          { name: d_polled, capture: poll, preset: debezium, topic: 'WORLD.polled.{aggregatetype}' },
+          { name: d_streamed, capture: stream, preset: debezium, topic: 'WORLD.streamed.{aggregatetype}' }]",
+        "",
+    )
+    .replace("WORLD", &world.name);
+    world.install(&config).await;
+    for table in ["d_polled", "d_streamed"] {
+        world
+            .sql(&format!(
+                "DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (id uuid NOT NULL PRIMARY KEY, aggregatetype varchar(255) NOT NULL,
+                   aggregateid varchar(255) NOT NULL, type varchar(255) NOT NULL, payload jsonb, tracingspancontext varchar(256))"
+            ))
+            .await;
+    }
+    let mut topics = Vec::new();
+    for name in ["w_polled", "w_streamed", "polled.order", "streamed.order"] {
+        topics.push(world.create_topic(name, 3, &[]).await);
+    }
+    let relay = world.relay(&config);
+    streams(&relay, [1, 3]).await;
+    const ROWS: usize = 30;
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for (table, topic) in [("w_polled", &topics[0]), ("w_streamed", &topics[1])] {
+        world
+            .sql(&format!(
+                r#"BEGIN; SELECT set_config('whippet.context', '{{"x-request-id" : "r-1", "traceparent":"{trace}"}}', true);
+                INSERT INTO {table} (id, topic, key, type, payload, created_at)
+                SELECT md5(i::text)::uuid, '{topic}', nullif('key ' || i % 5, 'key 0'), nullif('type ' || i % 3, 'type 0'),
+                  CASE WHEN i % 7 > 0 THEN decode(md5('p' || i), 'hex') END, '2026-01-02 03:04:05.678+00' FROM generate_series(1, {ROWS}) i;
+                COMMIT"#
+            ))
+            .await;
+    }
+    for table in ["d_polled", "d_streamed"] {
+        world
+            .sql(&format!(
+                r#"INSERT INTO {table} SELECT md5(i::text)::uuid, 'order', 'key ' || i % 5, 'T', jsonb_build_object('b', i, 'a', 1.50),
+                  CASE WHEN i % 2 = 0 THEN E'#Mon Jan 01\ntraceparent={trace}\n' END FROM generate_series(1, {ROWS}) i"#
+            ))
+            .await;
+    }
+    for pair in topics.chunks(2) {
+        let (mut of_table, mut of_log) = (world.consumer(&pair[0]), world.consumer(&pair[1]));
+        same(of_table.read(ROWS), of_log.read(ROWS));
+        assert!(of_log.seen.iter().any(|one| one.header("traceparent") == Some(trace)));
+    }
+    // Debezium's way: without a number, and gone when it is committed. The log has them in order.
+    world
+        .sql(
+            "DO $$ BEGIN FOR i IN 1..100 LOOP
+               INSERT INTO d_streamed VALUES (gen_random_uuid(), 'order', 'k', 'T', to_jsonb(i)); DELETE FROM d_streamed;
+             END LOOP; END $$",
+        )
+        .await;
+    let mut of_log = world.consumer(&topics[3]);
+    of_log.read(ROWS + 100);
+    let of_key: Vec<Seen> =
+        of_log.seen.iter().filter(|one| one.key.as_deref() == Some(b"k")).cloned().collect();
+    assert_eq!(numbers(&of_key), (1..=100).collect::<Vec<_>>());
+    for table in ["w_polled", "w_streamed", "d_polled", "d_streamed"] {
+        world.until(&format!("SELECT count(*) FROM {table}"), 0).await;
+    }
+    only_the_log(&end(&world, relay).await);
+}
+
+/// A partitioned outbox, as the one table that it is for those who insert; with partitions that come and go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partitioned_outbox_is_streamed_as_one_table() {
+    let world = World::new("partitioned").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let config =
+        with_log(&world, "[{ name: by_range, capture: stream }, { name: by_hash, capture: stream }]", "");
+    let columns =
+        "id uuid DEFAULT gen_random_uuid(), topic text, key text, type text, payload bytea, headers json,
+        created_at timestamptz DEFAULT now()";
+    world
+        .sql(&format!(
+            "CREATE TABLE by_range (seq bigserial PRIMARY KEY, {columns}) PARTITION BY RANGE (seq);
+             CREATE TABLE r1 PARTITION OF by_range FOR VALUES FROM (0) TO (100);
+             CREATE TABLE by_hash (seq bigserial PRIMARY KEY, {columns}) PARTITION BY HASH (seq);
+             CREATE TABLE h0 PARTITION OF by_hash FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+             CREATE TABLE h1 PARTITION OF by_hash FOR VALUES WITH (MODULUS 2, REMAINDER 1)"
+        ))
+        .await;
+    let relay = world.relay(&config);
+    streams(&relay, [0, 1]).await;
+    let rows = |table: &str, from: u32, to: u32| {
+        let insert = format!("INSERT INTO {table} (topic, key, payload)");
+        format!(
+            "{insert} SELECT '{topic}', '{table}', convert_to('' || i, 'UTF8') FROM generate_series({from}, {to}) i"
+        )
+    };
+    // Only in the log, so that it is the log that has them.
+    for (from, to, partition) in [(1, 99, 100), (100, 199, 200), (200, 299, 300)] {
+        world
+            .sql(&format!(
+                "BEGIN; {}; {}; DELETE FROM by_range; DELETE FROM by_hash; COMMIT;
+                 CREATE TABLE r{partition} PARTITION OF by_range FOR VALUES FROM ({partition}) TO ({partition} + 100)",
+                rows("by_range", from, to),
+                rows("by_hash", from, to),
+            ))
+            .await;
+    }
+    // With columns in another order.
+    world
+        .sql(&format!(
+            "CREATE TABLE other_order (payload bytea, key text, seq bigint NOT NULL, headers json, type text, id uuid, created_at timestamptz, topic text);
+             ALTER TABLE by_range ATTACH PARTITION other_order FOR VALUES FROM (400) TO (1000);
+             SELECT setval('by_range_seq_seq', 399); {}; DROP TABLE r1",
+            rows("by_range", 300, 399)
+        ))
+        .await;
+    let mut consumer = world.consumer(&topic);
+    consumer.read(399 + 299);
+    for (table, last) in [("by_range", 399), ("by_hash", 299)] {
+        let key = Some(table.as_bytes());
+        let seen: Vec<Seen> = consumer.seen.iter().filter(|one| one.key.as_deref() == key).cloned().collect();
+        assert_eq!(numbers(&seen), (1..=last).collect::<Vec<_>>());
+        world.until(&format!("SELECT count(*) FROM {table}"), 0).await;
+    }
+    only_the_log(&end(&world, relay).await);
+}
+
+/// One log for all of them, and what is wrong with one is its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_fails_or_is_paused_leaves_the_others_of_its_log_alone() {
+    let world = World::new("onelog").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let config = with_log(
+        &world,
+        "[{ name: one, capture: stream }, { name: two, capture: stream }, { name: three, capture: auto }]",
+        "",
+    );
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    streams(&relay, [0, 1, 2]).await;
+    let mut consumer = world.consumer(&topic);
+    // Of one and three, only the log can have them.
+    let others = |what: &str| {
+        let row = |table: &str| {
+            format!(
+                "BEGIN; INSERT INTO {table} (topic, key, payload) VALUES ('{topic}', '{table}', '{what}');
+                 DELETE FROM {table}; COMMIT;"
+            )
+        };
+        format!("{} {}", row("one"), row("three"))
+    };
+    let two =
+        |what: &str| format!("INSERT INTO two (topic, key, payload) VALUES ('{topic}', 'two', '{what}')");
+    let has = |seen: &[Seen], key: &str, text: &str| {
+        seen.iter().any(|one| one.key.as_deref() == Some(key.as_bytes()) && one.text() == text)
+    };
+    let others_have = |consumer: &mut Consumer, text: &str| {
+        consumer.read_until(|seen| has(seen, "one", text) && has(seen, "three", text));
+    };
+
+    relay.operate(&world, &["pause", "--table", "two"]);
+    relay.until_status("/tables/1/state", "paused").await;
+    // More than all buffers between the log and the table.
+    world
+        .sql(&format!(
+            "{} FROM generate_series(1, 20000)",
+            two("paused").replace("VALUES (", "SELECT ").replace("')", "'")
+        ))
+        .await;
+    world.sql(&others("while two is paused")).await;
+    others_have(&mut consumer, "while two is paused");
+    assert!(!has(consumer.read_to_end(), "two", "paused"));
+    relay.operate(&world, &["resume", "--table", "two"]);
+    consumer.read_until(|seen| seen.iter().filter(|one| one.text() == "paused").count() == 20_000);
+    streams(&relay, [1]).await;
+
+    world.sql(&format!("{}; ALTER TABLE two RENAME payload TO body", two("before"))).await;
+    world.sql(&two("failing").replace("payload", "body")).await;
+    relay.until_status("/tables/1/state", "failing").await;
+    streams(&relay, [0, 2]).await;
+    world.sql(&others("while two fails")).await;
+    others_have(&mut consumer, "while two fails");
+    // The relay that starts now finds it so, and the others are streamed.
+    relay.kill();
+    let relay = world.relay(&config);
+    streams(&relay, [0, 2]).await;
+    world.sql(&others("after a start")).await;
+    others_have(&mut consumer, "after a start");
+    world.sql("ALTER TABLE two RENAME body TO payload").await;
+    consumer.read_until(|seen| has(seen, "two", "before") && has(seen, "two", "failing"));
+    streams(&relay, [0, 1, 2]).await;
+
+    // There is no such table at all.
+    world.sql("ALTER TABLE two RENAME TO elsewhere").await;
+    world.sql(&two("missing").replace("INTO two", "INTO elsewhere")).await;
+    relay.until_status("/tables/1/state", "failing").await;
+    world.sql(&others("while two is missing")).await;
+    others_have(&mut consumer, "while two is missing");
+    relay.kill();
+    let relay = world.relay(&config);
+    streams(&relay, [0, 2]).await;
+    world.sql(&others("after another start")).await;
+    others_have(&mut consumer, "after another start");
+    world.sql("ALTER TABLE elsewhere RENAME TO two").await;
+    consumer.read_until(|seen| has(seen, "two", "missing"));
+    streams(&relay, [0, 1, 2]).await;
+    end(&world, relay).await;
+}
