@@ -86,9 +86,15 @@ impl Slot {
                 found.push(None);
                 continue;
             }
-            let (oid, known) = self.columns(spec).await?;
-            tables.push((quoted_table(&spec.name), i64::from(oid)));
-            found.push(Some((oid, known)));
+            match self.columns(spec).await? {
+                Some((oid, known)) => {
+                    tables.push((quoted_table(&spec.name), i64::from(oid)));
+                    found.push(Some((oid, known)));
+                }
+                // Its rows stay where they are, wherever that is.
+                None if spec.stays() => found.push(None),
+                None => return Err(Obstacle::Setup(missing(spec))),
+            }
         }
         let changed = self.publish(&tables).await?;
         let is_new = self.have_slot(&server, disposable).await?;
@@ -121,8 +127,8 @@ impl Slot {
         Ok(server)
     }
 
-    /// A table's number and columns.
-    pub async fn columns(&self, table: &TableSpec) -> Result<(u32, Vec<Known>), Obstacle> {
+    /// A table's number and columns; `None` where there is no such table.
+    pub async fn columns(&self, table: &TableSpec) -> Result<Option<(u32, Vec<Known>)>, Obstacle> {
         let columns: Vec<(i64, String, i64, i64, bool)> = answered("read the table's columns", async {
             sqlx::query_as(
                 "WITH RECURSIVE base(of_type, oid, under) AS ( \
@@ -140,19 +146,36 @@ impl Slot {
             .map_err(sql("read the table's columns"))
         })
         .await?;
-        let Some((oid, ..)) = columns.first() else {
-            return Err(Obstacle::Setup(format!(
-                "table {} does not exist, or this role cannot see it",
-                table.name
-            )));
-        };
+        let Some((oid, ..)) = columns.first() else { return Ok(None) };
         let oid = *oid as u32;
         let known = |(_, name, oid, base, is_enum): (i64, String, i64, i64, bool)| Known {
             name,
             oid: oid as u32,
             kind: Type::new(oid as u32, base as u32, is_enum),
         };
-        Ok((oid, columns.into_iter().map(known).collect()))
+        Ok(Some((oid, columns.into_iter().map(known).collect())))
+    }
+
+    /// Whether the tables still have these numbers, and are still published.
+    pub async fn has_still(&self, tables: &[(String, Option<i64>)]) -> Result<bool, Error> {
+        let (names, oids): (Vec<&str>, Vec<Option<i64>>) =
+            tables.iter().map(|(name, oid)| (name.as_str(), *oid)).unzip();
+        answered("look for the tables", async {
+            sqlx::query_scalar(
+                "SELECT NOT EXISTS (SELECT FROM unnest($1::text[], $2::bigint[]) AS t(name, oid) \
+                 WHERE to_regclass(t.name)::oid::bigint IS DISTINCT FROM t.oid OR (t.oid IS NOT NULL AND NOT EXISTS ( \
+                   SELECT FROM pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname \
+                   JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename \
+                   WHERE p.pubname = $3 AND c.oid::bigint = t.oid)))",
+            )
+            .bind(&names)
+            .bind(&oids)
+            .bind(&self.settings.publication)
+            .fetch_one(&self.database.pool())
+            .await
+            .map_err(sql("look for the tables"))
+        })
+        .await
     }
 
     /// Has the tables in the publication. Returns a transaction's number where it had to be changed: what
@@ -427,6 +450,10 @@ impl Slot {
         .await?;
         at.parse().map_err(|error| Error::Setup(format!("write a heartbeat: {error}")))
     }
+}
+
+pub fn missing(table: &TableSpec) -> String {
+    format!("table {} does not exist, or this role cannot see it", table.name)
 }
 
 /// The prefix of our own messages in the log.

@@ -24,7 +24,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     decoder::{Decoder, Route},
     pgoutput::status_update,
-    slot::{Health, Obstacle, Slot},
+    slot::{Health, Obstacle, Slot, missing},
     wire::{self, Connection, Message, Reader, Writer},
 };
 use crate::{
@@ -32,7 +32,7 @@ use crate::{
     coordinate::{Lease, report},
     relay::retry::Policy,
     source::{
-        database::TableSpec,
+        database::{Rows, TableSpec, quoted_table},
         log::{Batch, Incoming, Line, Lsn, Progress},
     },
 };
@@ -212,14 +212,14 @@ impl Streamer {
             Ok(prepared) => prepared,
             Err(ended) => return ended,
         };
-        for (follower, incoming) in self.followers.iter().zip(lines) {
-            follower.lines.send(Line::Up(incoming)).ok();
+        for (follower, line) in self.followers.iter().zip(lines) {
+            follower.lines.send(line).ok();
         }
         info!(slot = self.slot.settings.slot, "the log is read");
         session.run(self, stop).await
     }
 
-    async fn prepare(&self) -> Result<(Session, Vec<Incoming>), Ended> {
+    async fn prepare(&self) -> Result<(Session, Vec<Line>), Ended> {
         let specs: Vec<TableSpec> = self.followers.iter().map(|follower| follower.spec.clone()).collect();
         let password = self.slot.database.password().map_err(Obstacle::from)?;
         let settings = wire::Settings { password, ..self.connect.clone() };
@@ -244,13 +244,21 @@ impl Streamer {
         };
         let most = specs.iter().map(limit_of).max().unwrap_or(self.row_limit);
         let (reader, writer) = connection.stream(&start, most).await?;
-        let changed = Arc::new(Notify::new());
+        let (changed, differs) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (mut routes, mut lines, mut outlets) = (Vec::new(), Vec::new(), Vec::new());
+        let mut numbers = Vec::new();
         for (spec, table) in specs.into_iter().zip(tables) {
+            let is_message = matches!(spec.rows, Rows::Messages { .. });
+            if !is_message {
+                numbers.push((quoted_table(&spec.name), table.as_ref().map(|(oid, _)| i64::from(*oid))));
+            }
             let limit = limit_of(&spec);
             let progress = Arc::new(Progress::new(changed.clone()));
             let (outlet, batches) = mpsc::channel(2);
-            lines.push(Incoming { batches, progress: progress.clone() });
+            lines.push(match &table {
+                None if !is_message => Line::Down { why: missing(&spec), lost: false },
+                _ => Line::Up(Incoming { batches, progress: progress.clone() }),
+            });
             outlets.push(outlet);
             routes.push(Route::new(spec, table, limit, progress));
         }
@@ -269,7 +277,9 @@ impl Streamer {
                 token,
                 self.metrics.clone(),
                 retained.clone(),
+                (numbers, differs.clone()),
             ))),
+            differs,
             retained,
             said_too_much: false,
             heard: Instant::now(),
@@ -313,14 +323,24 @@ async fn feed_back(mut writer: Writer, confirmed: Arc<Confirmed>) {
     }
 }
 
-/// Measures what the server keeps for the slot, and writes the heartbeats.
-async fn keep_watch(slot: Slot, token: String, metrics: Arc<Metrics>, retained: Arc<AtomicI64>) {
+/// Measures what the server keeps for the slot, writes the heartbeats, and sees whether the tables are still
+/// the same.
+async fn keep_watch(
+    slot: Slot,
+    token: String,
+    metrics: Arc<Metrics>,
+    retained: Arc<AtomicI64>,
+    (tables, differs): (Vec<(String, Option<i64>)>, Arc<Notify>),
+) {
     let mut measure = tokio::time::interval(MEASURE_EVERY);
     let mut beat = tokio::time::interval(slot.settings.heartbeat.max(Duration::from_millis(100)));
     measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut compare = tokio::time::interval_at(Instant::now() + MEASURE_EVERY, MEASURE_EVERY);
+    compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let done = tokio::select! {
+            _ = compare.tick() => slot.has_still(&tables).await.map(|same| if !same { differs.notify_one() }),
             _ = beat.tick() => slot.beat(&token).await.map(drop),
             _ = measure.tick() => slot.health().await.map(|health| {
                 let health = health.unwrap_or_default();
@@ -346,6 +366,8 @@ struct Session {
     outlets: Vec<mpsc::Sender<Batch>>,
     room: Arc<Semaphore>,
     changed: Arc<Notify>,
+    /// A table is another one, has come, or is not published any more.
+    differs: Arc<Notify>,
     confirmed: Arc<Confirmed>,
     _feedback: AbortOnDropHandle<()>,
     _watch: AbortOnDropHandle<()>,
@@ -384,6 +406,9 @@ impl Session {
                     self.confirm(true);
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     return Ended::Stopped;
+                }
+                () = self.differs.notified() => {
+                    return Ended::Again("a table has come or gone, or is not published any more");
                 }
                 () = streamer.again.notified() => return Ended::Again("a table asked for it"),
                 _ = look.tick() => {
@@ -466,7 +491,7 @@ impl Session {
 async fn look_at_columns(decoder: &Decoder, slot: &Slot) -> Option<Ended> {
     for (spec, known) in decoder.tables() {
         match slot.columns(spec).await {
-            Ok(now) if now == *known => {}
+            Ok(Some(now)) if now == *known => {}
             Ok(_) => return Some(Ended::Again("the columns of a table have changed")),
             Err(obstacle) => return Some(obstacle.into()),
         }
