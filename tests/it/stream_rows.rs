@@ -1095,3 +1095,25 @@ async fn a_table_that_fails_or_is_paused_leaves_the_others_of_its_log_alone() {
     streams(&relay, [0, 1, 2]).await;
     end(&world, relay).await;
 }
+
+/// The log says nothing about a table that is another one, or is not published any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_made_anew_or_taken_from_the_publication_flows_on() {
+    let world = World::new("madeanew").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let (config, relay) = stream_outbox(&world, "", "").await;
+    let mut consumer = world.consumer(&topic);
+    let row = |what: &str| format!("{INSERT} VALUES ('{topic}', 'k', '{what}')");
+    let only_in_log = format!("BEGIN; {}; DELETE FROM outbox; COMMIT", row("only in the log"));
+    world.sql("ALTER TABLE outbox RENAME TO old").await;
+    world.install(&config).await;
+    world.sql(&row("made anew")).await;
+    consumer.read_until(|seen| seen.iter().any(|one| one.text() == "made anew"));
+    until_the_log_is_followed(&world, &mut consumer, &only_in_log).await;
+
+    world.sql(&format!("ALTER PUBLICATION {} DROP TABLE outbox", world.name)).await;
+    world.sql(&row("not published")).await;
+    consumer.read_until(|seen| seen.iter().any(|one| one.text() == "not published"));
+    until_the_log_is_followed(&world, &mut consumer, &only_in_log).await;
+    end(&world, relay).await;
+}
