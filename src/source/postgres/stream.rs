@@ -192,9 +192,15 @@ impl Streamer {
 
     /// Waits until the tables have been polled nearly empty. `false` when it is time to stop.
     async fn caught_up(&mut self, stop: &CancellationToken) -> bool {
-        for follower in &mut self.followers {
+        // What was measured before may have been measured before Kafka went away.
+        self.followers.iter_mut().for_each(|follower| follower.waits.mark_unchanged());
+        for Follower { waits, .. } in &mut self.followers {
+            let caught_up = async {
+                waits.changed().await?;
+                waits.wait_for(|seconds| *seconds < CAUGHT_UP).await.map(drop)
+            };
             tokio::select! {
-                waited = follower.waits.wait_for(|seconds| *seconds < CAUGHT_UP) => if waited.is_err() { return false },
+                waited = caught_up => if waited.is_err() { return false },
                 () = stop.cancelled() => return false,
             }
         }
