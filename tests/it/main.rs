@@ -16,4 +16,5 @@ mod proxy;
 mod records;
 mod sqlite;
 mod stream;
+mod stream_faults;
 mod verbs;
