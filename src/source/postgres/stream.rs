@@ -46,6 +46,7 @@ const FEEDBACK_EVERY: Duration = Duration::from_secs(1);
 const SILENT_AFTER: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
+const DROP_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// After the log grew too large: it is followed again when no row waits for longer.
 const CAUGHT_UP: f64 = 10.0;
 
@@ -128,13 +129,7 @@ impl Streamer {
                         "the slot is dropped and its tables are polled; it is made anew when they have caught up"
                     );
                     self.tell_down(&why);
-                    if let Err(error) = self.slot.drop_slot().await {
-                        error!(
-                            error = report(&error),
-                            "the slot could not be dropped: the server goes on keeping its log"
-                        );
-                    }
-                    if !self.caught_up(&stop).await {
+                    if !self.let_go(&stop).await || !self.caught_up(&stop).await {
                         return;
                     }
                     continue;
@@ -188,6 +183,26 @@ impl Streamer {
                 () = tokio::time::sleep_until(until) => {}
             }
         }
+    }
+
+    /// Drops the slot. The server may be slow to see that nobody reads from it. `false` when it is time to
+    /// stop.
+    async fn let_go(&self, stop: &CancellationToken) -> bool {
+        while let Err(error) = self.slot.drop_slot().await {
+            error!(
+                error = report(&error),
+                "the slot could not be dropped: the server goes on keeping its log; will try again"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(DROP_AGAIN_AFTER) => {}
+                () = stop.cancelled() => return false,
+            }
+            // Somebody else's, who may be reading from it.
+            if self.lease.borrow().epoch().is_none() {
+                break;
+            }
+        }
+        true
     }
 
     /// Waits until the tables have been polled nearly empty. `false` when it is time to stop.
