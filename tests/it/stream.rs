@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    harness::{Relay, World},
+    harness::{Relay, World, service, services},
     load::{Load, Plan},
 };
 
@@ -47,7 +47,17 @@ pub async fn until_published(relay: &Relay, more: f64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_come_from_the_log_once_and_in_order_and_the_slot_follows() {
-    let world = World::new("stream").await;
+    rows_come_once_and_in_order(World::new("stream").await).await;
+}
+
+/// The same of the newest server that is supported.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_come_from_the_log_of_postgresql_18_once_and_in_order() {
+    tokio::task::spawn_blocking(|| services("up", "pg18")).await.unwrap();
+    rows_come_once_and_in_order(World::on(&service("WHIPPET_TEST_PG18"), "stream18").await).await;
+}
+
+async fn rows_come_once_and_in_order(world: World) {
     let topic = world.create_topic("events", 1, &[]).await;
     let config = streamed(&world, "{ name: outbox }");
     world.install(&config).await;

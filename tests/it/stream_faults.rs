@@ -1,10 +1,15 @@
 //! The log of PostgreSQL under every fault: what it takes to be read is lost, and comes back.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use crate::{
     faults::{PLAN, Stage},
-    harness::{Relay, SOON, World, run_on, service, services},
+    harness::{Relay, SOON, World, run_on, service, services, services_with},
+    proxy::Proxy,
     stream::{NO_LAG, drop_slot, follows, of_slot, streamed, until_published},
 };
 
@@ -218,6 +223,39 @@ async fn over_the_budget_the_slot_is_let_go_and_made_anew_when_the_table_has_cau
     stage.end(relay).await;
 }
 
+/// The server may be too busy to see that its client is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_cannot_be_let_go_at_once_is_let_go_later() {
+    struct Stopped(String);
+    impl Stopped {
+        fn signal(&self, name: &str) {
+            assert!(Command::new("kill").args(["-s", name, &self.0]).status().unwrap().success());
+        }
+    }
+    impl Drop for Stopped {
+        fn drop(&mut self) {
+            self.signal("CONT");
+        }
+    }
+    let world = World::new("latedrop").await;
+    let config = streamed(&world, "{ name: outbox, capture: auto }")
+        .replace("stream: {", "stream: { max_retained_wal: 16MiB,");
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    followed(&relay, 1).await;
+    let walsender = Stopped(world.number(&of_slot(&world, "active_pid::bigint")).await.to_string());
+    walsender.signal("STOP");
+    noise(&world, 20).await;
+    relay.wait_for("the slot could not be dropped");
+    drop(walsender);
+    // Dropped, and made anew, as no row waits.
+    followed(&relay, 2).await;
+    assert_eq!(said(&relay, "slot made"), 2, "{}", relay.log());
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    drop_slot(&world).await;
+}
+
 /// The server ends a walsender that it does not hear from.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_hears_from_a_relay_that_can_take_no_more_rows() {
@@ -352,6 +390,205 @@ async fn an_operators_verbs_do_what_they_say_while_the_log_is_followed() {
     world.until("SELECT count(*) FROM outbox", 0).await;
     assert_eq!(texts_of("worse"), ["2"]);
     followed(&relay, 6).await;
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    drop_slot(&world).await;
+}
+
+/// A process that takes the log from a slot, and throws it away.
+struct Other(Child);
+
+impl Other {
+    fn new(world: &World) -> Other {
+        let versions = std::fs::read_dir("/usr/lib/postgresql").unwrap();
+        let newest: PathBuf = versions.map(|entry| entry.unwrap().path()).max().unwrap();
+        let child = Command::new(newest.join("bin/pg_recvlogical"))
+            .args(["--dbname", &world.url, "--slot", &world.name, "--start", "--file", "/dev/null"])
+            .args(["--option", "proto_version=1", "--option", &format!("publication_names={}", world.name)])
+            .stderr(Stdio::null())
+            .spawn();
+        Other(child.unwrap())
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// What somebody else takes from the slot the server never sends again: the table has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_somebody_else_reads_is_told_and_followed_when_it_is_free() {
+    let stage = stage("slottaken").await;
+    let relay = stage.relay();
+    followed(&relay, 1).await;
+    until_published(&relay, 200.0).await;
+    relay.kill();
+    let free = of_slot(&stage.world, "count(*) FILTER (WHERE active)");
+    stage.world.until(&free, 0).await;
+    let other = Other::new(&stage.world);
+    stage.world.until(&free, 1).await;
+    let owner = stage.world.number(&of_slot(&stage.world, "active_pid::bigint")).await;
+    let relay = stage.relay();
+    polled(&relay, &format!("in use by \"pg_recvlogical\", process {owner} of the server")).await;
+    until_published(&relay, 200.0).await;
+    assert_eq!(said(&relay, "in use by"), 1, "it is told once");
+    drop(other);
+    followed(&relay, 1).await;
+    until_published(&relay, 200.0).await;
+    stage.end(relay).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stream_lacks_is_told_as_the_sql_that_mends_it() {
+    let world = World::new("streamsql").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let config = streamed(&world, "{ name: outbox, capture: stream }")
+        .replace("stream: {", "stream: { create: false,");
+    world.install(&config).await;
+    world.sql(&format!("DROP PUBLICATION IF EXISTS {}", world.name)).await;
+    let relay = world.relay(&config);
+    world.sql(&format!("{INSERT} VALUES ('{topic}', 'k', '1', NULL)")).await;
+    for statement in ["CREATE PUBLICATION", "SELECT pg_create_logical_replication_slot"] {
+        let told = |status: &serde_json::Value| {
+            let table = &status["tables"][0];
+            let error = table["last_error"].as_str()?;
+            (table["state"] == "failing").then_some(error[error.find(statement)?..].to_owned())
+        };
+        relay.until(|status| told(status).is_some()).await;
+        let sql = told(&relay.status()).unwrap();
+        assert_eq!(world.consumer(&topic).read_to_end().len(), 0, "it is not polled");
+        world.sql(&sql).await;
+    }
+    followed(&relay, 1).await;
+    relay.until_status("/tables/0/state", "running").await;
+    world.sql(&format!("{INSERT} VALUES ('{topic}', 'k', '2', NULL)")).await;
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    let mut consumer = world.consumer(&topic);
+    assert_eq!(consumer.read_to_end().iter().map(|seen| seen.text()).collect::<Vec<_>>(), ["1", "2"]);
+
+    // A table that the publication does not have.
+    world.sql(&format!("ALTER PUBLICATION {} DROP TABLE outbox", world.name)).await;
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    let relay = world.relay(&config);
+    let told = |status: &serde_json::Value| {
+        let error = status["tables"][0]["last_error"].as_str()?;
+        Some(error[error.find("ALTER PUBLICATION")?..].to_owned())
+    };
+    relay.until(|status| told(status).is_some()).await;
+    world.sql(&told(&relay.status()).unwrap()).await;
+    followed(&relay, 1).await;
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    drop_slot(&world).await;
+}
+
+/// What others write into the log is not kept for a table that is idle.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_table_beside_a_busy_one_does_not_hold_the_log() {
+    let world = World::new("idle").await;
+    let config = streamed(&world, "{ name: outbox, capture: auto }");
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    followed(&relay, 1).await;
+    let wal = "SELECT (pg_current_wal_lsn() - '0/0')::bigint";
+    let before = world.number(wal).await;
+    noise(&world, 100).await;
+    assert!(world.number(wal).await - before > 100_000_000);
+    let lag = |of: &str| of_slot(&world, &format!("(pg_current_wal_lsn() - {of} < 20000000)::int::bigint"));
+    let within = Duration::from_mins(1);
+    world.until_within(&lag("confirmed_flush_lsn"), 1, within).await;
+    // The server moves this one at its own pace: by what it writes at a checkpoint, at the latest.
+    world.sql("CHECKPOINT").await;
+    world.until_within(&lag("restart_lsn"), 1, within).await;
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    drop_slot(&world).await;
+}
+
+async fn number_on(server: &str, sql: &str) -> i64 {
+    use sqlx::Connection as _;
+    let mut connection = sqlx::PgConnection::connect(server).await.unwrap();
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap()
+}
+
+/// Under load: what a writer has heard is on both servers, and the relay knows no other rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_is_promoted_is_followed_and_nothing_is_lost() {
+    for (verb, name) in [("reset", "pg17b"), ("reset", "pg17"), ("up", "pg17"), ("up", "pg17b")] {
+        services_beside(verb, name).await;
+    }
+    let (primary, standby) = (service("WHIPPET_TEST_PG17"), service("WHIPPET_TEST_PG17B"));
+    let proxy = Proxy::pg17();
+    let both = "ALTER SYSTEM SET synchronous_standby_names = 'pg17b'";
+    run_on(&primary, &[both, "SELECT pg_reload_conf()"]).unwrap();
+    let port = service("WHIPPET_TEST_PG17_PROXIED_PORT");
+    let world = World::on(&format!("postgres://postgres@127.0.0.1:{port}/postgres"), "promotion").await;
+    let mut stage =
+        Stage::set_in(world, PLAN, |world| streamed(world, "{ name: outbox, capture: auto }")).await;
+    let relay = stage.relay();
+    followed(&relay, 1).await;
+    until_published(&relay, 200.0).await;
+    assert_eq!(stage.world.number(&of_slot(&stage.world, "failover::int::bigint")).await, 1);
+    // The standby takes a copy once the slot's oldest transaction is over: that is told at a checkpoint, if
+    // none is open then.
+    stage.load.stop();
+    stage.load.ended().await;
+    let copied =
+        of_slot(&stage.world, "count(*)") + " AND synced AND NOT temporary AND invalidation_reason IS NULL";
+    let deadline = Instant::now() + 2 * SOON;
+    while number_on(&standby, &copied).await == 0 {
+        assert!(Instant::now() < deadline, "the standby has no copy of the slot");
+        stage.world.sql("CHECKPOINT").await;
+    }
+    stage.load.go_on();
+    until_published(&relay, 200.0).await;
+    services_beside("kill", "pg17").await;
+    proxy.cut();
+    run_on(&standby, &["SELECT pg_promote()"]).unwrap();
+    proxy.lead_to(&standby);
+    followed(&relay, 2).await;
+    until_published(&relay, 200.0).await;
+    assert_eq!(said(&relay, "slot made"), 1, "the standby's copy of it is read: {}", relay.log());
+    stage.end(relay).await;
+    for name in ["pg17b", "pg17"] {
+        services_beside("reset", name).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_logical_log_is_polled_and_told_why() {
+    struct Logical;
+    impl Drop for Logical {
+        fn drop(&mut self) {
+            services("restart", "pg18");
+        }
+    }
+    let restart = |level: &'static str| {
+        tokio::task::spawn_blocking(move || {
+            // No slot of before: with one of those it would not start.
+            services("reset", "pg18");
+            services_with("up", "pg18", &[("WHIPPET_PG18_WAL_LEVEL", level)]);
+        })
+    };
+    restart("replica").await.unwrap();
+    let logical = Logical;
+    let world = World::on(&service("WHIPPET_TEST_PG18"), "wallevel").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let config = streamed(&world, "{ name: outbox, capture: auto }");
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    polled(&relay, "wal_level is replica").await;
+    world.sql(&format!("{INSERT} VALUES ('{topic}', 'k', '1', NULL)")).await;
+    world.consumer(&topic).read(1);
+    tokio::task::spawn_blocking(move || drop(logical)).await.unwrap();
+    followed(&relay, 1).await;
+    world.sql(&format!("{INSERT} VALUES ('{topic}', 'k', '2', NULL)")).await;
+    world.consumer(&topic).read(2);
+    world.until("SELECT count(*) FROM outbox", 0).await;
     let (code, log) = relay.stop();
     assert_eq!(code, Some(0), "{log}");
     drop_slot(&world).await;
