@@ -11,18 +11,21 @@ use crate::{
     proxy::Proxy,
 };
 
-const PLAN: Plan = Plan { writers: 4, keys: 50, rows: 1_000_000, pause_ms: 30, poison: None };
+pub const PLAN: Plan = Plan { writers: 4, keys: 50, rows: 1_000_000, pause_ms: 30, poison: None };
 
 /// A relay under load, and what it takes to end the test.
-struct Stage {
-    world: World,
-    load: Load,
-    config: String,
+pub struct Stage {
+    pub world: World,
+    pub load: Load,
+    pub config: String,
 }
 
 impl Stage {
-    async fn set(name: &str, plan: Plan, config: impl Fn(&World) -> String) -> Stage {
-        let world = World::new(name).await;
+    pub async fn set(name: &str, plan: Plan, config: impl Fn(&World) -> String) -> Stage {
+        Stage::set_in(World::new(name).await, plan, config).await
+    }
+
+    pub async fn set_in(world: World, plan: Plan, config: impl Fn(&World) -> String) -> Stage {
         let topic = world.create_topic("events", 3, &[]).await;
         let config = config(&world);
         // Installed past the proxies: those are for the relay.
@@ -32,12 +35,12 @@ impl Stage {
         Stage { world, load, config }
     }
 
-    fn relay(&self) -> Relay {
+    pub fn relay(&self) -> Relay {
         self.world.relay(&self.config)
     }
 
     /// Lets the load go on for a while: the time that a fault lasts.
-    async fn carry_on(&self, time: Duration) {
+    pub async fn carry_on(&self, time: Duration) {
         let (until, before) = (Instant::now() + time, self.load.written());
         while Instant::now() < until || self.load.written() == before {
             self.world.pause().await;
@@ -45,7 +48,7 @@ impl Stage {
     }
 
     /// Waits until something was published since, which shows that the relay works again.
-    async fn flows_again(&self, relay: &Relay) {
+    pub async fn flows_again(&self, relay: &Relay) {
         let before = relay.metric("whippet_events_published_total", "outbox");
         let deadline = Instant::now() + SOON;
         while relay.metric("whippet_events_published_total", "outbox") <= before {
@@ -55,7 +58,7 @@ impl Stage {
     }
 
     /// Ends the load, lets the relay finish, and asks the checker.
-    async fn end(mut self, relay: Relay) {
+    pub async fn end(mut self, relay: Relay) {
         self.load.stop();
         self.load.ended().await;
         self.world.until("SELECT count(*) FROM outbox", 0).await;

@@ -41,13 +41,33 @@ pub fn kafka() -> String {
 
 /// Runs `scripts/services VERB NAME`.
 pub fn services(verb: &str, name: &str) {
+    services_with(verb, name, &[]);
+}
+
+pub fn services_with(verb: &str, name: &str, environment: &[(&str, &str)]) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
-    let status = Command::new(script).args([verb, name]).status().unwrap();
+    let status = Command::new(script).args([verb, name]).envs(environment.iter().copied()).status().unwrap();
     assert!(status.success(), "{script} {verb} {name}: {status}");
+}
+
+/// Runs SQL on a server from where nobody can wait, one statement after the other.
+pub fn run_on(server: &str, statements: &[&str]) -> Result<(), sqlx::Error> {
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut connection = PgConnection::connect(server).await?;
+            for statement in statements {
+                sqlx::query(AssertSqlSafe(*statement)).execute(&mut connection).await?;
+            }
+            Ok(())
+        })
+    };
+    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
 }
 
 /// A database, and topics under a prefix, of one test alone.
 pub struct World {
+    server: String,
     pub name: String,
     pub url: String,
     pub db: PgPool,
@@ -57,15 +77,20 @@ pub struct World {
 
 impl World {
     pub async fn new(name: &str) -> World {
+        World::on(&service("WHIPPET_TEST_PG"), name).await
+    }
+
+    /// On this server.
+    pub async fn on(server: &str, name: &str) -> World {
         let name = format!("it_{name}_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
-        let server = service("WHIPPET_TEST_PG");
-        let mut connection = PgConnection::connect(&server).await.unwrap();
+        let mut connection = PgConnection::connect(server).await.unwrap();
         sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut connection).await.unwrap();
-        let (server, _) = server.rsplit_once('/').unwrap();
-        let url = format!("{server}/{name}");
+        let (address, _) = server.rsplit_once('/').unwrap();
+        let url = format!("{address}/{name}");
         let options: PgConnectOptions = url.parse().unwrap();
         let db = PgPoolOptions::new().max_connections(32).connect_with(options).await.unwrap();
         World {
+            server: server.to_owned(),
             name,
             url,
             db,
@@ -195,17 +220,7 @@ impl Drop for World {
         if std::thread::panicking() {
             return;
         }
-        let (server, name) = (service("WHIPPET_TEST_PG"), self.name.clone());
-        let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let mut connection = PgConnection::connect(&server).await?;
-                sqlx::query(AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)")))
-                    .execute(&mut connection)
-                    .await
-            })
-        });
-        dropped.join().unwrap().unwrap();
+        run_on(&self.server, &[&format!("DROP DATABASE {} WITH (FORCE)", self.name)]).unwrap();
     }
 }
 

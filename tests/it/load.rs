@@ -12,7 +12,7 @@ use sqlx::{Connection as _, PgConnection};
 
 use crate::{
     checker::{Verdict, Written, check},
-    harness::World,
+    harness::{SOON, World},
 };
 
 /// What the writers do.
@@ -39,6 +39,7 @@ struct Shared {
 }
 
 pub struct Load {
+    seed: u64,
     shared: Arc<Shared>,
     writers: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -58,9 +59,19 @@ impl Load {
             stop: AtomicBool::new(false),
             history: Mutex::new(Vec::new()),
         });
-        let writers =
-            (0..plan.writers).map(|writer| tokio::spawn(write(shared.clone(), seed + writer))).collect();
-        Load { shared, writers }
+        world.sql("CREATE TABLE transactions (number bigint PRIMARY KEY)").await;
+        let mut load = Load { seed, shared, writers: Vec::new() };
+        load.go_on();
+        load
+    }
+
+    /// Has the writers write, as at the start, or after they have ended.
+    pub fn go_on(&mut self) {
+        self.shared.stop.store(false, Ordering::Relaxed);
+        let writers = self.shared.plan.writers;
+        let write = |writer| tokio::spawn(write(self.shared.clone(), self.seed + writer));
+        self.writers = (0..writers).map(write).collect();
+        self.seed += writers;
     }
 
     /// Rows that were inserted so far.
@@ -89,9 +100,8 @@ impl Load {
     }
 }
 
-/// One writer: transactions of a few rows, with a pause between INSERT and COMMIT.
+/// One writer: transactions of a few rows. When the server goes away, it waits until there is one again.
 async fn write(shared: Arc<Shared>, seed: u64) {
-    let Plan { keys: all, pause_ms, poison, .. } = shared.plan;
     let mut random = fastrand::Rng::with_seed(seed);
     let mut connection = PgConnection::connect(&shared.url).await.unwrap();
     // Half of the writers serialise each key by a row lock taken before the INSERT.
@@ -104,57 +114,109 @@ async fn write(shared: Arc<Shared>, seed: u64) {
             return;
         }
         let number = shared.transactions.fetch_add(1, Ordering::Relaxed);
-        let mut keys: Vec<u32> = (0..rows).map(|_| random.u32(0..all)).collect();
-        let mut transaction = connection.begin().await.unwrap();
+        let mut keys: Vec<u32> = (0..rows).map(|_| random.u32(0..shared.plan.keys)).collect();
         if locks {
             // In one order, or two writers would wait for each other.
             keys.sort_unstable();
-            let mut distinct: Vec<i32> = keys.iter().map(|key| *key as i32).collect();
-            distinct.dedup();
-            for key in distinct {
-                sqlx::query("SELECT 1 FROM keys WHERE key = $1 FOR UPDATE")
-                    .bind(key)
-                    .execute(&mut *transaction)
-                    .await
-                    .unwrap();
-            }
         }
         let mut written = Vec::new();
-        for (nth, key) in keys.iter().enumerate() {
-            let row = Written {
-                id: uuid::Uuid::from_u128(random.u128(..)).to_string(),
-                key: format!("key-{key}"),
-                payload: vec![b'x'; random.usize(0..400)],
-                transaction: number,
-                inserted: Instant::now(),
-                nth,
-                committed: None,
-            };
-            let bad = poison.is_some_and(|one_in| random.u32(0..one_in) == 0);
-            sqlx::query(
-                "INSERT INTO outbox (id, topic, key, payload, headers) VALUES ($1::text::uuid, $2, $3, $4, $5::json)",
-            )
-            .bind(&row.id)
-            .bind(&shared.topic)
-            .bind(&row.key)
-            .bind(&row.payload)
-            .bind(bad.then_some("[\"not an object\"]"))
-            .execute(&mut *transaction)
-            .await
-            .unwrap();
-            written.push(row);
-        }
-        // Mostly short, sometimes long: rows with lower numbers commit after higher ones.
-        let pause =
-            if random.u32(0..50) == 0 { random.u64(0..=pause_ms * 7) } else { random.u64(0..=pause_ms) };
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-        if random.u32(0..20) == 0 {
-            transaction.rollback().await.unwrap();
-        } else {
-            transaction.commit().await.unwrap();
-            let committed = Instant::now();
-            written.iter_mut().for_each(|row| row.committed = Some(committed));
-        }
+        let done = transact(&shared, &mut connection, &mut random, number, &keys, locks, &mut written).await;
+        let committed = match done {
+            Ok(committed) => committed,
+            Err(error) => {
+                assert!(is_gone(&error), "{error}");
+                connection = connect_again(&shared.url).await;
+                has_committed(&mut connection, number).await.then(Instant::now)
+            }
+        };
+        written.iter_mut().for_each(|row| row.committed = committed);
         shared.history.lock().unwrap().extend(written);
     }
+}
+
+/// One transaction, with a pause between INSERT and COMMIT. Returns when it had committed, if so.
+async fn transact(
+    shared: &Shared,
+    connection: &mut PgConnection,
+    random: &mut fastrand::Rng,
+    number: u64,
+    keys: &[u32],
+    locks: bool,
+    written: &mut Vec<Written>,
+) -> Result<Option<Instant>, sqlx::Error> {
+    let Plan { pause_ms, poison, .. } = shared.plan;
+    let mut transaction = connection.begin().await?;
+    sqlx::query("INSERT INTO transactions VALUES ($1)")
+        .bind(number as i64)
+        .execute(&mut *transaction)
+        .await?;
+    if locks {
+        let mut distinct: Vec<i32> = keys.iter().map(|key| *key as i32).collect();
+        distinct.dedup();
+        for key in distinct {
+            sqlx::query("SELECT 1 FROM keys WHERE key = $1 FOR UPDATE")
+                .bind(key)
+                .execute(&mut *transaction)
+                .await?;
+        }
+    }
+    for (nth, key) in keys.iter().enumerate() {
+        let row = Written {
+            id: uuid::Uuid::from_u128(random.u128(..)).to_string(),
+            key: format!("key-{key}"),
+            payload: vec![b'x'; random.usize(0..400)],
+            transaction: number,
+            inserted: Instant::now(),
+            nth,
+            committed: None,
+        };
+        let bad = poison.is_some_and(|one_in| random.u32(0..one_in) == 0);
+        sqlx::query(
+            "INSERT INTO outbox (id, topic, key, payload, headers) VALUES ($1::text::uuid, $2, $3, $4, $5::json)",
+        )
+        .bind(&row.id)
+        .bind(&shared.topic)
+        .bind(&row.key)
+        .bind(&row.payload)
+        .bind(bad.then_some("[\"not an object\"]"))
+        .execute(&mut *transaction)
+        .await?;
+        written.push(row);
+    }
+    // Mostly short, sometimes long: rows with lower numbers commit after higher ones.
+    let pause = if random.u32(0..50) == 0 { random.u64(0..=pause_ms * 7) } else { random.u64(0..=pause_ms) };
+    tokio::time::sleep(Duration::from_millis(pause)).await;
+    if random.u32(0..20) == 0 {
+        transaction.rollback().await?;
+        return Ok(None);
+    }
+    transaction.commit().await?;
+    Ok(Some(Instant::now()))
+}
+
+/// Whether it was the connection or the server, not the statement.
+fn is_gone(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    // admin_shutdown, crash_shutdown, cannot_connect_now
+    matches!(error, sqlx::Error::Io(_)) || matches!(code.as_deref(), Some("57P01" | "57P02" | "57P03"))
+}
+
+async fn connect_again(url: &str) -> PgConnection {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match PgConnection::connect(url).await {
+            Ok(connection) => return connection,
+            Err(error) => {
+                assert!(Instant::now() < deadline, "{error}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+/// What became of a transaction whose end nobody heard. One that is still open is waited for: it has
+/// the number.
+async fn has_committed(connection: &mut PgConnection, number: u64) -> bool {
+    let ours = sqlx::query("INSERT INTO transactions VALUES ($1) ON CONFLICT DO NOTHING");
+    ours.bind(number as i64).execute(connection).await.unwrap().rows_affected() == 0
 }

@@ -16,5 +16,6 @@ mod proxy;
 mod records;
 mod sqlite;
 mod stream;
+mod stream_faults;
 mod stream_rows;
 mod verbs;

@@ -16,6 +16,20 @@ impl Proxy {
         Proxy::whole("postgres")
     }
 
+    /// To PostgreSQL 17.
+    pub fn pg17() -> Proxy {
+        let proxy = Proxy::whole("pg17");
+        proxy.lead_to(&service("WHIPPET_TEST_PG17"));
+        proxy
+    }
+
+    /// Connections go to this server of PostgreSQL from now on.
+    pub fn lead_to(&self, url: &str) {
+        let (_, address) = url.rsplit_once('@').unwrap();
+        let (upstream, _) = address.split_once('/').unwrap();
+        post(&format!("/proxies/{}", self.0), &json!({ "upstream": upstream, "enabled": true }));
+    }
+
     fn whole(name: &'static str) -> Proxy {
         reset();
         Proxy(name)
@@ -62,6 +76,9 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             reset();
+            if self.0 == "pg17" {
+                self.lead_to(&service("WHIPPET_TEST_PG17"));
+            }
         }
     }
 }

@@ -3,28 +3,27 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    harness::{Relay, World, whippet},
+    harness::{Relay, World, service, services, whippet},
     load::{Load, Plan},
 };
 
 const INSERT: &str = "INSERT INTO outbox (topic, key, payload)";
 const PLAN: Plan = Plan { writers: 4, keys: 50, rows: 1_000_000, pause_ms: 30, poison: None };
 
+/// Whether the slot is confirmed up to about now.
+pub const NO_LAG: &str = "(pg_current_wal_lsn() - confirmed_flush_lsn < 100000)::int::bigint";
+
 /// A configuration that streams; slots are the server's, so their name is the database's.
-fn streamed(world: &World, table: &str) -> String {
+pub fn streamed(world: &World, table: &str) -> String {
     let more = "limits: { in_flight_events: 20000 }";
     let config = world.config(&format!("[{table}]"), more);
     let stream = format!("stream: {{ slot: {0}, publication: {0}, heartbeat: 1s }}", world.name);
     config.replace("source: {", &format!("source: {{ {stream},"))
 }
 
-async fn drop_slot(world: &World) {
-    let name = &world.name;
-    world
-        .sql(&format!(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{name}'"
-        ))
-        .await;
+/// A query of what the server says of this world's slot.
+pub fn of_slot(world: &World, what: &str) -> String {
+    format!("SELECT {what} FROM pg_replication_slots WHERE slot_name = '{}'", world.name)
 }
 
 /// Takes the slot away from whoever reads it.
@@ -42,11 +41,17 @@ pub async fn lose_slot(world: &World) {
         .await;
 }
 
-async fn follows(relay: &Relay) {
+pub async fn drop_slot(world: &World) {
+    // The server may not have seen yet that the relay is gone.
+    world.until(&of_slot(world, "count(*) FILTER (WHERE active)"), 0).await;
+    world.sql(&of_slot(world, "pg_drop_replication_slot(slot_name)")).await;
+}
+
+pub async fn follows(relay: &Relay) {
     relay.until_status("/tables/0/capture", "stream").await;
 }
 
-async fn until_published(relay: &Relay, more: f64) {
+pub async fn until_published(relay: &Relay, more: f64) {
     let before = relay.metric("whippet_events_published_total", "outbox");
     let deadline = Instant::now() + Duration::from_secs(30);
     while relay.metric("whippet_events_published_total", "outbox") < before + more {
@@ -57,7 +62,17 @@ async fn until_published(relay: &Relay, more: f64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_come_from_the_log_once_and_in_order_and_the_slot_follows() {
-    let world = World::new("stream").await;
+    rows_come_once_and_in_order(World::new("stream").await).await;
+}
+
+/// The same of the newest server that is supported.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_come_from_the_log_of_postgresql_18_once_and_in_order() {
+    tokio::task::spawn_blocking(|| services("up", "pg18")).await.unwrap();
+    rows_come_once_and_in_order(World::on(&service("WHIPPET_TEST_PG18"), "stream18").await).await;
+}
+
+async fn rows_come_once_and_in_order(world: World) {
     let topic = world.create_topic("events", 1, &[]).await;
     let config = streamed(&world, "{ name: outbox }");
     world.install(&config).await;
@@ -86,11 +101,7 @@ async fn rows_come_from_the_log_once_and_in_order_and_the_slot_follows() {
     assert_eq!(seen, (1..=1102).collect::<Vec<_>>());
     world.until("SELECT count(*) FROM outbox", 0).await;
     // Everything is settled, so the server need not keep any of it.
-    let lag = format!(
-        "SELECT (pg_current_wal_lsn() - confirmed_flush_lsn < 100000)::int::bigint FROM pg_replication_slots WHERE slot_name = '{}'",
-        world.name
-    );
-    world.until(&lag, 1).await;
+    world.until(&of_slot(&world, NO_LAG), 1).await;
     let (code, log) = relay.stop();
     assert_eq!(code, Some(0), "{log}");
     assert_eq!(consumer.read_to_end().len(), 1102, "nothing is repeated after a clean stop");
@@ -115,12 +126,7 @@ async fn a_stream_loses_nothing_through_kills_of_either_end() {
     for _ in 0..5 {
         follows(&relay).await;
         until_published(&relay, 200.0).await;
-        world
-            .sql(&format!(
-                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}'",
-                world.name
-            ))
-            .await;
+        world.sql(&of_slot(&world, "pg_terminate_backend(active_pid)")).await;
     }
     follows(&relay).await;
     until_published(&relay, 200.0).await;

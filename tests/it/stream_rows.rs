@@ -911,7 +911,6 @@ async fn the_presets_are_streamed_as_they_are_polled() {
     }
     let relay = world.relay(&config);
     streams(&relay, [1, 3]).await;
-    const ROWS: usize = 30;
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     for (table, topic) in [("w_polled", &topics[0]), ("w_streamed", &topics[1])] {
         world
@@ -927,8 +926,8 @@ async fn the_presets_are_streamed_as_they_are_polled() {
     for table in ["d_polled", "d_streamed"] {
         world
             .sql(&format!(
-                r#"INSERT INTO {table} SELECT md5(i::text)::uuid, 'order', 'key ' || i % 5, 'T', jsonb_build_object('b', i, 'a', 1.50),
-                  CASE WHEN i % 2 = 0 THEN E'#Mon Jan 01\ntraceparent={trace}\n' END FROM generate_series(1, {ROWS}) i"#
+                r"INSERT INTO {table} SELECT md5(i::text)::uuid, 'order', 'key ' || i % 5, 'T', jsonb_build_object('b', i, 'a', 1.50),
+                  CASE WHEN i % 2 = 0 THEN E'#Mon Jan 01\ntraceparent={trace}\n' END FROM generate_series(1, {ROWS}) i"
             ))
             .await;
     }

@@ -98,7 +98,7 @@ impl Postgres {
                 match *table {
                     "leases" => remains.owner = found,
                     _ => {
-                        remains.only_copies += found.and_then(|count| count.parse::<u64>().ok()).unwrap_or(0)
+                        remains.only_copies += found.and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
                     }
                 }
             }

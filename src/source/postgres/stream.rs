@@ -47,6 +47,7 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const SILENT_AFTER: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
+const DROP_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// After the log grew too large: it is followed again when no row waits for longer.
 const CAUGHT_UP: f64 = 10.0;
 
@@ -129,13 +130,7 @@ impl Streamer {
                         "the slot is dropped and its tables are polled; it is made anew when they have caught up"
                     );
                     self.tell_down(&why, false);
-                    if let Err(error) = self.slot.drop_slot().await {
-                        error!(
-                            error = report(&error),
-                            "the slot could not be dropped: the server goes on keeping its log"
-                        );
-                    }
-                    if !self.caught_up(&stop).await {
+                    if !self.let_go(&stop).await || !self.caught_up(&stop).await {
                         return;
                     }
                     continue;
@@ -191,11 +186,37 @@ impl Streamer {
         }
     }
 
+    /// Drops the slot. The server may be slow to see that nobody reads from it. `false` when it is time to
+    /// stop.
+    async fn let_go(&self, stop: &CancellationToken) -> bool {
+        while let Err(error) = self.slot.drop_slot().await {
+            error!(
+                error = report(&error),
+                "the slot could not be dropped: the server goes on keeping its log; will try again"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(DROP_AGAIN_AFTER) => {}
+                () = stop.cancelled() => return false,
+            }
+            // Somebody else's, who may be reading from it.
+            if self.lease.borrow().epoch().is_none() {
+                break;
+            }
+        }
+        true
+    }
+
     /// Waits until the tables have been polled nearly empty. `false` when it is time to stop.
     async fn caught_up(&mut self, stop: &CancellationToken) -> bool {
-        for follower in &mut self.followers {
+        // What was measured before may have been measured before Kafka went away.
+        self.followers.iter_mut().for_each(|follower| follower.waits.mark_unchanged());
+        for Follower { waits, .. } in &mut self.followers {
+            let caught_up = async {
+                waits.changed().await?;
+                waits.wait_for(|seconds| *seconds < CAUGHT_UP).await.map(drop)
+            };
             tokio::select! {
-                waited = follower.waits.wait_for(|seconds| *seconds < CAUGHT_UP) => if waited.is_err() { return false },
+                waited = caught_up => if waited.is_err() { return false },
                 () = stop.cancelled() => return false,
             }
         }
