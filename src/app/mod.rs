@@ -349,6 +349,7 @@ fn table_spec(table: &config::Table, rules: &Rules) -> TableSpec {
             AfterPublish::Delete => None,
         },
         after_publish: table.after_publish,
+        retention: table.retention.published,
         max_payload: table.payload.max_bytes,
     }
 }

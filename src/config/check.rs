@@ -194,6 +194,9 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
     if table.capture != Capture::Poll && dialect != Dialect::Postgres {
         problems.add(&at("capture"), "only PostgreSQL's log can be read; expected poll");
     }
+    if table.retention.published.is_some() && table.after_publish != AfterPublish::Mark {
+        problems.add(&at("retention.published"), "published rows are kept with after_publish: mark only");
+    }
     if table.retry.initial > table.retry.max {
         problems.add(&at("retry.initial"), "longer than retry.max");
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::error::{Problems, join};
 
 /// Path (`[]` for every element), the value that asks for nothing, and what is missing.
-const KEYS: [(&str, &str, &str); 22] = [
+const KEYS: [(&str, &str, &str); 21] = [
     ("source.stream.server_id", "5400", "MySQL is still to come"),
     ("kafka.delivery", "at_least_once", EXACTLY_ONCE),
     ("kafka.eos_units", "4", EXACTLY_ONCE),
@@ -34,7 +34,6 @@ const KEYS: [(&str, &str, &str); 22] = [
     ),
     ("tables[].payload.reference", "", "claim checks are still to come"),
     ("tables[].payload.chunk", "", "chunks are still to come"),
-    ("tables[].retention.published", "never", "retention is still to come"),
     ("tables[].envelope", "none", "CloudEvents are still to come"),
     ("tables[].after_publish", KEEP, "keep is still to come: choose delete or mark"),
 ];
@@ -68,15 +67,13 @@ pub(super) fn refuse(tree: &mut Value, problems: &mut Problems) {
         });
     }
     // What is left of a mapping all of whose keys are still to come.
-    for pattern in ["tables[].payload.encode", "tables[].retention"] {
-        visit(tree, pattern, "", &mut |parent, key, _| {
-            if let Value::Object(parent) = parent
-                && parent[key].as_object().is_none_or(serde_json::Map::is_empty)
-            {
-                parent.shift_remove(key);
-            }
-        });
-    }
+    visit(tree, "tables[].payload.encode", "", &mut |parent, key, _| {
+        if let Value::Object(parent) = parent
+            && parent[key].as_object().is_none_or(serde_json::Map::is_empty)
+        {
+            parent.shift_remove(key);
+        }
+    });
 }
 
 fn asks_for_nothing(value: &Value, nothing: &str) -> bool {

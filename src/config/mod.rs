@@ -35,7 +35,7 @@ pub use self::{
     secret::Secret,
     table::{
         AfterPublish, Capture, Columns, DeadLetter, Headers, Hold, Jitter, OnFailure, Order, Payload, Poll,
-        Preset, Retry, Rows, Table, Wake,
+        Preset, Retention, Retry, Rows, Table, Wake,
     },
 };
 

@@ -47,6 +47,8 @@ pub struct Table {
     pub dead_letter: DeadLetter,
     #[serde(default)]
     pub retry: Retry,
+    #[serde(default)]
+    pub retention: Retention,
 }
 
 impl Table {
@@ -270,6 +272,16 @@ impl Default for Payload {
     fn default() -> Payload {
         Payload { max_bytes: 256 << 20 }
     }
+}
+
+/// How long published rows are kept, where after_publish keeps them.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    /// Published rows are deleted after this; never: somebody else does.
+    #[serde(with = "units::duration_or_never")]
+    #[schemars(with = "units::DurationOrNeverText")]
+    pub published: Option<Duration>,
 }
 
 /// What becomes of an event that can never be published as it is.

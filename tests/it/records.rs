@@ -289,3 +289,25 @@ async fn a_notification_wakes_a_poller_that_sleeps_for_an_hour() {
         consumer.read(n);
     }
 }
+
+/// Published rows go after their time, some at a time; what waits, what is held and what is young stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_were_published_long_ago_are_deleted() {
+    let world = World::new("retention").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let config = world.config("[{ name: outbox, after_publish: mark, retention: { published: 1h } }]", "");
+    world.install(&config).await;
+    world
+        .sql(&format!(
+            "INSERT INTO outbox (topic, key, payload, published_at) SELECT '{topic}', 'old', '1', now() - interval '2 hours' FROM generate_series(1, 12000);
+             INSERT INTO outbox (topic, key, payload, published_at) VALUES ('{topic}', 'young', '2', now() - interval '50 minutes');
+             INSERT INTO outbox (topic, key, payload, headers) VALUES ('{topic}', 'bad', '3', '7'), ('{topic}', 'good', '4', NULL)"
+        ))
+        .await;
+    let relay = world.relay(&config);
+    world.until("SELECT count(*) FROM outbox", 3).await;
+    world.until("SELECT count(*) FROM outbox WHERE published_at IS NULL", 1).await;
+    assert_eq!(world.consumer(&topic).read(1)[0].text(), "4");
+    relay.until_status("/tables/0/parked_events", 1).await;
+    assert_eq!(world.number("SELECT count(*) FROM outbox WHERE key = 'young'").await, 1);
+}

@@ -887,6 +887,7 @@ async fn a_stream_is_encrypted_and_its_password_may_change_while_it_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_presets_are_streamed_as_they_are_polled() {
+    const ROWS: usize = 30;
     let world = World::new("streampresets").await;
     let config = with_log(
         &world,

@@ -275,6 +275,14 @@ fn outbox(table: &Table, dialect: Dialect) -> Vec<String> {
             quoted(published_at)
         ));
     }
+    if let (Some(published_at), Some(_)) = (marked, table.retention.published) {
+        let index = quoted(&format!("{}_published", table.name.replace('.', "_")));
+        let column = quoted(published_at);
+        statements.push("-- Finds what is to be deleted for its age.".into());
+        statements.push(format!(
+            "CREATE INDEX IF NOT EXISTS {index} ON {name} ({column}) WHERE {column} IS NOT NULL"
+        ));
+    }
     if postgres {
         statements.push("-- Rows come and go: vacuum by their number, not by a share of the table.".into());
         statements.push(format!(
@@ -360,7 +368,10 @@ fn grants(config: &Config) -> Vec<String> {
             grants.push(format!("GRANT USAGE ON SCHEMA {} TO {role}", quoted(schema)));
         }
         let change = match (table.after_publish, &table.columns.published_at) {
-            (AfterPublish::Mark, Some(column)) => format!("UPDATE ({})", quoted(column)),
+            (AfterPublish::Mark, Some(column)) => {
+                let delete = if table.retention.published.is_some() { ", DELETE" } else { "" };
+                format!("UPDATE ({}){delete}", quoted(column))
+            }
             _ => "DELETE".to_owned(),
         };
         let change = if table.rows == Rows::Transient { String::new() } else { format!(", {change}") };

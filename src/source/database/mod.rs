@@ -103,6 +103,8 @@ pub struct TableSpec {
     pub timestamps: Vec<String>,
     pub published_at: Option<String>,
     pub after_publish: AfterPublish,
+    /// Published rows that are older are deleted.
+    pub retention: Option<Duration>,
     /// A payload above this is not read, in bytes.
     pub max_payload: usize,
 }
@@ -162,6 +164,9 @@ pub struct Backlog {
     pub rows: u64,
     pub oldest_seconds: Option<f64>,
 }
+
+/// Rows that one statement deletes because they are old.
+pub const EXPIRED_AT_ONCE: u64 = 5_000;
 
 /// Counting every row of a large backlog costs more than the number is worth.
 pub const BACKLOG_CAP: u64 = 100_000;
@@ -366,6 +371,12 @@ impl Outbox {
             #[cfg(feature = "sqlite")]
             Outbox::Sqlite(_) => Ok(Vec::new()),
         }
+    }
+
+    /// Deletes some rows that were published longer ago than they are kept, if the lease is still of this
+    /// epoch. Returns how many.
+    pub async fn expire(&self, kept: Duration, epoch: i64) -> Result<u64, Error> {
+        each!(self, outbox => outbox.expire(kept, epoch).await)
     }
 
     /// Commits holds, if the lease is still of this epoch.

@@ -84,6 +84,7 @@ mod tests {
             timestamps: Vec::new(),
             published_at: None,
             after_publish: AfterPublish::Delete,
+            retention: None,
             max_payload: 20,
         }
     }

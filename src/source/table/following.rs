@@ -394,7 +394,10 @@ impl Task {
         }
         let Some(log) = &mut self.log else { return Ok(Next::Told) };
         let next = log.batch.take().or_else(|| log.incoming.as_mut()?.batches.try_recv().ok());
-        let Some(mut batch) = next else { return Ok(recorded_by.map_or(Next::Told, Next::At)) };
+        let Some(mut batch) = next else {
+            let old_rows = self.source.spec.retention.map(|_| self.expire_at);
+            return Ok(recorded_by.into_iter().chain(old_rows).min().map_or(Next::Told, Next::At));
+        };
         self.source.metrics.events_read(&self.source.spec.name).inc_by(batch.rows.len() as u64);
         if let Err(error) = self.look_for_held(&batch).await {
             if let Some(log) = &mut self.log {

@@ -141,6 +141,8 @@ struct Task {
     last_record: Instant,
     last_horizon: Instant,
     last_full_sweep: Instant,
+    /// When published rows are looked at again for their age.
+    expire_at: Instant,
     /// Notified when rows were committed, with `wake: notify`.
     heard: Arc<Notify>,
 }
@@ -170,6 +172,7 @@ impl Source for TableSource {
             last_record: now,
             last_horizon: now,
             last_full_sweep: now,
+            expire_at: now,
             heard,
         };
         Box::pin(task.run()).await;
@@ -291,6 +294,7 @@ impl Task {
             self.record(epoch, true).await?;
             self.open();
         }
+        self.expire(epoch).await?;
         self.change_gates(epoch).await?;
         if self.state.barred || self.state.stopping {
             return Ok(recorded_by.map_or(Next::Told, Next::At));

@@ -10,13 +10,16 @@ use crate::{
     sink::Ticket,
     source::{
         Yield,
-        database::{Error, answered},
+        database::{EXPIRED_AT_ONCE, Error, answered},
         hold::Counts,
     },
 };
 
 /// Places recorded by one statement.
 const RECORD_AT_MOST: usize = 5_000;
+/// How often published rows are looked at for their age, and when again while there are many.
+const EXPIRE_EVERY: Duration = Duration::from_secs(10);
+const EXPIRE_MORE_AFTER: Duration = Duration::from_millis(200);
 /// How often rows that came from the log are recorded.
 const RECORD_EVERY: Duration = Duration::from_millis(50);
 
@@ -58,6 +61,18 @@ impl Task {
             self.last_record = Instant::now();
         }
         Ok(None)
+    }
+
+    /// Deletes published rows that are past their time: some at once, and others have their turn between.
+    pub(super) async fn expire(&mut self, epoch: i64) -> Result<(), Error> {
+        let (Some(outbox), Some(kept)) = (&self.outbox, self.source.spec.retention) else { return Ok(()) };
+        if Instant::now() < self.expire_at {
+            return Ok(());
+        }
+        let gone = answered("delete what was published long ago", outbox.expire(kept, epoch)).await?;
+        let pause = if gone < EXPIRED_AT_ONCE { EXPIRE_EVERY } else { EXPIRE_MORE_AFTER };
+        self.expire_at = Instant::now() + pause;
+        Ok(())
     }
 
     /// Commits holds. What was published before them is recorded first: read again, it would be held

@@ -19,6 +19,7 @@ use super::{
         quoted, quoted_table,
     },
     Outbox,
+    outbox::ranges,
 };
 use crate::{
     event::Replay,
@@ -72,14 +73,14 @@ fn ids(ids: &[String]) -> Option<Vec<String>> {
 hold_methods!(database: Postgres, row: PgRow, begin: "BEGIN", inline: i32, ids: ids);
 
 impl Outbox {
-    /// Binds places as an array of what the order column is; those that are none are left out.
+    /// Binds places as a statement takes them; those that are no number where all are numbers are left out.
     fn with_places<'q>(
         &self,
         query: Query<'q, Postgres, PgArguments>,
         places: &[String],
     ) -> Query<'q, Postgres, PgArguments> {
         match self.place_is_int {
-            true => query.bind(places.iter().filter_map(|place| place.parse().ok()).collect::<Vec<i64>>()),
+            true => query.bind(ranges(places.iter().filter_map(|place| place.parse().ok()).collect())),
             false => query.bind(places.to_vec()),
         }
     }

@@ -63,6 +63,7 @@ impl Outbox {
                  VALUES ({name}, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
                  ON CONFLICT (table_name, place) DO NOTHING"
             ),
+            expire: String::new(),
             epoch,
             writers: "SELECT NULL::text WHERE $1::bigint IS NULL",
             backlog: format!("SELECT count(*), NULL::float8 FROM {table} o WHERE {of_table}"),

@@ -15,7 +15,7 @@ use sqlx::{
 use tokio::sync::Notify;
 
 use super::{
-    BACKLOG_CAP, Backlog, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl,
+    BACKLOG_CAP, Backlog, EXPIRED_AT_ONCE, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl,
     holds::{FIXED, HoldsSql},
     literal, quoted,
 };
@@ -128,6 +128,7 @@ pub struct Outbox {
     read_skipping_held: String,
     payload: String,
     record: String,
+    expire: String,
     hold: String,
     epoch: String,
     backlog: String,
@@ -216,6 +217,19 @@ impl Outbox {
             ),
             _ => format!("DELETE FROM {table} WHERE {matches} AND {fence}"),
         };
+        let expire = match &spec.published_at {
+            Some(column) => format!(
+                "DELETE FROM {table} WHERE {seq} IN (SELECT i.{seq} FROM {table} i \
+                   WHERE i.{column} < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || $1 || ' seconds') \
+                     AND NOT EXISTS (SELECT 1 FROM {replays} r \
+                       WHERE r.table_name = {name} AND r.place = CAST(i.{seq} AS TEXT)) \
+                   LIMIT {EXPIRED_AT_ONCE}) AND {fence}",
+                column = quoted(column),
+                replays = quoted(&format!("{}_replays", db.prefix)),
+                name = literal(&spec.name),
+            ),
+            None => String::new(),
+        };
         let age = match (timestamp, timestamp_is_text) {
             (None, _) => "NULL".to_owned(),
             (Some(_), _) => format!("unixepoch('subsec') - {timestamp_cell} / 1000.0"),
@@ -235,6 +249,7 @@ impl Outbox {
             read: read(""),
             read_skipping_held: read(&unheld),
             payload: format!("SELECT CAST(o.{payload} AS BLOB) FROM {table} o WHERE o.{seq} = ?1"),
+            expire,
             record,
             hold: format!(
                 "INSERT INTO {own_holds} (table_name, place, event_id, topic, key, state, cause, reason, attempts) \
@@ -336,6 +351,16 @@ impl Outbox {
             self.check_fence(epoch).await?;
         }
         Ok(())
+    }
+
+    pub async fn expire(&self, kept: Duration, epoch: i64) -> Result<u64, Error> {
+        let done = sqlx::query(AssertSqlSafe(self.expire.as_str()))
+            .bind(kept.as_secs_f64())
+            .bind(epoch)
+            .execute(&self.pool)
+            .await
+            .map_err(Error::sql("delete what was published long ago"))?;
+        Ok(done.rows_affected())
     }
 
     pub async fn hold(&self, holds: &[Hold], epoch: i64) -> Result<(), Error> {
