@@ -582,7 +582,8 @@ async fn updates_deletes_and_truncates_publish_nothing() {
     // By hand, with everything that a publication can have; and old rows in full.
     world
         .sql(&format!(
-            "CREATE PUBLICATION {} FOR ALL TABLES WITH (publish = 'insert, update, delete, truncate');
+            "DROP PUBLICATION IF EXISTS {0};
+             CREATE PUBLICATION {0} FOR ALL TABLES WITH (publish = 'insert, update, delete, truncate');
              ALTER TABLE outbox REPLICA IDENTITY FULL; ALTER TABLE outbox ALTER payload SET STORAGE EXTERNAL",
             world.name
         ))
