@@ -231,6 +231,8 @@ impl Task {
         self.back_to_the_table();
         if let Some(log) = &mut self.log {
             (log.incoming, log.batch, log.held) = (None, None, None);
+            // The next server may be another: what an old moment saw on this one may not be there.
+            log.moment = None;
             // Their numbers were those of this reading.
             self.state.known.values_mut().for_each(|number| *number = None);
         }
