@@ -736,7 +736,8 @@ async fn a_table_may_change_while_it_is_streamed() {
         "RENAME kind TO type",
         "DROP type",
         "ADD type text DEFAULT 'again'",
-        "ADD version int DEFAULT 3",
+        "DROP created_at",
+        "ADD created_at timestamptz DEFAULT now()",
         "ALTER key TYPE text",
         "ALTER key TYPE varchar(100)",
         "ALTER payload TYPE bytea USING convert_to(payload, 'UTF8')",
@@ -1117,4 +1118,48 @@ async fn a_table_that_is_made_anew_or_taken_from_the_publication_flows_on() {
     consumer.read_until(|seen| seen.iter().any(|one| one.text() == "not published"));
     until_the_log_is_followed(&world, &mut consumer, &only_in_log).await;
     end(&world, relay).await;
+}
+
+/// Where only the log has the rows, they are what the table was when they were inserted.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_do_not_stay_outlive_a_change_of_their_table() {
+    let world = World::new("transientchange").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    world
+        .sql(&format!(
+            "CREATE TABLE outbox (seq bigserial PRIMARY KEY, id uuid DEFAULT gen_random_uuid(), topic text DEFAULT '{topic}',
+               key int DEFAULT 7, type text DEFAULT 't', payload text)"
+        ))
+        .await;
+    let config = with_log(&world, "[{ name: outbox, capture: stream, rows: transient }]", "");
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    streams(&relay, [0]).await;
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    let changes = [
+        "ADD unmapped text",
+        "RENAME type TO kind",
+        "ALTER key TYPE text",
+        "ADD created_at timestamptz DEFAULT '2026-01-02 03:04:05.678+00'",
+        "ALTER payload TYPE bytea USING convert_to(payload, 'UTF8')",
+    ];
+    let row =
+        |n: usize| format!("BEGIN; INSERT INTO outbox (payload) VALUES ('{n}'); DELETE FROM outbox; COMMIT");
+    for (n, change) in changes.iter().enumerate() {
+        world.sql(&format!("{}; ALTER TABLE outbox {change}", row(n))).await;
+    }
+    world.sql(&row(changes.len())).await;
+    let relay = world.relay(&config);
+    let mut consumer = world.consumer(&topic);
+    assert_eq!(numbers(consumer.read(6)), (0..6).collect::<Vec<_>>());
+    assert!(consumer.seen.iter().all(|one| one.key.as_deref() == Some(b"7")));
+    let types: Vec<_> = consumer.seen.iter().map(|one| one.header("eventType")).collect();
+    assert_eq!(types, [Some("t"), Some("t"), None, None, None, None]);
+    let at: Vec<_> = consumer.seen.iter().map(|one| one.timestamp == Some(LAST_TIME_MS)).collect();
+    assert_eq!(at, [false, false, false, false, true, true]);
+    streams(&relay, [0]).await;
+    world.sql(&row(6)).await;
+    assert_eq!(numbers(consumer.read(7))[6], 6);
+    only_the_log(&end(&world, relay).await);
 }
