@@ -271,13 +271,14 @@ async fn the_server_hears_from_a_relay_that_can_take_no_more_rows() {
     let walsender = of_slot(&world, "active_pid::bigint");
     let pid = world.number(&walsender).await;
     let away = KafkaAway::new().await;
-    // More than all buffers between the server and Kafka take.
+    // One that is read in full, and then more than all buffers between the server and Kafka take.
+    world.sql(&format!("{INSERT} VALUES ('{topic}', 'k', '0', NULL)")).await;
+    let committed = world.number("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint").await;
     world
         .sql(&format!(
             "{INSERT} SELECT '{topic}', 'k', convert_to(rpad('' || i, 3000), 'UTF8'), NULL FROM generate_series(1, {rows}) i"
         ))
         .await;
-    let committed = world.number("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint").await;
     relay.until_status("/tables/0/in_flight", 200).await;
     let (began, away_for) = (Instant::now(), Duration::from_secs(10));
     while began.elapsed() < away_for {
@@ -288,8 +289,8 @@ async fn the_server_hears_from_a_relay_that_can_take_no_more_rows() {
     assert_eq!(world.number(&of_slot(&world, &waits)).await, 1, "rows that wait are confirmed");
     away.back().await;
     let mut consumer = world.consumer(&topic);
-    let mut next = 1;
-    for seen in consumer.read(rows) {
+    let mut next = 0;
+    for seen in consumer.read(rows + 1) {
         let number: usize = seen.text().trim_end().parse().unwrap();
         assert!(number <= next, "{number} came before {next}");
         next = next.max(number + 1);
@@ -301,7 +302,7 @@ async fn the_server_hears_from_a_relay_that_can_take_no_more_rows() {
     assert_eq!(code, Some(0), "{log}");
     assert_eq!(
         consumer.read_to_end().iter().map(|seen| seen.text()).collect::<std::collections::HashSet<_>>().len(),
-        rows
+        rows + 1
     );
     drop_slot(&world).await;
 }
@@ -589,6 +590,67 @@ async fn a_server_without_a_logical_log_is_polled_and_told_why() {
     world.sql(&format!("{INSERT} VALUES ('{topic}', 'k', '2', NULL)")).await;
     world.consumer(&topic).read(2);
     world.until("SELECT count(*) FROM outbox", 0).await;
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    drop_slot(&world).await;
+}
+
+/// The log has a transaction from when its commit is on the disk. It is seen, and can be deleted, later:
+/// with a synchronous standby that is away, much later.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_the_log_has_before_they_can_be_seen_are_published_and_recorded() {
+    let world = World::new("unseen").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let config = streamed(&world, "{ name: outbox, capture: auto }");
+    world.install(&config).await;
+    world.sql("CREATE TABLE probe (n int)").await;
+    // All but those who ask for it do without the standby.
+    world.sql(&format!("ALTER DATABASE {} SET synchronous_commit = 'local'", world.name)).await;
+    let write = |sql: String| {
+        use sqlx::Connection as _;
+        let url = world.url.clone();
+        tokio::spawn(async move {
+            let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
+            sqlx::raw_sql("SET synchronous_commit = 'on'").execute(&mut connection).await.unwrap();
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        })
+    };
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = current_database()";
+    let relay = world.relay(&config);
+    followed(&relay, 1).await;
+    let away = Setting::new(&world, "synchronous_standby_names", "nobody").await;
+    let began = Instant::now();
+    // The server takes note of it a little later.
+    while world.number(waiting).await == 0 {
+        assert!(began.elapsed() < SOON, "nobody waits for the standby");
+        let probe = write("INSERT INTO probe VALUES (1)".into());
+        while !probe.is_finished() && world.number(waiting).await == 0 {
+            world.pause().await;
+        }
+    }
+    let row = |n: u32| format!("{INSERT} VALUES ('{topic}', 'k', '{n}', NULL)");
+    let mut consumer = world.consumer(&topic);
+
+    let first = write(row(1));
+    world.until(waiting, 2).await;
+    consumer.read(1);
+    // One that comes while the table is polled.
+    relay.kill();
+    let second = write(row(2));
+    world.until(waiting, 3).await;
+    let relay = world.relay(&config);
+    followed(&relay, 1).await;
+    consumer.read_until(|seen| seen.iter().any(|one| one.text() == "2"));
+    assert_eq!(world.number("SELECT count(*) FROM outbox").await, 0, "they cannot be seen");
+    tokio::task::spawn_blocking(move || drop(away)).await.unwrap();
+    first.await.unwrap();
+    second.await.unwrap();
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    follows(&relay).await;
+    let mut texts: Vec<&str> = consumer.read_to_end().iter().map(|seen| seen.text()).collect();
+    texts.dedup();
+    assert_eq!(texts, ["1", "2"]);
     let (code, log) = relay.stop();
     assert_eq!(code, Some(0), "{log}");
     drop_slot(&world).await;

@@ -358,8 +358,8 @@ impl Outbox {
         each!(self, outbox => outbox.with_payload(event).await)
     }
 
-    /// Deletes or marks settled rows, if the lease is still of this epoch.
-    pub async fn record(&self, places: &[Place], epoch: i64) -> Result<(), Error> {
+    /// Deletes or marks settled rows, if the lease is still of this epoch. Returns how many it has found.
+    pub async fn record(&self, places: &[Place], epoch: i64) -> Result<u64, Error> {
         each!(self, outbox => outbox.record(places, epoch).await)
     }
 

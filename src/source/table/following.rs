@@ -36,8 +36,17 @@ use crate::{
 /// More rows than this read in step 1 are no end: the table is polled on.
 const LAST_ROWS_AT_MOST: usize = 50_000;
 
-/// Rows that were handed over and are not recorded, with their number in the log where they came from it.
-pub(super) type Known = HashMap<Place, Option<u64>>;
+/// Rows that were handed over and are not recorded.
+pub(super) type Known = HashMap<Place, InLog>;
+
+/// Where a row is in the log, if it came from there.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct InLog {
+    /// Its number in this reading.
+    number: Option<u64>,
+    /// Its transaction, which may not be seen yet.
+    xid: Option<u32>,
+}
 
 pub(super) struct Following {
     lines: mpsc::UnboundedReceiver<Line>,
@@ -234,7 +243,7 @@ impl Task {
             // The next server may be another: what an old moment saw on this one may not be there.
             log.moment = None;
             // Their numbers were those of this reading.
-            self.state.known.values_mut().for_each(|number| *number = None);
+            self.state.known.values_mut().for_each(|known| known.number = None);
         }
     }
 
@@ -281,7 +290,7 @@ impl Task {
         }
         log.acks.defer_all();
         log.found = None;
-        self.state.known.values_mut().for_each(|number| *number = None);
+        self.state.known.values_mut().for_each(|known| known.number = None);
     }
 
     /// Drops what the log brings and polling finds, while the table is polled or stopped.
@@ -363,10 +372,31 @@ impl Task {
         }
     }
 
+    /// Those of these places that came from the log: whose transaction can be seen, and whose cannot be seen
+    /// yet. The log has it from when its commit is on the disk, and that may be long before: with a
+    /// synchronous standby, for as long as that is away.
+    pub(super) async fn by_sight(&self, places: &[Place]) -> Result<(Vec<Place>, HashSet<Place>), Error> {
+        let of_log = places.iter().filter_map(|place| Some((place, self.state.known.get(place)?.xid?)));
+        let of_log: Vec<(&Place, u32)> = of_log.collect();
+        let (mut seen, mut unseen) = (Vec::new(), HashSet::new());
+        if of_log.is_empty() {
+            return Ok((seen, unseen));
+        }
+        let moment = answered("note the moment", self.source.database.moment()).await?;
+        for (place, xid) in of_log {
+            if moment.snapshot.sees(xid) {
+                seen.push(place.clone());
+            } else {
+                unseen.insert(place.clone());
+            }
+        }
+        Ok((seen, unseen))
+    }
+
     /// Rows of these places are recorded or held: they are known no more.
     pub(super) fn forget_known<'a>(&mut self, places: impl IntoIterator<Item = &'a Place>) {
         for place in places {
-            let number = self.state.known.remove(place).flatten();
+            let number = self.state.known.remove(place).and_then(|known| known.number);
             if let Some(log) = &mut self.log {
                 log.settled(place, number);
             }
@@ -428,7 +458,7 @@ impl Task {
             if again || log.is_old(at, &event.place) {
                 let number = log.acks.expect();
                 match self.state.known.get_mut(&event.place) {
-                    Some(of_known @ None) => *of_known = Some(number),
+                    Some(known) if known.number.is_none() => known.number = Some(number),
                     _ => log.acks.settle(number),
                 }
                 continue;
@@ -447,7 +477,9 @@ impl Task {
             }
             let Some(log) = &mut self.log else { break };
             let number = log.acks.expect();
-            if let Some(Some(before)) = self.state.known.insert(event.place.clone(), Some(number)) {
+            let known = InLog { number: Some(number), xid: Some(at.xid) };
+            let before = self.state.known.insert(event.place.clone(), known);
+            if let Some(before) = before.and_then(|known| known.number) {
                 // The application used the number again while the first one is on its way.
                 log.acks.settle(before);
             }

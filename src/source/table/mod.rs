@@ -92,6 +92,9 @@ struct State {
     skip_held: bool,
     /// Settled and not recorded.
     owed: Vec<Place>,
+    /// Settled, and not to be seen yet: only the log had them.
+    unseen: Vec<Place>,
+    unseen_due: Option<Instant>,
     holds: Vec<Hold>,
     /// What an operator, or the relay, wants changed.
     wishes: VecDeque<Wish>,
@@ -236,6 +239,7 @@ impl Task {
             Error::Fenced(_) => {
                 warn!(table, error = text, "nothing was recorded");
                 self.state.owed.clear();
+                self.state.unseen.clear();
                 self.state.holds.clear();
             }
             Error::Sql { .. } | Error::NoAnswer(_) => {
@@ -279,6 +283,7 @@ impl Task {
         let Some(epoch) = self.source.lease.borrow_and_update().epoch() else {
             // What was settled under a lost lease is read, and published, by its next owner.
             self.state.owed.clear();
+            self.state.unseen.clear();
             self.state.holds.clear();
             self.refuse_wishes();
             return Ok(Next::Told);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Horizon, Task};
+use super::{Horizon, Task, following::InLog};
 use crate::{
     event::{Event, Place},
     relay::core::window_bytes,
@@ -123,7 +123,7 @@ impl Task {
                 if !self.source.spec.stays() {
                     self.state.released.insert(event.place.clone());
                 }
-                self.state.known.insert(event.place.clone(), None);
+                self.state.known.insert(event.place.clone(), InLog::default());
             }
             ready.push(event);
         }

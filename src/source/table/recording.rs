@@ -1,6 +1,6 @@
 //! Recording: what was published is deleted or marked, and what is held is written down.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use tokio::time::Instant;
 
@@ -22,45 +22,66 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(10);
 const EXPIRE_MORE_AFTER: Duration = Duration::from_millis(200);
 /// How often rows that came from the log are recorded.
 const RECORD_EVERY: Duration = Duration::from_millis(50);
+/// When those are tried again whose transaction could not be seen yet.
+const RECORD_UNSEEN_AFTER: Duration = Duration::from_millis(500);
 
 impl Task {
     /// Deletes or marks what is settled, in batches: at once when there is much, else no more often
     /// than rows are read. Returns when the rest is due.
     pub(super) async fn record(&mut self, epoch: i64, all: bool) -> Result<Option<Instant>, Error> {
+        let state = &mut self.state;
+        if all || state.unseen_due.is_some_and(|due| due <= Instant::now()) {
+            state.owed.append(&mut state.unseen);
+            state.unseen_due = None;
+        }
         while !self.state.owed.is_empty() {
             // Deleting is off the way of those that come from the log: a little later, and more at once.
             let pause = if self.is_streaming() { RECORD_EVERY } else { self.source.poll.min_interval };
             let due = self.last_record + pause;
             if !all && self.state.owed.len() < self.source.poll.batch && Instant::now() < due {
-                return Ok(Some(due));
+                return Ok(self.state.unseen_due.into_iter().chain([due]).min());
             }
             let Some(outbox) = &self.outbox else { return Ok(None) };
-            let state = &mut self.state;
-            let batch = &state.owed[..state.owed.len().min(RECORD_AT_MOST)];
+            let batch = &self.state.owed[..self.state.owed.len().min(RECORD_AT_MOST)];
             fail::fail_point!("acknowledged", |_| std::process::abort());
+            let mut unseen = HashSet::new();
             if self.source.spec.stays() {
-                answered("record what was published", outbox.record(batch, epoch)).await?;
+                let rows = answered("record what was published", outbox.record(batch, epoch)).await?;
+                if rows < batch.len() as u64 {
+                    let seen;
+                    (seen, unseen) = self.by_sight(batch).await?;
+                    if !seen.is_empty() {
+                        // It may be since then that they are seen.
+                        answered("record what was published", outbox.record(&seen, epoch)).await?;
+                    }
+                }
             } else {
                 // The rest is recorded by telling the log.
                 let released: Vec<Place> =
-                    batch.iter().filter_map(|place| state.released.take(place)).collect();
+                    batch.iter().filter_map(|place| self.state.released.take(place)).collect();
                 if !released.is_empty() {
                     answered("record what was published", outbox.record(&released, epoch)).await?;
                 }
             }
             fail::fail_point!("recorded", |_| std::process::abort());
-            if !state.replays.is_empty() {
-                let done: Vec<Place> = batch.iter().filter_map(|place| state.replays.take(place)).collect();
+            if !self.state.replays.is_empty() {
+                let done: Vec<Place> =
+                    batch.iter().filter_map(|place| self.state.replays.take(place)).collect();
                 let done: Vec<String> = done.iter().map(Place::to_string).collect();
                 answered("record what was replayed", outbox.replayed(&done)).await?;
             }
             let recorded = batch.len();
-            let rest = state.owed.split_off(recorded);
-            let batch = std::mem::replace(&mut state.owed, rest);
+            let rest = self.state.owed.split_off(recorded);
+            let mut batch = std::mem::replace(&mut self.state.owed, rest);
+            if !unseen.is_empty() {
+                batch.retain(|place| !unseen.contains(place));
+                self.state.unseen.extend(unseen);
+                self.state.unseen_due.get_or_insert(Instant::now() + RECORD_UNSEEN_AFTER);
+            }
             self.forget_known(&batch);
             self.last_record = Instant::now();
         }
-        Ok(None)
+        Ok(self.state.unseen_due)
     }
 
     /// Deletes published rows that are past their time: some at once, and others have their turn between.

@@ -344,7 +344,7 @@ impl Outbox {
         Ok(Event { row: row.unwrap_or_default(), ..event })
     }
 
-    pub async fn record(&self, places: &[Place], epoch: i64) -> Result<(), Error> {
+    pub async fn record(&self, places: &[Place], epoch: i64) -> Result<u64, Error> {
         let query = sqlx::query(AssertSqlSafe(self.sql.record.as_str()));
         let query = match self.place_is_int {
             true => query.bind(ranges(ints(places))),
@@ -355,7 +355,7 @@ impl Outbox {
         if done.rows_affected() == 0 && !places.is_empty() {
             self.check_fence(epoch).await?;
         }
-        Ok(())
+        Ok(done.rows_affected())
     }
 
     pub async fn expire(&self, kept: Duration, epoch: i64) -> Result<u64, Error> {

@@ -340,7 +340,7 @@ impl Outbox {
         Ok(Event { row: row.unwrap_or_default(), ..event })
     }
 
-    pub async fn record(&self, places: &[Place], epoch: i64) -> Result<(), Error> {
+    pub async fn record(&self, places: &[Place], epoch: i64) -> Result<u64, Error> {
         let done = sqlx::query(AssertSqlSafe(self.record.as_str()))
             .bind(json(places))
             .bind(epoch)
@@ -350,7 +350,7 @@ impl Outbox {
         if done.rows_affected() == 0 && !places.is_empty() {
             self.check_fence(epoch).await?;
         }
-        Ok(())
+        Ok(done.rows_affected())
     }
 
     pub async fn expire(&self, kept: Duration, epoch: i64) -> Result<u64, Error> {
