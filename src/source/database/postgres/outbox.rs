@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use sqlx::{
-    AssertSqlSafe, Row as _,
+    AssertSqlSafe, Connection as _, Row as _,
     postgres::{PgPool, PgRow},
 };
 
@@ -169,7 +169,7 @@ impl Outbox {
             }
         };
         let places = if place_is_int {
-            "ANY(ARRAY(SELECT generate_series(lower(r), upper(r) - 1) \
+            "ANY(ARRAY(SELECT generate_series(lower(r), coalesce(upper(r) - 1, 9223372036854775807)) \
              FROM unnest($1::text::int8multirange) r))"
                 .to_owned()
         } else {
@@ -335,13 +335,18 @@ impl Outbox {
             Place::Int(n) => query.bind(*n),
             Place::Text(text) => query.bind(&**text),
         };
-        let row = query.fetch_optional(&self.pool).await.map_err(Error::sql("read a large payload"))?;
+        let doing = "read a large payload";
+        let mut connection = self.pool.acquire().await.map_err(Error::sql(doing))?;
+        let row = query.fetch_optional(&mut *connection).await.map_err(Error::sql(doing))?;
         let payload = match &row {
             None => None,
-            Some(row) => bytes(row, 0).map_err(Error::sql("read a large payload"))?,
+            Some(row) => bytes(row, 0).map_err(Error::sql(doing))?,
         };
-        let row = self.payload_index.map(|index| event.row.with(index, payload));
-        Ok(Event { row: row.unwrap_or_default(), ..event })
+        let whole = self.payload_index.map(|index| event.row.with(index, payload));
+        // The connection would keep a buffer of this size for the next one.
+        drop(row);
+        connection.shrink_buffers();
+        Ok(Event { row: whole.unwrap_or_default(), ..event })
     }
 
     pub async fn record(&self, places: &[Place], epoch: i64) -> Result<u64, Error> {
@@ -448,7 +453,11 @@ pub(super) fn ranges(mut numbers: Vec<i64>) -> String {
     for run in numbers.chunk_by(|one, next| one.checked_add(1) == Some(*next)) {
         if let (Some(first), Some(last)) = (run.first(), run.last()) {
             let comma = if text.len() > 1 { "," } else { "" };
-            let _ = write!(text, "{comma}[{first},{last}]");
+            // A range ends before a number, and there is none behind the last.
+            let _ = match *last {
+                i64::MAX => write!(text, "{comma}[{first},)"),
+                last => write!(text, "{comma}[{first},{last}]"),
+            };
         }
     }
     text.push('}');
@@ -469,5 +478,9 @@ mod tests {
         assert_eq!(ranges(vec![7]), "{[7,7]}");
         assert_eq!(ranges(vec![3, 1, 2, 9, -5, 10]), "{[-5,-5],[1,3],[9,10]}");
         assert_eq!(ranges(vec![4, 4, 5]), "{[4,4],[4,5]}");
+        assert_eq!(
+            ranges(vec![i64::MAX, i64::MAX - 1, i64::MIN]),
+            format!("{{[{0},{0}],[{1},)}}", i64::MIN, i64::MAX - 1)
+        );
     }
 }
