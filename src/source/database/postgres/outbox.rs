@@ -169,7 +169,7 @@ impl Outbox {
             }
         };
         let places = if place_is_int {
-            "ANY(ARRAY(SELECT generate_series(lower(r), upper(r) - 1) \
+            "ANY(ARRAY(SELECT generate_series(lower(r), coalesce(upper(r) - 1, 9223372036854775807)) \
              FROM unnest($1::text::int8multirange) r))"
                 .to_owned()
         } else {
@@ -448,7 +448,11 @@ pub(super) fn ranges(mut numbers: Vec<i64>) -> String {
     for run in numbers.chunk_by(|one, next| one.checked_add(1) == Some(*next)) {
         if let (Some(first), Some(last)) = (run.first(), run.last()) {
             let comma = if text.len() > 1 { "," } else { "" };
-            let _ = write!(text, "{comma}[{first},{last}]");
+            // The server keeps a range by the number behind its last one, and the last of all has none.
+            let _ = match *last {
+                i64::MAX => write!(text, "{comma}[{first},)"),
+                last => write!(text, "{comma}[{first},{last}]"),
+            };
         }
     }
     text.push('}');
@@ -469,5 +473,6 @@ mod tests {
         assert_eq!(ranges(vec![7]), "{[7,7]}");
         assert_eq!(ranges(vec![3, 1, 2, 9, -5, 10]), "{[-5,-5],[1,3],[9,10]}");
         assert_eq!(ranges(vec![4, 4, 5]), "{[4,4],[4,5]}");
+        assert_eq!(ranges(vec![i64::MAX - 1, i64::MAX]), "{[9223372036854775806,)}");
     }
 }
