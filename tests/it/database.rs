@@ -99,29 +99,41 @@ async fn a_database_without_a_free_connection_is_waited_for() {
 /// The application locks rows in another order than the relay deletes them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadlock_with_the_application_is_tried_again() {
-    // Long enough for both rows to be deleted by one statement.
-    let tables = "[{ name: outbox, poll: { min_interval: 500ms, max_interval: 500ms } }]";
-    let (world, relay, topic) = stage("deadlock", tables).await;
+    let (world, relay, topic) = stage("deadlock", "[{ name: outbox }]").await;
     relay.operate(&world, &["pause", "--table", "outbox"]);
-    world.sql(&batch(&topic, 1, 2)).await;
+    world.sql(&batch(&topic, 1, 3)).await;
     let mut connection = sqlx::PgConnection::connect(&world.url).await.unwrap();
     let mut app = connection.begin().await.unwrap();
     // Whoever waits first is the victim, and that is to be the relay.
-    sqlx::raw_sql("SET LOCAL deadlock_timeout = '1min'; UPDATE outbox SET type = 'x' WHERE seq = 2")
+    sqlx::raw_sql("SET LOCAL deadlock_timeout = '1min'; UPDATE outbox SET type = 'x' WHERE seq = 3")
         .execute(&mut *app)
         .await
         .unwrap();
+    // Row 1 keeps the relay from deleting until all are published: then 2 and 3 are in one statement.
+    let mut another = sqlx::PgConnection::connect(&world.url).await.unwrap();
+    let mut gate = another.begin().await.unwrap();
+    sqlx::query("SELECT FROM outbox WHERE seq = 1 FOR UPDATE").execute(&mut *gate).await.unwrap();
     relay.operate(&world, &["resume", "--table", "outbox"]);
     let waits = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND wait_event_type = 'Lock' AND query LIKE 'DELETE%'",
         world.name
     );
     world.until(&waits, 1).await;
-    sqlx::query("UPDATE outbox SET type = 'x' WHERE seq = 1").execute(&mut *app).await.unwrap();
+    world.consumer(&topic).read(3);
+    while relay.metric("whippet_events_published_total", "outbox") < 3.0 {
+        world.pause().await;
+    }
+    gate.commit().await.unwrap();
+    // It has row 2, or will not wait for row 3.
+    world
+        .until("SELECT count(*) FROM (SELECT FROM outbox WHERE seq < 3 FOR UPDATE SKIP LOCKED) free", 0)
+        .await;
+    world.until(&waits, 1).await;
+    sqlx::query("UPDATE outbox SET type = 'x' WHERE seq = 2").execute(&mut *app).await.unwrap();
     app.commit().await.unwrap();
     relay.wait_for("deadlock detected");
     world.until("SELECT count(*) FROM outbox", 0).await;
-    assert_all(&world, &topic, 2);
+    assert_all(&world, &topic, 3);
 }
 
 /// The database has no room left: neither a hold nor a deletion can be recorded. PostgreSQL's own error,
