@@ -140,6 +140,35 @@ async fn a_stream_loses_nothing_through_kills_of_either_end() {
     drop_slot(&world).await;
 }
 
+/// Where the rows stay, any slot will do, also for a table that is never polled instead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_only_streamed_gets_another_slot_and_loses_nothing() {
+    let world = World::new("onlystream").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let config = streamed(&world, "{ name: outbox, capture: stream }");
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    follows(&relay).await;
+    for round in 0..3 {
+        lose_slot(&world).await;
+        world
+            .sql(&format!(
+                "{INSERT} SELECT '{topic}', 'k', convert_to('' || i, 'UTF8') FROM generate_series({round} * 100 + 1, {round} * 100 + 100) i"
+            ))
+            .await;
+        world.until("SELECT count(*) FROM outbox", 0).await;
+        follows(&relay).await;
+    }
+    let mut next = 1;
+    for number in world.consumer(&topic).read_to_end().iter().map(|one| one.text().parse::<u32>().unwrap()) {
+        assert!(number <= next, "{number} came before {next}");
+        next += u32::from(number == next);
+    }
+    assert_eq!(next, 301);
+    relay.kill();
+    drop_slot(&world).await;
+}
+
 /// An outbox without a table, parked and mended like any other; its slot is its only copy.
 #[tokio::test(flavor = "multi_thread")]
 async fn logical_messages_are_events_and_are_held_with_their_content() {

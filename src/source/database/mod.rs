@@ -12,6 +12,8 @@ pub use postgres::Postgres;
 mod sqlite;
 pub mod teardown;
 
+#[cfg(feature = "sqlite")]
+use std::future::ready;
 use std::{convert::Infallible, future::Future, time::Duration};
 
 use tokio::sync::Notify;
@@ -236,7 +238,9 @@ impl Database {
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => db.connect().await.map(drop),
             #[cfg(feature = "sqlite")]
-            Database::Sqlite(_) => Ok(()),
+            Database::Sqlite(db) => {
+                db.pool.acquire().await.map(drop).map_err(Error::sql("open the database"))
+            }
         }
     }
 
@@ -262,7 +266,7 @@ impl Database {
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => db.moment().await,
             #[cfg(feature = "sqlite")]
-            Database::Sqlite(_) => Err(Error::Setup("SQLite has no log to follow".into())),
+            Database::Sqlite(_) => ready(Err(Error::Setup("SQLite has no log to follow".into()))).await,
         }
     }
 
@@ -369,7 +373,9 @@ impl Outbox {
             #[cfg(feature = "postgres")]
             Outbox::Postgres(outbox) => outbox.held_from(place).await,
             #[cfg(feature = "sqlite")]
-            Outbox::Sqlite(_) => Ok(Vec::new()),
+            Outbox::Sqlite(_) => {
+                ready(Err(Error::Setup(format!("SQLite has no log that could bring {place} again")))).await
+            }
         }
     }
 

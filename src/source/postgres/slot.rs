@@ -33,6 +33,14 @@ pub enum Obstacle {
     Malformed(&'static str, super::pgoutput::Malformed),
 }
 
+impl Obstacle {
+    /// Whether the server missed the publication in the part of the log that it was about to send
+    /// (undefined_object).
+    pub fn is_before_the_publication(&self) -> bool {
+        matches!(self, Obstacle::Wire(error) if error.code() == Some("42704"))
+    }
+}
+
 /// What the stream of one source is made of.
 #[derive(Clone, Debug)]
 pub struct Slot {
@@ -71,12 +79,12 @@ fn sql(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
 }
 
 impl Slot {
-    /// Everything that the stream needs is there after this. `disposable`: the slot may be made anew,
+    /// Everything that the stream needs is there after this. `replaceable`: the slot may be made anew,
     /// because no table depends on what it alone has.
     pub async fn prepare(
         &self,
         specs: &[TableSpec],
-        disposable: bool,
+        replaceable: bool,
         system_identifier: &str,
     ) -> Result<Vec<Option<(u32, Vec<Known>)>>, Obstacle> {
         let server = self.server(system_identifier).await?;
@@ -97,7 +105,7 @@ impl Slot {
             }
         }
         let changed = self.publish(&tables).await?;
-        let is_new = self.have_slot(&server, disposable).await?;
+        let is_new = self.have_slot(&server, replaceable).await?;
         if let (Some(xid), false) = (changed, is_new) {
             self.outlive(&xid).await?;
         }
@@ -254,11 +262,11 @@ impl Slot {
         }
     }
 
-    async fn have_slot(&self, server: &Server, disposable: bool) -> Result<bool, Obstacle> {
+    async fn have_slot(&self, server: &Server, replaceable: bool) -> Result<bool, Obstacle> {
         let name = &self.settings.slot;
         let made_on = self.made_on().await?;
         let found = self.find().await?;
-        if !disposable && let Some(made_on) = &made_on {
+        if !replaceable && let Some(made_on) = &made_on {
             // What was in it, and in no table, is gone: nobody is to overlook that.
             let lost = match &found {
                 None => Some(format!("slot {name} is gone")),
@@ -310,7 +318,7 @@ impl Slot {
             .await?;
         }
         let Some(reason) = found.lost else { return Ok(false) };
-        if !disposable || !self.settings.create {
+        if !replaceable || !self.settings.create {
             return Err(Obstacle::Setup(format!("the server has invalidated slot {name} ({reason})")));
         }
         warn!(slot = name, reason, "the server has invalidated the slot; it is made anew");

@@ -64,7 +64,7 @@ pub struct Streamer {
     pub slot: Slot,
     pub connect: wire::Settings,
     pub followers: Vec<Follower>,
-    /// All of them poll when there is no log, so the slot may go.
+    /// All of them poll when there is no log, so that it can be done without one.
     pub disposable: bool,
     /// A row above this is left to its table, in bytes.
     pub row_limit: usize,
@@ -111,7 +111,12 @@ impl Streamer {
                 () = self.lost() => Ended::Again("the lease is lost"),
             };
             show(&self.metrics, Health::default());
-            failures = if began.elapsed() > SILENT_AFTER { 1 } else { failures + 1 };
+            if began.elapsed() > SILENT_AFTER {
+                // It was well in between: the same trouble is news again.
+                (failures, said) = (0, String::new());
+            }
+            failures += 1;
+            let ended = self.costs_too_much(ended).await;
             let (why, lost) = match ended {
                 Ended::Stopped => return,
                 Ended::Again(why) => {
@@ -135,7 +140,18 @@ impl Streamer {
                     }
                     continue;
                 }
-                Ended::Trouble(obstacle) => (report(&obstacle), matches!(obstacle, Obstacle::Lost(_))),
+                Ended::Trouble(obstacle) => {
+                    if self.is_replaceable() && obstacle.is_before_the_publication() {
+                        // What the slot has yet to send was written before the publication was made, and
+                        // cannot be read with it. The tables have it.
+                        warn!(
+                            slot = self.slot.settings.slot,
+                            "the slot is older than the publication: it is made anew"
+                        );
+                        self.let_go(&stop).await;
+                    }
+                    (report(&obstacle), matches!(obstacle, Obstacle::Lost(_)))
+                }
             };
             if said == why {
                 debug!(why, attempt = failures, "the log cannot be read");
@@ -149,6 +165,23 @@ impl Streamer {
                 () = tokio::time::sleep(policy.pause(failures, fastrand::f64()).max(Duration::from_millis(100))) => {}
                 () = stop.cancelled() => return,
             }
+        }
+    }
+
+    /// Whether another slot is as good as this one: every table has its rows.
+    fn is_replaceable(&self) -> bool {
+        self.followers.iter().all(|follower| follower.spec.stays())
+    }
+
+    /// A slot that cannot be read is let go too, when the server keeps too much for it.
+    async fn costs_too_much(&self, ended: Ended) -> Ended {
+        if !self.disposable || !matches!(ended, Ended::Trouble(_)) {
+            return ended;
+        }
+        let most = self.slot.settings.max_retained_wal as i64;
+        match self.slot.health().await {
+            Ok(Some(health)) if health.retained_bytes > most => Ended::OverBudget(health.retained_bytes),
+            _ => ended,
         }
     }
 
@@ -247,7 +280,7 @@ impl Streamer {
         let mut connection = Connection::connect(&settings).await?;
         let identity = connection.query("IDENTIFY_SYSTEM").await?;
         let identity = identity.first().and_then(|row| row.first()?.clone()).unwrap_or_default();
-        let tables = self.slot.prepare(&specs, self.disposable, &identity).await?;
+        let tables = self.slot.prepare(&specs, self.is_replaceable(), &identity).await?;
         let config = &self.slot.settings;
         let binary = specs.iter().zip(&tables).all(|(spec, table)| {
             table.as_ref().is_none_or(|(_, known)| super::rows::speaks_binary(spec, known))

@@ -1,6 +1,6 @@
 //! One table: find what is committed, hand it over, delete or mark what is settled.
 //!
-//! Rows are found by reading the table (polling), or in the database's log ([`following`]). One task for
+//! Rows are found by reading the table (polling), or in the database's log (`following`). One task for
 //! each table, one statement at a time: a read never runs beside the recording of what
 //! an earlier read brought, so a row cannot be read again while it is being deleted.
 //!

@@ -57,10 +57,13 @@ impl Task {
                 }
             } else {
                 // The rest is recorded by telling the log.
-                let released: Vec<Place> =
-                    batch.iter().filter_map(|place| self.state.released.take(place)).collect();
+                let is_released = |place: &&Place| self.state.released.contains(*place);
+                let released: Vec<Place> = batch.iter().filter(is_released).cloned().collect();
                 if !released.is_empty() {
                     answered("record what was published", outbox.record(&released, epoch)).await?;
+                    released.iter().for_each(|place| {
+                        self.state.released.remove(place);
+                    });
                 }
             }
             fail::fail_point!("recorded", |_| std::process::abort());
