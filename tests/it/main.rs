@@ -16,6 +16,8 @@ mod proxy;
 mod records;
 mod sqlite;
 mod stream;
+mod stream_changes;
 mod stream_faults;
 mod stream_rows;
+mod stream_sizes;
 mod verbs;

@@ -128,6 +128,12 @@ async fn a_stream_loses_nothing_through_kills_of_either_end() {
         until_published(&relay, 200.0).await;
         world.sql(&of_slot(&world, "pg_terminate_backend(active_pid)")).await;
     }
+    // Every second, whether it has come back or not.
+    let mut every_second = tokio::time::interval(Duration::from_secs(1));
+    for _ in 0..10 {
+        every_second.tick().await;
+        world.sql(&of_slot(&world, "pg_terminate_backend(active_pid)")).await;
+    }
     follows(&relay).await;
     until_published(&relay, 200.0).await;
     load.stop();
