@@ -41,11 +41,6 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
   PRIMARY KEY (table_name, place)
 )"
         ),
-        // Of a relay that knew no events without a row.
-        format!(
-            "ALTER TABLE {schema}.holds ADD COLUMN IF NOT EXISTS at_ms bigint, \
-             ADD COLUMN IF NOT EXISTS unread bigint, ADD COLUMN IF NOT EXISTS cells bytea[]"
-        ),
         format!(
             "CREATE TABLE IF NOT EXISTS {schema}.released (
   table_name text NOT NULL,
@@ -97,6 +92,15 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
 )"
         ),
     ]
+}
+
+/// What a relay adds to tables of before, when events without a row were not known.
+pub fn additions_postgres(schema: &str) -> String {
+    format!(
+        "ALTER TABLE {}.holds ADD COLUMN IF NOT EXISTS at_ms bigint, ADD COLUMN IF NOT EXISTS unread bigint, \
+         ADD COLUMN IF NOT EXISTS cells bytea[]",
+        quoted(schema)
+    )
 }
 
 /// The relay's own tables in SQLite, statement by statement. Safe to run again.

@@ -198,7 +198,8 @@ impl Postgres {
         if there {
             return Ok(());
         }
-        for statement in ddl::relay_tables_postgres(&self.schema) {
+        let additions = ddl::additions_postgres(&self.schema);
+        for statement in ddl::relay_tables_postgres(&self.schema).into_iter().chain([additions]) {
             sqlx::query(AssertSqlSafe(statement)).execute(&mut *connection).await.map_err(|source| {
                 match source.as_database_error().and_then(|error| error.code()).as_deref() {
                     // insufficient_privilege
