@@ -36,8 +36,7 @@ kafka_start() {
   local dir=$STATE/kafka
   # Everybody may do everything, until a test forbids something. Nothing is created by accident, and
   # one node holds every internal topic. Few partitions of those, and no wait for more members: a
-  # consumer has its first record sooner. A broker that was killed is forgotten a little sooner than by
-  # default, because the next one waits for its name; but one that hangs in a test for six seconds is not.
+  # consumer has its first record sooner.
   cat >"$dir/server.properties" <<CONF
 process.roles=broker,controller
 node.id=1
@@ -61,7 +60,6 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=4
 group.initial.rebalance.delay.ms=0
-broker.session.timeout.ms=7000
 broker.heartbeat.interval.ms=500
 log.retention.hours=24
 CONF
