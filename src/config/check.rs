@@ -95,7 +95,7 @@ fn source(source: &Source, problems: &mut Problems) {
 
 /// librdkafka properties that are Whippet's business: name, the values that change nothing, and why
 /// the others are refused.
-const OURS: [(&str, &[&str], &str); 21] = [
+const OURS: [(&str, &[&str], &str); 22] = [
     ("bootstrap.servers", &[], "set kafka.bootstrap_servers"),
     ("metadata.broker.list", &[], "set kafka.bootstrap_servers"),
     ("linger.ms", &[], "set kafka.linger"),
@@ -116,6 +116,7 @@ const OURS: [(&str, &[&str], &str); 21] = [
     ("transactional.id", &[], "exactly-once delivery is still to come"),
     ("queuing.strategy", &["fifo"], "it reorders events"),
     ("delivery.report.only.error", &["false"], "without reports nothing is ever settled"),
+    ("statistics.interval.ms", &["5000"], "the relay reads them to see whether the client is alive"),
     ("allow.auto.create.topics", &["false"], "a topic is never created by accident"),
 ];
 

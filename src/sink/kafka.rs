@@ -6,7 +6,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,8 +20,9 @@ use rdkafka::{
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, RDKafkaErrorCode},
     message::{DeliveryResult, Header, OwnedHeaders},
-    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+    producer::{BaseRecord, Producer, ProducerContext, PurgeConfig, ThreadedProducer},
 };
+use serde::Deserialize;
 use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
@@ -82,9 +86,21 @@ impl Settings {
             .set("message.max.bytes", "1000000000")
             // The relay's window is the limit of what is queued, so this queue is never full.
             .set("queue.buffering.max.messages", (2 * self.in_flight_events).max(10_000).to_string())
-            .set("queue.buffering.max.kbytes", "2097151");
+            .set("queue.buffering.max.kbytes", "2097151")
+            // See `Statistics`.
+            .set("statistics.interval.ms", "5000");
         config
     }
+}
+
+/// What is read of librdkafka's statistics: which brokers it knows.
+///
+/// A cluster that is shutting down answers with topics and no brokers. librdkafka (2.10 to 2.13 at
+/// least, its issue 5301) then forgets all of them, the bootstrap servers too, and never connects
+/// again nor says a word. Such a producer is thrown away, as every producer that cannot go on.
+#[derive(Deserialize)]
+struct Statistics {
+    brokers: serde_json::Map<String, serde_json::Value>,
 }
 
 /// How long an answer about a topic's limit is waited for. Without one the broker itself refuses
@@ -96,6 +112,8 @@ const LIMIT_WITHIN: Duration = Duration::from_millis(500);
 struct Mailbox {
     reports: Mutex<Vec<Report>>,
     arrived: Notify,
+    /// A producer knows no broker any more.
+    adrift: AtomicBool,
 }
 
 impl Mailbox {
@@ -122,6 +140,13 @@ struct Context {
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log_librdkafka(level, facility, message);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        if serde_json::from_slice::<Statistics>(statistics).is_ok_and(|known| known.brokers.is_empty()) {
+            self.mailbox.adrift.store(true, Ordering::Release);
+            self.mailbox.arrived.notify_one();
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -174,16 +199,35 @@ pub struct Kafka {
     mailbox: Arc<Mailbox>,
     producers: Mutex<Producers>,
     /// Metadata and topic limits; apart from the producers, so that a rebuild leaves it alone.
-    admin: Arc<AdminClient<DefaultClientContext>>,
+    admin: Arc<Mutex<Arc<Admin>>>,
+    /// Whether the log has it that these producers know no broker.
+    said_adrift: AtomicBool,
 }
+
+type Admin = AdminClient<DefaultClientContext>;
 
 impl Kafka {
     /// Makes the producers. Connects in the background: a broker that is down is no error.
     pub fn new(settings: Settings) -> Result<Kafka, KafkaError> {
         let mailbox = Arc::new(Mailbox::default());
         let main = producer(&settings, &mailbox, Unit::Main, MAX_BATCH_BYTES)?;
-        let admin = Arc::new(settings.client().create()?);
-        Ok(Kafka { settings, mailbox, producers: Mutex::new(Producers { main, suspects: None }), admin })
+        let admin = Arc::new(Mutex::new(Arc::new(settings.client().create()?)));
+        let producers = Mutex::new(Producers { main, suspects: None });
+        Ok(Kafka { settings, mailbox, producers, admin, said_adrift: AtomicBool::new(false) })
+    }
+
+    /// Lets go of what a producer that knows no broker has: its reports say so, and the relay makes
+    /// new producers, as after every failure. One without records is found when it has some.
+    fn let_go(&self) {
+        if !self.said_adrift.swap(true, Ordering::Relaxed) {
+            warn!("kafka answered with no brokers at all and the client forgot them; it is made anew");
+        }
+        let everything = PurgeConfig::default().queue().inflight().non_blocking();
+        let producers = self.producers.lock().unwrap_or_else(PoisonError::into_inner);
+        producers.main.purge(everything);
+        if let Some(suspects) = &producers.suspects {
+            suspects.purge(everything);
+        }
     }
 }
 
@@ -228,6 +272,9 @@ impl Sink for Kafka {
 
     async fn reports(&self) -> Vec<Report> {
         loop {
+            if self.mailbox.adrift.swap(false, Ordering::Acquire) {
+                self.let_go();
+            }
             let reports = self.mailbox.take();
             if !reports.is_empty() {
                 return reports;
@@ -243,6 +290,7 @@ impl Sink for Kafka {
             let mut producers = self.producers.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *producers, fresh)
         };
+        self.said_adrift.store(false, Ordering::Relaxed);
         if let Some((code, reason)) = old.main.client().fatal_error() {
             info!(?code, reason, "the producer that is thrown away had failed");
         }
@@ -256,33 +304,42 @@ impl Sink for Kafka {
         topic: String,
         within: Duration,
     ) -> impl Future<Output = Result<TopicFacts, RDKafkaErrorCode>> + Send + 'static {
-        let (admin, create) = (self.admin.clone(), self.settings.create_topics.clone());
+        let (settings, shared) = (self.settings.clone(), self.admin.clone());
         async move {
-            let count = || {
-                let (admin, topic) = (admin.clone(), topic.clone());
-                let asked = tokio::task::spawn_blocking(move || partition_count(&admin, &topic, within));
-                async { asked.await.unwrap_or(Err(RDKafkaErrorCode::Fail)) }
-            };
-            let partitions = match count().await {
-                Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
-                    if create.enabled =>
-                {
-                    create_topic(&admin, &topic, &create, within).await?;
-                    create.partitions
-                }
-                answer => answer?,
-            };
-            let max_message_bytes = limit(&admin, &topic, within.min(LIMIT_WITHIN)).await;
-            Ok(TopicFacts { partitions, max_message_bytes })
+            let admin = shared.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let facts = look_up(admin, topic, &settings.create_topics, within).await;
+            // One that knows no broker any more (see `Statistics`) would never answer again, and
+            // cannot be told from one that only has to wait.
+            if let Err(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::OperationTimedOut) = facts
+                && let Ok(fresh) = settings.client().create()
+            {
+                *shared.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+            }
+            facts
         }
     }
 }
 
-fn partition_count(
-    admin: &AdminClient<DefaultClientContext>,
-    topic: &str,
+async fn look_up(
+    admin: Arc<Admin>,
+    topic: String,
+    create: &CreateTopics,
     within: Duration,
-) -> Result<i32, RDKafkaErrorCode> {
+) -> Result<TopicFacts, RDKafkaErrorCode> {
+    let (asking, name) = (admin.clone(), topic.clone());
+    let counted = tokio::task::spawn_blocking(move || partition_count(&asking, &name, within));
+    let partitions = match counted.await.unwrap_or(Err(RDKafkaErrorCode::Fail)) {
+        Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) if create.enabled => {
+            create_topic(&admin, &topic, create, within).await?;
+            create.partitions
+        }
+        answer => answer?,
+    };
+    let max_message_bytes = limit(&admin, &topic, within.min(LIMIT_WITHIN)).await;
+    Ok(TopicFacts { partitions, max_message_bytes })
+}
+
+fn partition_count(admin: &Admin, topic: &str, within: Duration) -> Result<i32, RDKafkaErrorCode> {
     let metadata = admin
         .inner()
         .fetch_metadata(Some(topic), within)
@@ -298,7 +355,7 @@ fn partition_count(
 }
 
 async fn create_topic(
-    admin: &AdminClient<DefaultClientContext>,
+    admin: &Admin,
     topic: &str,
     create: &CreateTopics,
     within: Duration,
@@ -321,7 +378,7 @@ async fn create_topic(
 }
 
 /// The topic's `max.message.bytes`; `None` where we may not ask or the broker does not know it.
-async fn limit(admin: &AdminClient<DefaultClientContext>, topic: &str, within: Duration) -> Option<usize> {
+async fn limit(admin: &Admin, topic: &str, within: Duration) -> Option<usize> {
     let options = AdminOptions::new().request_timeout(Some(within));
     let answers = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await.ok()?;
     let resource = answers.into_iter().next()?.ok()?;

@@ -1,6 +1,9 @@
 //! What the broker does to us.
 
-use crate::harness::{World, services};
+use crate::{
+    harness::{World, services},
+    impostor::Impostor,
+};
 
 const INSERT: &str = "INSERT INTO outbox (topic, key, payload)";
 
@@ -202,4 +205,37 @@ async fn a_topic_that_is_deleted_and_made_again_loses_nothing_that_was_not_there
     world.until("SELECT count(*) FROM outbox", 0).await;
     let mut consumer = world.consumer(&gone);
     assert_eq!(consumer.read_to_end().iter().map(super::harness::Seen::text).collect::<Vec<_>>(), ["1", "2"]);
+}
+
+/// What a cluster says while it is shut down, and what librdkafka never comes back from by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_says_it_has_no_brokers_is_found_again() {
+    let world = World::new("nobrokers").await;
+    let topic = world.create_topic("events", 3, &[]).await;
+    let (impostor, address) = Impostor::start();
+    let config = world.config_for(&world.url, &address, "[{ name: outbox }]", "");
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    let insert = |from: u32, to: u32| {
+        format!(
+            "{INSERT} SELECT '{topic}', 'k' || i % 5, convert_to('' || i, 'UTF8') FROM generate_series({from}, {to}) i"
+        )
+    };
+    world.sql(&insert(1, 100)).await;
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    impostor.denies_all_brokers();
+    // Nothing is to be sent when it happens, and then there is.
+    relay.wait_for("answered with no brokers");
+    world.sql(&insert(101, 200)).await;
+    impostor.is_honest();
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    let mut last = std::collections::HashMap::new();
+    let mut consumer = world.consumer(&topic);
+    let seen = consumer.read_to_end();
+    assert_eq!(seen.len(), 200);
+    for record in seen {
+        let number: u32 = record.text().parse().unwrap();
+        let before = last.insert(record.key.clone(), number);
+        assert!(before < Some(number), "{before:?} before {number}");
+    }
 }

@@ -10,6 +10,7 @@ mod database;
 mod failures;
 mod faults;
 mod harness;
+mod impostor;
 mod leases;
 mod load;
 mod proxy;
