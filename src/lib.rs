@@ -9,6 +9,7 @@ pub mod record;
 pub mod relay;
 pub mod sink;
 pub mod source;
+pub mod store;
 
 pub mod coordinate;
 
