@@ -6,8 +6,10 @@
 
 mod context;
 mod dead_letter;
+pub mod encode;
 mod properties;
 mod route;
+pub mod wire;
 
 use std::borrow::Cow;
 
