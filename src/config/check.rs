@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, path::Path, str::FromStr as _, time::Duration};
 
 use rdkafka::{ClientConfig, error::KafkaError};
 
-use super::{AfterPublish, Capture, Config, Dialect, Order, Rows, Source, Table, Wake, error::Problems};
+use super::{
+    AfterPublish, Capture, Config, Dialect, Encoding, Order, Oversize, Payload, ReferenceDialect, Rows,
+    Source, Table, Wake, error::Problems,
+};
 use crate::record::Template;
 
 /// The relay's own messages in the log.
@@ -147,6 +150,34 @@ fn kafka(config: &Config, problems: &mut Problems) {
     }
 }
 
+fn payload(payload: &Payload, path: &str, problems: &mut Problems) {
+    let at = |key: &str| format!("{path}.payload.{key}");
+    if payload.oversize == Some(Oversize::ClaimCheck) {
+        problems.add(&at("oversize"), "claim_check needs object_store: where the payloads go");
+    }
+    if payload.reference.dialects.is_empty() {
+        problems.add(&at("reference.dialects"), "expected whippet, bakdata or both: else nobody can read it");
+    }
+    if !payload.reference.key.contains("{sha256}") || !payload.reference.key.contains("{id}") {
+        problems.add(
+            &at("reference.key"),
+            "expected {id} and {sha256} in it: a repeat must write the same object, and nothing else may",
+        );
+    }
+    if payload.chunk.size.is_some_and(|size| size < 1 << 10) {
+        problems.add(&at("chunk.size"), "expected auto, or at least 1KiB");
+    }
+    if payload.encode.codec != Encoding::None
+        && payload.oversize == Some(Oversize::ClaimCheck)
+        && payload.reference.dialects.contains(&ReferenceDialect::Bakdata)
+    {
+        problems.warn(
+            &at("encode.codec"),
+            "readers of dialect bakdata decode gzip and zstd of objects only: not what is encoded and inline",
+        );
+    }
+}
+
 fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
     let at = |key: &str| format!("{path}.{key}");
     let only_in_log = table.message_prefix().is_some() || table.rows == Rows::Transient;
@@ -205,6 +236,7 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
     if table.payload.max_bytes > 1 << 30 {
         problems.add(&at("payload.max_bytes"), "expected at most 1GiB");
     }
+    payload(&table.payload, path, problems);
     if table.order == Order::Table && (table.key.is_some() || table.columns.key.is_some()) {
         problems.warn(&at("order"), "order: table is seen as such on a topic of one partition only");
     }

@@ -11,6 +11,7 @@ mod error;
 mod interpolate;
 mod later;
 mod layers;
+mod payload;
 mod secret;
 mod shape;
 mod table;
@@ -32,10 +33,11 @@ use serde_json::Value;
 use self::error::Problems;
 pub use self::{
     error::{Error, Place, Problem},
+    payload::{Chunk, ChunkDialect, Encode, Encoding, Oversize, Payload, Reference, ReferenceDialect},
     secret::Secret,
     table::{
-        AfterPublish, Capture, Columns, DeadLetter, Headers, Hold, Jitter, OnFailure, Order, Payload, Poll,
-        Preset, Retention, Retry, Rows, Table, Wake,
+        AfterPublish, Capture, Columns, DeadLetter, Headers, Hold, Jitter, OnFailure, Order, Poll, Preset,
+        Retention, Retry, Rows, Table, Wake,
     },
 };
 

@@ -134,7 +134,7 @@ fn every_error_names_its_place_and_what_was_expected() {
         ),
         (
             with("{ name: outbox }", "{ name: outbox, payload: { oversize: claim_check } }"),
-            "tables[0].payload.oversize: claim checks",
+            "tables[0].payload.oversize: claim_check needs object_store",
         ),
         (
             with("{ name: outbox }", "{ name: outbox }, { name: outbox }"),
@@ -195,7 +195,7 @@ fn keys_to_come_are_accepted_where_they_ask_for_nothing() {
         "{MINIMAL}replicas: {{ mode: auto, buckets: 64, lease: 5s }}
 log: {{ context: [] }}
 defaults: {{ capture: poll, rows: stay, on_failure: park, envelope: none, retention: {{ published: never }},
-  payload: {{ encode: {{ codec: none, above: 64KiB }}, inline_max: auto, oversize: park }}, columns: {{ tx: null }} }}
+  payload: {{ encode: {{ codec: none, above: 64KiB }}, inline_max: auto }}, columns: {{ tx: null }} }}
 "
     );
     assert_eq!(read(&text).unwrap().replicas.lease, Duration::from_secs(5));

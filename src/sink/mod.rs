@@ -84,6 +84,8 @@ pub struct TopicFacts {
     pub partitions: i32,
     /// `max.message.bytes` of the topic, where the broker tells it to us, in bytes.
     pub max_message_bytes: Option<usize>,
+    /// Whether the broker keeps only the last record of a key (`cleanup.policy`).
+    pub compacted: bool,
 }
 
 pub trait Sink: Send + Sync + 'static {
