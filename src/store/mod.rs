@@ -100,7 +100,7 @@ impl Store {
             let options = PutOptions { attributes, ..PutOptions::default() };
             self.objects.put_opts(&path, PutPayload::from_bytes(content), options).await.map(drop)
         } else {
-            multipart::put(&*self.objects, &path, content, attributes).await
+            multipart::put(&self.objects, &path, content, attributes).await
         };
         done.map_err(|error| StoreError::of(&error, &self.uri(key)))
     }

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod broker;
+mod bucket;
 mod checker;
 mod cli;
 mod crash;
@@ -16,6 +17,7 @@ mod load;
 mod proxy;
 mod records;
 mod sqlite;
+mod store;
 mod stream;
 mod stream_changes;
 mod stream_faults;
