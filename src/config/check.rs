@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, path::Path, str::FromStr as _, time::Duration};
 
 use rdkafka::{ClientConfig, error::KafkaError};
 
-use super::{AfterPublish, Capture, Config, Dialect, Order, Rows, Source, Table, Wake, error::Problems};
+use super::{
+    AfterPublish, Capture, Config, Dialect, ObjectStore, Order, Rows, Source, Table, Wake, error::Problems,
+};
 use crate::record::Template;
 
 /// The relay's own messages in the log.
@@ -13,6 +15,12 @@ const HEARTBEAT_PREFIX: &str = "whippet.heartbeat";
 pub(super) fn check(config: &Config, problems: &mut Problems) {
     source(&config.source, problems);
     kafka(config, problems);
+    if let Some(Err(error)) = config.object_store.as_ref().map(ObjectStore::open) {
+        let text = error.to_string();
+        // `object_store.options.region: what is wrong with it`
+        let (path, text) = text.split_once(": ").unwrap_or(("object_store", &text));
+        problems.add_key(path, text);
+    }
     let least = Duration::from_secs(1);
     if config.replicas.lease < least {
         problems.add("replicas.lease", "expected at least 1s: it is renewed several times in its length");

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use object_store::{
     ClientOptions,
     aws::{AwsAuthorizer, AwsCredential},
     client::{HttpConnector as _, HttpRequest, HttpRequestBody, ReqwestConnector},
 };
+use sha2::{Digest as _, Sha256};
 use whippet::store::{Store, StoreError};
 
 use crate::harness::service;
@@ -49,6 +51,14 @@ impl Bucket {
         .into()
     }
 
+    /// The key `object_store` of a configuration, with other options than those.
+    pub fn config(&self, prefix: &str, other: &[(&str, &str)]) -> String {
+        let mut options = Bucket::options();
+        options.extend(other.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let options = serde_json::to_string(&options).unwrap();
+        format!("object_store: {{ url: '{}', options: {options} }}\n", self.url(prefix))
+    }
+
     /// A store in this bucket, with other options than those.
     pub fn open(&self, prefix: &str, other: &[(&str, &str)]) -> Result<Store, StoreError> {
         let mut options = Bucket::options();
@@ -81,6 +91,11 @@ impl Bucket {
         let mut request = HttpRequest::new(HttpRequestBody::from(body.to_owned()));
         *request.method_mut() = method.parse().unwrap();
         *request.uri_mut() = format!("{}/{}{what}", service("WHIPPET_TEST_S3"), self.name).parse().unwrap();
+        if !body.is_empty() {
+            // Some requests are refused without one.
+            let sum = BASE64_STANDARD.encode(Sha256::digest(body));
+            request.headers_mut().insert("x-amz-checksum-sha256", sum.parse().unwrap());
+        }
         for (name, value) in headers {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }
@@ -104,17 +119,41 @@ impl Bucket {
 
     /// What anybody may do, without a signature: actions of S3 on all objects.
     pub async fn allow_anybody(&self, actions: &[&str]) {
-        let policy = serde_json::json!({
-            "Version": "2012-10-17",
-            "Statement": [{
+        self.policy(&[(actions, "/*")]).await;
+    }
+
+    pub async fn allow_anybody_to_list(&self) {
+        self.policy(&[(&["s3:ListBucket"], "")]).await;
+    }
+
+    async fn policy(&self, allowed: &[(&[&str], &str)]) {
+        let statement = |(actions, what): &(&[&str], &str)| {
+            serde_json::json!({
                 "Effect": "Allow",
                 "Principal": { "AWS": ["*"] },
                 "Action": actions,
-                "Resource": [format!("arn:aws:s3:::{}/*", self.name)],
-            }],
-        });
+                "Resource": [format!("arn:aws:s3:::{}{what}", self.name)],
+            })
+        };
+        let statements: Vec<_> = allowed.iter().map(statement).collect();
+        let policy = serde_json::json!({ "Version": "2012-10-17", "Statement": statements });
         let set = self.call("PUT", "?policy=", &policy.to_string()).await;
         assert_eq!(set.status, 204, "{set:?}");
+    }
+
+    pub async fn keep_versions(&self) {
+        let body = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+        let set = self.call("PUT", "?versioning=", body).await;
+        assert_eq!(set.status, 200, "{set:?}");
+    }
+
+    pub async fn expire_after(&self, days: u32, prefix: &str) {
+        let body = format!(
+            "<LifecycleConfiguration><Rule><ID>tidy</ID><Status>Enabled</Status><Filter><Prefix>{prefix}</Prefix>\
+             </Filter><Expiration><Days>{days}</Days></Expiration></Rule></LifecycleConfiguration>"
+        );
+        let set = self.call("PUT", "?lifecycle=", &body).await;
+        assert_eq!(set.status, 200, "{set:?}");
     }
 
     /// How many uploads of an object were begun and neither completed nor given up.
