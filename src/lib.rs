@@ -19,3 +19,4 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "sqlite")]
 pub mod demo;
+pub mod doctor;

@@ -19,6 +19,7 @@ minio_install() {
 
 minio_start() {
   MINIO_ROOT_USER=$MINIO_USER MINIO_ROOT_PASSWORD=$MINIO_PASSWORD MINIO_BROWSER=off MINIO_UPDATE=off \
+    MINIO_SITE_REGION=us-east-1 \
     spawn minio "$MINIO" server --quiet --address "127.0.0.1:$MINIO_PORT" "$STATE/minio/data"
 }
 

@@ -82,7 +82,7 @@ impl App {
             properties: config.kafka.properties.clone(),
         })
         .context("kafka")?;
-        let store = None;
+        let store = config.object_store.as_ref().map(config::ObjectStore::open).transpose()?;
         let (lease, leased) = watch::channel(Lease::Standby);
         let (events, intake) = mpsc::channel(BATCHES_ON_THE_WAY);
 

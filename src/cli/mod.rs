@@ -2,6 +2,8 @@
 
 #[cfg(feature = "sqlite")]
 mod demo;
+mod doctor;
+mod purge;
 mod run;
 mod sql;
 mod teardown;
@@ -27,7 +29,6 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one, and it is read once")]
 enum Command {
     /// Run the relay until SIGTERM or SIGINT; then drain, flush and exit 0.
     Run {
@@ -71,6 +72,15 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Connect and try everything; say how to mend what is wrong. Exits 1 if something is.
+    Doctor {
+        #[arg(long, short)]
+        config: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete offloaded payloads below a prefix: those of one person, for example.
+    Purge(purge::Purge),
     /// Print the JSON Schema of the configuration file.
     Schema,
     #[command(flatten)]
@@ -87,6 +97,8 @@ impl Cli {
             Command::Sql { config: Some(config), .. } => sql::for_config(&config),
             Command::Sql { dialect, preset, .. } => sql::for_preset(dialect.unwrap_or_default(), preset),
             Command::Teardown { config, dry_run, force } => teardown::teardown(&config, dry_run, force),
+            Command::Doctor { config, json } => doctor::doctor(&config, json),
+            Command::Purge(wanted) => purge::purge(&wanted),
             Command::Schema => run::schema(),
             Command::Operate(verb) => verbs::run(&verb),
         };

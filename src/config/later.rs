@@ -6,12 +6,11 @@ use serde_json::{Value, json};
 use super::error::{Problems, join};
 
 /// Path (`[]` for every element), the value that asks for nothing, and what is missing.
-const KEYS: [(&str, &str, &str); 14] = [
+const KEYS: [(&str, &str, &str); 13] = [
     ("source.stream.server_id", "5400", "MySQL is still to come"),
     ("kafka.delivery", "at_least_once", EXACTLY_ONCE),
     ("kafka.eos_units", "4", EXACTLY_ONCE),
     ("kafka.position_topic", "whippet.positions", EXACTLY_ONCE),
-    ("object_store", "", "the object store is still to come"),
     ("replicas.mode", "auto", "one relay owns a source and others stand by; nothing else can be chosen yet"),
     (
         "replicas.buckets",

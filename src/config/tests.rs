@@ -220,6 +220,32 @@ fn the_annotated_file_and_every_example_load() {
     }
 }
 
+#[test]
+fn an_object_store_is_checked_without_connecting() {
+    let with = |store: &str| read(&format!("{MINIMAL}object_store: {store}\n"));
+    let good = "{ url: s3://b/p, options: { endpoint: http://localhost:9000, secret_access_key: hunter2, \
+                access_key_id: k } }";
+    let config = with(good).unwrap();
+    assert_eq!(config.object_store.as_ref().unwrap().open().unwrap().uri("k"), "s3://b/p/k");
+    assert!(!format!("{config:?}").contains("hunter2"));
+    for (store, expected) in [
+        ("{ url: ftp://b }", "w.yaml:4:17: object_store.url: expected s3://bucket/prefix, gs://"),
+        ("{ options: {} }", "object_store.url: missing; expected"),
+        (
+            "{ url: s3://b, options: { regoin: x } }",
+            "w.yaml:4:41: object_store.options.regoin: unknown option; did you mean `region`?",
+        ),
+        (
+            "{ url: s3://b, options: { endpoint: http://minio:9000 } }",
+            "w.yaml:4:41: object_store.options.endpoint: anybody on the way reads",
+        ),
+        ("{ url: s3://b, options: { timeout: hunter2 } }", "object_store.options.timeout: "),
+    ] {
+        let error = with(store).unwrap_err();
+        assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
+    }
+}
+
 /// Every key of the schema stands in the annotated file: as a key, or, if it is still to come, in a
 /// comment.
 #[test]

@@ -11,12 +11,16 @@
 
 pub mod classify;
 mod kafka;
+mod retention;
 
 use std::{future::Future, time::Duration};
 
 use rdkafka::types::RDKafkaErrorCode;
 
-pub use self::kafka::{Kafka, Settings};
+pub use self::{
+    kafka::{Kafka, Settings},
+    retention::retention,
+};
 use crate::record::Record;
 
 /// Names one attempt at one event: which generation of the producers sent it, and the ledger's slot.

@@ -3,7 +3,7 @@
 //! Only what is known not to pass by itself is more than [`StoreError::Away`]: nothing is lost by
 //! trying again, and a stall shows in the metrics.
 
-use std::error::Error;
+use std::{borrow::Cow, error::Error};
 
 use object_store::client::{HttpError, HttpErrorKind};
 
@@ -42,7 +42,7 @@ impl StoreError {
             return answer.classify(uri);
         }
         if let Some(error) = in_chain::<HttpError>(error) {
-            return of_connection(error);
+            return StoreError::of_connection(error);
         }
         if let object_store::Error::NotFound { .. } = error {
             return StoreError::NotFound { uri: uri.into() };
@@ -51,6 +51,28 @@ impl StoreError {
             Some(error) => of_file(error),
             None => StoreError::Away(innermost(error)),
         }
+    }
+
+    /// No answer came, or not all of it.
+    pub(super) fn of_connection(error: &HttpError) -> StoreError {
+        let why = innermost(error);
+        if why.contains("certificate") {
+            return StoreError::Misconfigured(format!(
+                "the object store's certificate is not trusted: {why}; add its authority to those of this \
+                 machine, or name a file with them in the variable SSL_CERT_FILE"
+            ));
+        }
+        let what = match error.kind() {
+            HttpErrorKind::Connect => "cannot connect",
+            HttpErrorKind::Timeout => "no answer in time",
+            _ => "the connection broke",
+        };
+        StoreError::Away(if why.is_empty() { what.into() } else { format!("{what}: {why}") })
+    }
+
+    /// An answer that says no, to a request about `uri`.
+    pub(super) fn of_answer(status: u16, body: &str, uri: &str) -> StoreError {
+        Answer::new(status, body).classify(uri)
     }
 }
 
@@ -64,22 +86,20 @@ struct Answer {
 }
 
 impl Answer {
+    fn new(status: u16, body: &str) -> Answer {
+        Answer { status, code: element(body, "Code"), message: element(body, "Message") }
+    }
+
     /// `object_store` keeps the answer to itself and shows it in its message only. The form is checked
     /// by the tests against a real store.
     fn of(error: &object_store::Error) -> Option<Answer> {
         let text = error.to_string();
         if let Some((_, rest)) = text.split_once("non-2xx status code: ") {
-            let status = rest.get(..3)?.parse().ok()?;
-            let (code, message) = (element(rest, "Code"), element(rest, "Message"));
-            return Some(Answer { status, code, message });
+            return Some(Answer::new(rest.get(..3)?.parse().ok()?, rest));
         }
         // A 200 that has failed after all, and one object of many that were to be deleted.
         if let Some((_, body)) = text.split_once("Server returned error response: ") {
-            return Some(Answer {
-                status: 500,
-                code: element(body, "Code"),
-                message: element(body, "Message"),
-            });
+            return Some(Answer::new(500, body));
         }
         if let Some((message, code)) = text.split_once(" (code: ")
             && text.contains("DeleteObjects")
@@ -112,7 +132,9 @@ impl Answer {
             (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") | (401 | 403, _) => {
                 StoreError::Denied(format!("{self}, about {uri}"))
             }
-            (404, "" | "NoSuchKey" | "BlobNotFound") => StoreError::NotFound { uri: uri.into() },
+            (404, "" | "NoSuchKey" | "BlobNotFound" | "NoSuchLifecycleConfiguration") => {
+                StoreError::NotFound { uri: uri.into() }
+            }
             (300..=399, _) | (_, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException") => {
                 StoreError::Misconfigured(format!(
                     "the object store says {self}: {} is in another region or at another endpoint; set the \
@@ -147,7 +169,8 @@ impl std::fmt::Display for Answer {
 /// The text of the first element `name` of an XML answer.
 fn element(body: &str, name: &str) -> String {
     let inside = body.split_once(&format!("<{name}>")).and_then(|(_, rest)| rest.split_once('<'));
-    inside.map(|(text, _)| text.trim().to_owned()).unwrap_or_default()
+    let text = inside.map_or("", |(text, _)| text.trim());
+    quick_xml::escape::unescape(text).map_or_else(|_| text.to_owned(), Cow::into_owned)
 }
 
 /// `s3://bucket` of `s3://bucket/prefix/key`.
@@ -155,23 +178,6 @@ fn bucket_of(uri: &str) -> String {
     let authority = uri.split_once("://").map_or(0, |(scheme, _)| scheme.len() + 3);
     let end = uri[authority..].find('/').map_or(uri.len(), |slash| authority + slash);
     uri[..end].to_owned()
-}
-
-/// No answer came, or not all of it.
-fn of_connection(error: &HttpError) -> StoreError {
-    let why = innermost(error);
-    if why.contains("certificate") {
-        return StoreError::Misconfigured(format!(
-            "the object store's certificate is not trusted: {why}; add its authority to those of this \
-             machine, or name a file with them in the variable SSL_CERT_FILE"
-        ));
-    }
-    let what = match error.kind() {
-        HttpErrorKind::Connect => "cannot connect",
-        HttpErrorKind::Timeout => "no answer in time",
-        _ => "the connection broke",
-    };
-    StoreError::Away(if why.is_empty() { what.into() } else { format!("{what}: {why}") })
 }
 
 /// A folder.

@@ -4,12 +4,16 @@
 //! [`Store::put`] returns once the object is there as a whole, or not at all: the record that refers
 //! to it is produced after that. Nothing here tries for ever: a [`StoreError`] says whether trying
 //! again helps, and the relay decides when. `open` reads the configuration, `key` makes keys and URIs
-//! that every reader takes, `multipart` uploads what is large, `error` sorts what went wrong.
+//! that every reader takes, `multipart` uploads what is large, `purge` deletes what is below a prefix, `check`
+//! tries everything and `bucket` asks S3 about its rules, `error` sorts what went wrong.
 
+mod bucket;
+mod check;
 mod error;
 mod key;
 mod multipart;
 mod open;
+mod purge;
 
 use std::{collections::BTreeMap, fmt, ops::Range, path::PathBuf, sync::Arc};
 
@@ -20,9 +24,12 @@ use object_store::{
     PutPayload, path::Path,
 };
 
+use self::bucket::Bucket;
 pub use self::{
+    check::{Topic, check},
     error::StoreError,
     key::{is_safe_key, safe_key},
+    purge::Tally,
 };
 
 /// Up to here an object is put in one request.
@@ -41,8 +48,8 @@ pub struct Store {
     prefix: Path,
     /// The folder, which has to be there: the store would make it, on whatever disk is there instead.
     folder: Option<PathBuf>,
-    /// Whether an object can have a content type.
-    has_attributes: bool,
+    /// S3 only: what `object_store` does not ask for.
+    bucket: Option<Arc<Bucket>>,
 }
 
 /// An object of the store, as [`Store::list`] finds it.
@@ -92,15 +99,16 @@ impl Store {
     pub async fn put(&self, key: &str, content: Bytes, content_type: &str) -> Result<(), StoreError> {
         let path = self.path(key)?;
         self.folder_is_there().await?;
-        let attributes = match self.has_attributes {
-            true => Attributes::from_iter([(Attribute::ContentType, content_type.to_owned())]),
-            false => Attributes::new(),
+        let attributes = match self.folder {
+            // A file has no content type.
+            Some(_) => Attributes::new(),
+            None => Attributes::from_iter([(Attribute::ContentType, content_type.to_owned())]),
         };
         let done = if content.len() <= PUT_AT_ONCE {
             let options = PutOptions { attributes, ..PutOptions::default() };
             self.objects.put_opts(&path, PutPayload::from_bytes(content), options).await.map(drop)
         } else {
-            multipart::put(&*self.objects, &path, content, attributes).await
+            multipart::put(&self.objects, &path, content, attributes).await
         };
         done.map_err(|error| StoreError::of(&error, &self.uri(key)))
     }
@@ -154,11 +162,7 @@ impl Store {
     /// The objects in the folder `prefix`, at any depth; all of them where it is empty. A prefix is
     /// whole segments: `customer/4` does not find what is in `customer/42`.
     pub fn list(&self, prefix: &str) -> BoxStream<'_, Result<Object, StoreError>> {
-        let path = match prefix.trim_matches('/') {
-            "" => Ok(self.prefix.clone()),
-            prefix => self.path(prefix),
-        };
-        match path {
+        match self.folder_path(prefix) {
             Err(error) => stream::once(async { Err(error) }).boxed(),
             Ok(path) => {
                 let uri = self.uri(prefix);
@@ -193,6 +197,13 @@ impl Store {
         match Path::parse(&whole) {
             Ok(path) if !key.is_empty() && path.as_ref() == whole => Ok(path),
             _ => Err(StoreError::Misconfigured(format!("`{key}` cannot be the key of an object"))),
+        }
+    }
+
+    fn folder_path(&self, prefix: &str) -> Result<Path, StoreError> {
+        match prefix.trim_matches('/') {
+            "" => Ok(self.prefix.clone()),
+            prefix => self.path(prefix),
         }
     }
 

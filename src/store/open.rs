@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr, sync::Arc, time::D
 
 use object_store::{
     BackoffConfig, ClientConfigKey, ObjectStore, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey},
     azure::{AzureConfigKey, MicrosoftAzureBuilder},
     gcp::{GoogleCloudStorageBuilder, GoogleConfigKey},
     local::LocalFileSystem,
@@ -12,7 +12,11 @@ use object_store::{
 };
 use url::{Host, Url};
 
-use super::{Store, StoreError, key};
+use super::{
+    Store, StoreError,
+    bucket::{Bucket, Connector},
+    key,
+};
 
 type Options = BTreeMap<String, String>;
 
@@ -66,12 +70,12 @@ const AZURE: &[&str] = &[
 ];
 
 pub(super) fn open(url: &str, options: &Options) -> Result<Store, StoreError> {
-    let url = Url::parse(url).map_err(|error| wrong(format!("object_store.url is not a URL: {error}")))?;
+    let url = Url::parse(url).map_err(|error| wrong("url", format!("not a URL: {error}")))?;
     if url.password().is_some() || (url.scheme() != "abfss" && !url.username().is_empty()) {
-        return Err(wrong("object_store.url has credentials in it; put them into object_store.options"));
+        return Err(wrong("url", "it has credentials in it; put them into object_store.options"));
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err(wrong("object_store.url has more than a bucket and a prefix; leave out ? and #"));
+        return Err(wrong("url", "more than a bucket and a prefix; leave out ? and #"));
     }
     let base = match (url.scheme(), url.host_str()) {
         ("file", None) => "file://".to_owned(),
@@ -81,29 +85,33 @@ pub(super) fn open(url: &str, options: &Options) -> Result<Store, StoreError> {
         },
         _ => {
             return Err(wrong(
-                "object_store.url: expected s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, \
+                "url",
+                "expected s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, \
                  abfss://container@account.dfs.core.windows.net/prefix or file:///folder",
             ));
         }
     };
     let prefix = key::decode(url.path().trim_matches('/')).and_then(|path| Path::parse(path).ok());
-    let prefix =
-        prefix.ok_or_else(|| wrong("object_store.url: the prefix has a segment that is empty or dots"))?;
+    let prefix = prefix.ok_or_else(|| wrong("url", "the prefix has a segment that is empty or dots"))?;
     let options = with_files_read(options)?;
-    let objects: Arc<dyn ObjectStore> = match url.scheme() {
-        "s3" => s3(&base, &options)?,
-        "gs" => gcs(&base, &options)?,
-        "az" | "abfss" => azure(&base, &options)?,
-        _ => folder(&prefix, &options)?,
+    let (objects, bucket): (Arc<dyn ObjectStore>, _) = match url.scheme() {
+        "s3" => {
+            let (s3, connector) = s3(&base, &options)?;
+            let bucket = Bucket::new(s3.clone(), &connector, &base);
+            (Arc::new(s3), Some(Arc::new(bucket)))
+        }
+        "gs" => (gcs(&base, &options)?, None),
+        "az" | "abfss" => (azure(&base, &options)?, None),
+        _ => (folder(&prefix, &options)?, None),
     };
-    let is_folder = url.scheme() == "file";
-    let folder = is_folder.then(|| PathBuf::from(format!("/{prefix}")));
-    Ok(Store { objects, base, prefix, folder, has_attributes: !is_folder })
+    let folder = (url.scheme() == "file").then(|| PathBuf::from(format!("/{prefix}")));
+    Ok(Store { objects, base, prefix, folder, bucket })
 }
 
-fn s3(base: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreError> {
+fn s3(base: &str, options: &Options) -> Result<(AmazonS3, Connector), StoreError> {
     type Key = AmazonS3ConfigKey;
-    let mut builder = AmazonS3Builder::from_env().with_retry(retry());
+    let connector = Connector::default();
+    let mut builder = AmazonS3Builder::from_env().with_retry(retry()).with_http_connector(connector.clone());
     for (key, value) in TIMEOUTS {
         builder = builder.with_config(Key::Client(key), value);
     }
@@ -114,7 +122,7 @@ fn s3(base: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreError>
     }
     for (key, value) in keys::<Key>(options, S3)? {
         match key {
-            Key::Bucket => return Err(wrong("object_store.options: the bucket stands in object_store.url")),
+            Key::Bucket => return Err(wrong("options", "the bucket stands in object_store.url")),
             // What the environment says for S3 alone would win over the option.
             Key::Endpoint => builder = builder.with_config(Key::S3Endpoint, value.clone()),
             _ => {}
@@ -126,7 +134,7 @@ fn s3(base: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreError>
     if is_plain(endpoint.as_deref(), allowed.as_deref())? {
         builder = builder.with_allow_http(true);
     }
-    Ok(Arc::new(built(builder.with_url(base).build(), options)?))
+    Ok((built(builder.with_url(base).build(), options)?, connector))
 }
 
 fn gcs(base: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreError> {
@@ -138,7 +146,7 @@ fn gcs(base: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreError
     let mut allowed = None;
     for (key, value) in keys::<Key>(options, GCS)? {
         match key {
-            Key::Bucket => return Err(wrong("object_store.options: the bucket stands in object_store.url")),
+            Key::Bucket => return Err(wrong("options", "the bucket stands in object_store.url")),
             Key::Client(ClientConfigKey::AllowHttp) => allowed = Some(value.clone()),
             _ => {}
         }
@@ -156,7 +164,7 @@ fn azure(base: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreErr
     }
     for (key, value) in keys::<Key>(options, AZURE)? {
         if key == Key::ContainerName {
-            return Err(wrong("object_store.options: the container stands in object_store.url"));
+            return Err(wrong("options", "the container stands in object_store.url"));
         }
         builder = builder.with_config(key, value);
     }
@@ -170,10 +178,10 @@ fn azure(base: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreErr
 
 fn folder(path: &Path, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreError> {
     if path.as_ref().is_empty() {
-        return Err(wrong("object_store.url: expected a folder, such as file:///var/lib/whippet/payloads"));
+        return Err(wrong("url", "expected a folder, such as file:///var/lib/whippet/payloads"));
     }
     match options.keys().next() {
-        Some(name) => Err(wrong(format!("object_store.options.{name}: a folder takes no options"))),
+        Some(name) => Err(wrong(&format!("options.{name}"), "a folder takes no options")),
         // The record that refers to the object is there for good; so shall be the object.
         None => Ok(Arc::new(LocalFileSystem::new().with_fsync(true))),
     }
@@ -189,7 +197,7 @@ fn retry() -> RetryConfig {
 fn keys<Key: FromStr>(options: &Options, likely: &[&str]) -> Result<Vec<(Key, String)>, StoreError> {
     let key = |(name, value): (&String, &String)| match name.parse() {
         Ok(key) => Ok((key, value.clone())),
-        Err(_) => Err(wrong(format!("object_store.options.{name}: {}", unknown(name, likely)))),
+        Err(_) => Err(wrong(&format!("options.{name}"), unknown(name, likely))),
     };
     options.iter().map(key).collect()
 }
@@ -226,7 +234,7 @@ fn with_files_read(options: &Options) -> Result<Options, StoreError> {
         Some(plain) if !its_own(name) => match std::fs::read_to_string(value) {
             // An editor or `echo` ends the file with a newline that is no part of the secret.
             Ok(text) => Ok((plain.to_owned(), text.trim_end_matches(['\r', '\n']).to_owned())),
-            Err(error) => Err(wrong(format!("object_store.options.{name}: {value} cannot be read: {error}"))),
+            Err(error) => Err(wrong(&format!("options.{name}"), format!("{value} cannot be read: {error}"))),
         },
         _ => Ok((name.clone(), value.clone())),
     };
@@ -237,10 +245,9 @@ fn with_files_read(options: &Options) -> Result<Options, StoreError> {
 fn is_plain(endpoint: Option<&str>, allowed: Option<&str>) -> Result<bool, StoreError> {
     let Some(endpoint) = endpoint else { return Ok(false) };
     let url = Url::parse(endpoint).ok().filter(Url::has_host);
-    let url =
-        url.ok_or_else(|| wrong("the endpoint of the object store is not a URL such as https://host"))?;
+    let url = url.ok_or_else(|| wrong("options.endpoint", "not a URL such as https://host"))?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(wrong("the endpoint of the object store has credentials in it; use options for them"));
+        return Err(wrong("options.endpoint", "it has credentials in it; use options for them"));
     }
     let is_loopback = match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
@@ -253,10 +260,10 @@ fn is_plain(endpoint: Option<&str>, allowed: Option<&str>) -> Result<bool, Store
         "https" => Ok(false),
         "http" if is_loopback || is_allowed => Ok(true),
         "http" => Err(wrong(
-            "the endpoint of the object store is http://, so that anybody on the way reads the payloads; use \
-             https://, or set the option allow_http: true",
+            "options.endpoint",
+            "anybody on the way reads what goes over http://; use https://, or set the option allow_http: true",
         )),
-        _ => Err(wrong("the endpoint of the object store is not a URL such as https://host")),
+        _ => Err(wrong("options.endpoint", "not a URL such as https://host")),
     }
 }
 
@@ -271,12 +278,13 @@ fn built<T>(built: object_store::Result<T>, options: &Options) -> Result<T, Stor
                 text = text.replace(value, "…");
             }
         }
-        wrong(format!("object_store.options{named}: {text}"))
+        wrong(&format!("options{named}"), text)
     })
 }
 
-fn wrong(text: impl Into<String>) -> StoreError {
-    StoreError::Misconfigured(text.into())
+/// `key` is one below `object_store` in the configuration.
+fn wrong(key: &str, text: impl std::fmt::Display) -> StoreError {
+    StoreError::Misconfigured(format!("object_store.{key}: {text}"))
 }
 
 #[cfg(test)]
@@ -350,11 +358,11 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_with_what_to_do() {
         for (url, options, expected) in [
-            ("minio/bucket", &[][..], "object_store.url is not a URL: relative URL without a base"),
+            ("minio/bucket", &[][..], "object_store.url: not a URL: relative URL without a base"),
             ("http://minio/bucket", &[], "object_store.url: expected s3://bucket/prefix"),
             ("file://host/folder", &[], "object_store.url: expected s3://bucket/prefix"),
             ("file:///", &[], "object_store.url: expected a folder"),
-            ("s3://key:hunter2@bucket/", &[], "object_store.url has credentials in it; put them into"),
+            ("s3://key:hunter2@bucket/", &[], "object_store.url: it has credentials in it; put them into"),
             ("s3://bucket/a?b", &[], "leave out ? and #"),
             ("s3://bucket/a//b", &[], "the prefix has a segment that is empty"),
             ("s3://bucket", &[("acess_key", "x")], "unknown option; did you mean `access_key_id`"),
@@ -366,7 +374,7 @@ mod tests {
             ),
             ("s3://bucket", &[("bucket", "x")], "the bucket stands in object_store.url"),
             ("s3://bucket", &[("endpoint", "http://minio:9000")], "or set the option allow_http: true"),
-            ("s3://bucket", &[("endpoint", "minio:9000")], "the endpoint of the object store is not a URL"),
+            ("s3://bucket", &[("endpoint", "minio:9000")], "object_store.options.endpoint: not a URL"),
             ("s3://bucket", &[("endpoint", "https://a:hunter2@minio")], "has credentials in it"),
             ("gs://bucket", &[("base_url", "http://gcs:1")], "or set the option allow_http: true"),
             ("az://c", &[("endpoint", "http://azure:1"), ("account_name", "a")], "option allow_http: true"),

@@ -2,6 +2,7 @@
 //! same methods. All SQL is made here, from identifiers that were checked against the catalogue and
 //! quoted.
 
+pub mod audit;
 pub mod ddl;
 mod holds;
 #[cfg(feature = "postgres")]
