@@ -15,6 +15,7 @@ mod harness;
 mod impostor;
 mod leases;
 mod load;
+mod payloads;
 mod proxy;
 mod purge;
 mod records;
