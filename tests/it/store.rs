@@ -235,8 +235,11 @@ async fn an_upload_that_fails_or_is_abandoned_leaves_nothing() {
     proxy.heal();
 
     // Abandoned while its parts are on their way, and before the answer has come that names it.
-    for fault in [|proxy: &Proxy| proxy.limit_to(4 * MIB), |proxy| proxy.latency(400)] {
-        fault(&proxy);
+    for late in [false, true] {
+        match late {
+            false => proxy.limit_to(4 * MIB),
+            true => proxy.latency(400),
+        }
         let (other, whole) = (store.clone(), content(40 * MIB));
         let upload = tokio::spawn(async move { other.put("large", whole, "text/plain").await });
         until_unfinished(&bucket, "large", 1).await;
