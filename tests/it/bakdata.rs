@@ -50,7 +50,7 @@ pub fn read(topic: &str) -> Result<Vec<Read>, String> {
 }
 
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Bytes::copy_from_slice(&Sha256::digest(bytes)))
 }
 
 const BACKED: &str = "__large.message.backed.value";
