@@ -5,7 +5,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends cmake perl && r
 WORKDIR /src
 # Dependencies first: they change seldom, so this layer is cached.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src benches && touch src/lib.rs benches/relay.rs benches/stream.rs && echo 'fn main() {}' > src/main.rs \
+RUN mkdir -p src benches && touch src/lib.rs benches/relay.rs benches/payloads.rs benches/stream.rs && echo 'fn main() {}' > src/main.rs \
  && cargo build --release --locked --features vendored --bin whippet
 COPY src src
 ARG COMMIT=unknown

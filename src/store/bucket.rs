@@ -128,7 +128,8 @@ struct LifecycleRule {
 struct Filter {
     #[serde(default)]
     prefix: String,
-    tag: Option<serde::de::IgnoredAny>,
+    #[serde(default, rename = "Tag")]
+    tags: Vec<serde::de::IgnoredAny>,
     and: Option<Box<Filter>>,
 }
 
@@ -146,7 +147,7 @@ impl Lifecycle {
             rules.takes_unfinished |= rule.abort_incomplete_multipart_upload.is_some();
             let filter = rule.filter.and.take().map_or(rule.filter, |and| *and);
             // Ours have no tags.
-            let Some(expiration) = rule.expiration.filter(|_| filter.tag.is_none()) else { continue };
+            let Some(expiration) = rule.expiration.filter(|_| filter.tags.is_empty()) else { continue };
             let days = expiration.days.or(expiration.date.map(|_| 0));
             let prefix = if filter.prefix.is_empty() { rule.prefix } else { filter.prefix };
             rules.expiring.extend(days.map(|days| Rule { name: rule.id, prefix, days }));

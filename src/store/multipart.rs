@@ -9,11 +9,12 @@ use object_store::{
 };
 use tracing::debug;
 
-use super::{PART, PARTS_IN_FLIGHT, StoreError};
+use super::{PART, PARTS_IN_FLIGHT};
 
-/// Pauses before an abandoned upload is aborted again, in seconds; then a lifecycle rule of the bucket has
-/// the last word.
-const ABORT_AGAIN_AFTER: [u64; 4] = [1, 4, 15, 60];
+/// When an abandoned upload is aborted, in seconds after the one before; then a lifecycle rule of the bucket
+/// has the last word. Not at once: what the kernel had taken of a part still arrives, and a part that is filed
+/// after the abort stays. And again, until the store knows nothing of it, as S3 wants it.
+const ABORT_AFTER: [u64; 3] = [5, 15, 60];
 
 pub(super) async fn put(
     objects: &Arc<dyn ObjectStore>,
@@ -70,12 +71,12 @@ impl Drop for Upload {
 }
 
 async fn abort(mut upload: Box<dyn MultipartUpload>) {
-    for pause in ABORT_AGAIN_AFTER {
-        let Err(error) = upload.abort().await else { return };
-        debug!(%error, "an abandoned upload could not be aborted");
-        if !StoreError::of(&error, "").is_transient() {
-            return;
-        }
+    for pause in ABORT_AFTER {
         tokio::time::sleep(Duration::from_secs(pause)).await;
+        match upload.abort().await {
+            Err(object_store::Error::NotFound { .. }) => return,
+            Err(error) => debug!(%error, "an abandoned upload could not be aborted"),
+            Ok(()) => {}
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! `scripts/test` does it by itself.
 
 mod bad_input;
+mod bakdata;
 mod broker;
 mod bucket;
 mod checker;
