@@ -11,6 +11,10 @@ pub mod sink;
 pub mod source;
 
 pub mod coordinate;
+pub mod store;
+
+// The other half: what reads the records.
+pub mod consume;
 
 pub mod admin;
 pub mod app;

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod consume;
 #[cfg(feature = "sqlite")]
 mod demo;
 mod run;
@@ -27,7 +28,6 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one, and it is read once")]
 enum Command {
     /// Run the relay until SIGTERM or SIGINT; then drain, flush and exit 0.
     Run {
@@ -71,6 +71,9 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Print events as a consumer should see them: references fetched, chunks joined, decoded, repeats
+    /// dropped.
+    Consume(consume::Arguments),
     /// Print the JSON Schema of the configuration file.
     Schema,
     #[command(flatten)]
@@ -87,6 +90,7 @@ impl Cli {
             Command::Sql { config: Some(config), .. } => sql::for_config(&config),
             Command::Sql { dialect, preset, .. } => sql::for_preset(dialect.unwrap_or_default(), preset),
             Command::Teardown { config, dry_run, force } => teardown::teardown(&config, dry_run, force),
+            Command::Consume(arguments) => consume::consume(arguments),
             Command::Schema => run::schema(),
             Command::Operate(verb) => verbs::run(&verb),
         };
