@@ -2,6 +2,7 @@
 
 mod errors;
 mod histories;
+mod vectors;
 
 use std::sync::Arc;
 
