@@ -5,6 +5,7 @@ mod bad_input;
 mod broker;
 mod checker;
 mod cli;
+mod consume;
 mod crash;
 mod database;
 mod failures;
