@@ -90,7 +90,8 @@ pub fn consume(arguments: Arguments) -> u8 {
 /// Until there are enough, or a signal. How many could not be read.
 async fn print(arguments: Arguments) -> anyhow::Result<u64> {
     let options: BTreeMap<String, String> = arguments.object_store_option.into_iter().collect();
-    let store = arguments.object_store.map(|url| Store::open(&url, &options)).transpose()?;
+    let store = arguments.object_store.map(|url| Store::open(&url, &options)).transpose();
+    let store = store.context("--object-store")?;
     let settings = Settings {
         group: arguments.group,
         topics: arguments.topic,

@@ -38,7 +38,8 @@ pub struct Store {
 
 impl Store {
     pub fn open(url: &str, _options: &BTreeMap<String, String>) -> Result<Store, StoreError> {
-        let wrong = || StoreError::Misconfigured(format!("object store {url}: expected file:///folder"));
+        let wrong =
+            || StoreError::Misconfigured(format!("object_store.url: expected file:///folder, not {url}"));
         let folder = url.strip_prefix("file://").filter(|path| path.starts_with('/')).ok_or_else(wrong)?;
         Ok(Store { folder: folder.into(), objects: Arc::new(LocalFileSystem::new()) })
     }
