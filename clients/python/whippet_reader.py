@@ -1,7 +1,7 @@
 """Reads what Whippet writes to Kafka, whatever size it has: docs/large-payloads.md is the format.
 
-One file, and nothing but the standard library of Python 3.10 or later. It knows no Kafka client: give it records, and it
-gives back events. With confluent-kafka, and commits by hand:
+One file, and nothing but the standard library of Python 3.10 or later. It knows no Kafka client:
+give it records, and it gives back events. With confluent-kafka, and commits by hand:
 
     reader = Reader(fetch=from_boto3(boto3.client("s3"), "payloads", "prod"))
     while True:

@@ -24,7 +24,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Kafka, as host:port[,host:port].
+    /// Kafka, as host:port, or several with commas between them.
     #[arg(long, env = "WHIPPET_BOOTSTRAP_SERVERS")]
     bootstrap_servers: String,
     /// May be given several times.
