@@ -133,9 +133,8 @@ impl ConsumerContext for Context {
         if let Err(error) = consumer.commit_consumer_state(CommitMode::Sync) {
             debug!(%error, "nothing was committed as partitions were taken away");
         }
-        let names =
-            partitions.elements().iter().map(|one| (one.topic().to_owned(), one.partition())).collect();
-        self.revoked.lock().unwrap_or_else(PoisonError::into_inner).append(&mut { names });
+        let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        revoked.extend(partitions.elements().iter().map(|one| (one.topic().to_owned(), one.partition())));
     }
 }
 
@@ -217,6 +216,13 @@ impl Consumer {
     /// The event is processed, or the error is looked at: commits may pass it.
     pub fn done(&mut self, place: &Place) {
         self.reader.done(place);
+        // For the commit that is made when the partition is taken away. It may have been: then it does not matter.
+        let mut safe = TopicPartitionList::new();
+        if let Some(offset) = self.reader.safe_offset(&place.topic, place.partition)
+            && safe.add_partition_offset(&place.topic, place.partition, Offset::Offset(offset)).is_ok()
+        {
+            self.kafka.store_offsets(&safe).ok();
+        }
     }
 
     /// Commits what is safe: everything before the oldest that is not done, and before the first chunk

@@ -254,6 +254,11 @@ impl Reader {
             .filter_map(|((topic, partition), state)| Some((topic, *partition, state.progress.safe()?)))
     }
 
+    /// The same, for one of them.
+    pub fn safe_offset(&self, topic: &Arc<str>, partition: i32) -> Option<i64> {
+        self.partitions.get(&(topic.clone(), partition))?.progress.safe()
+    }
+
     /// Forgets a partition: somebody else reads it now, or it is read again from an earlier offset.
     pub fn forget(&mut self, topic: &Arc<str>, partition: i32) {
         let source = (topic.clone(), partition);

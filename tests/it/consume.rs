@@ -382,4 +382,12 @@ async fn errors_and_what_is_not_done_hold_the_commits_back() {
         committed.push(tokio::task::block_in_place(|| topic.committed(&topic.name)));
     }
     assert_eq!(committed, [Some(0), Some(1), Some(2), Some(5)]);
+    // Whoever goes without a commit has committed what is done.
+    topic.small(0, "5").await;
+    let five = consumer.recv().await.unwrap();
+    topic.small(0, "6").await;
+    assert_eq!(consumer.recv().await.unwrap().id(), Some("6"));
+    consumer.done(&five.place);
+    tokio::task::block_in_place(|| drop(consumer));
+    assert_eq!(tokio::task::block_in_place(|| topic.committed(&topic.name)), Some(6));
 }
