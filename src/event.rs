@@ -3,7 +3,9 @@
 //! An [`Event`] is the row's columns as the database returned them, in the order in which the
 //! table's rules asked for them. Nothing is interpreted here; `record` reads the columns by role.
 
-use std::fmt;
+use std::{fmt, ops::Range};
+
+use bytes::Bytes;
 
 /// Which configured table an event came from; an index into the application's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,9 +53,50 @@ pub struct Replay {
 /// The columns of a row in one allocation, by index. A column is NULL or bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Row {
-    bytes: Vec<u8>,
+    bytes: Content,
     cells: Vec<Cell>,
 }
+
+/// A row's own, or shared with an upload that is under way: a payload may be large, and is not copied.
+#[derive(Clone, Debug)]
+enum Content {
+    Own(Vec<u8>),
+    Shared(Bytes),
+}
+
+impl Content {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Content::Own(bytes) => bytes,
+            Content::Shared(bytes) => bytes,
+        }
+    }
+
+    /// To be added to: only rows that are being made are.
+    fn own(&mut self) -> &mut Vec<u8> {
+        if let Content::Shared(bytes) = self {
+            *self = Content::Own(bytes.to_vec());
+        }
+        match self {
+            Content::Own(bytes) => bytes,
+            Content::Shared(_) => unreachable!("it was made a row's own"),
+        }
+    }
+}
+
+impl Default for Content {
+    fn default() -> Content {
+        Content::Own(Vec::new())
+    }
+}
+
+impl PartialEq for Content {
+    fn eq(&self, other: &Content) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
+impl Eq for Content {}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cell {
@@ -64,38 +107,55 @@ struct Cell {
 impl Row {
     /// A row about to receive `columns` columns of `bytes` bytes together.
     pub fn with_capacity(columns: usize, bytes: usize) -> Row {
-        Row { bytes: Vec::with_capacity(bytes), cells: Vec::with_capacity(columns) }
+        Row { bytes: Content::Own(Vec::with_capacity(bytes)), cells: Vec::with_capacity(columns) }
     }
 
     /// Adds the next column.
     pub fn push(&mut self, value: Option<&[u8]>) {
-        self.bytes.extend_from_slice(value.unwrap_or_default());
-        let end = u32::try_from(self.bytes.len()).expect("a row above 4 GiB is parked unread");
+        let bytes = self.bytes.own();
+        bytes.extend_from_slice(value.unwrap_or_default());
+        let end = u32::try_from(bytes.len()).expect("a row above 4 GiB is parked unread");
         self.cells.push(Cell { end, null: value.is_none() });
     }
 
     /// Adds a column that `make` writes; `false`, and nothing is added, where it cannot.
     pub fn push_made(&mut self, make: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
-        let before = self.bytes.len();
-        if !make(&mut self.bytes) {
-            self.bytes.truncate(before);
+        let bytes = self.bytes.own();
+        let before = bytes.len();
+        if !make(bytes) {
+            bytes.truncate(before);
             return false;
         }
-        let end = u32::try_from(self.bytes.len()).expect("a row above 4 GiB is parked unread");
+        let end = u32::try_from(bytes.len()).expect("a row above 4 GiB is parked unread");
         self.cells.push(Cell { end, null: false });
         true
     }
 
     /// The column at `index`; `None` for NULL.
     pub fn get(&self, index: usize) -> Option<&[u8]> {
+        self.range(index).map(|range| &self.bytes.as_slice()[range])
+    }
+
+    /// The column at `index`, to be kept beside the row; nothing is copied.
+    pub fn share(&mut self, index: usize) -> Option<Bytes> {
+        let range = self.range(index)?;
+        let shared = match std::mem::take(&mut self.bytes) {
+            Content::Own(bytes) => Bytes::from(bytes),
+            Content::Shared(bytes) => bytes,
+        };
+        self.bytes = Content::Shared(shared.clone());
+        Some(shared.slice(range))
+    }
+
+    fn range(&self, index: usize) -> Option<Range<usize>> {
         let cell = self.cells[index];
         let start = index.checked_sub(1).map_or(0, |before| self.cells[before].end);
-        (!cell.null).then(|| &self.bytes[start as usize..cell.end as usize])
+        (!cell.null).then_some(start as usize..cell.end as usize)
     }
 
     /// The same row with another value at `index`. One copy of the value: it may be large.
     pub fn with(&self, index: usize, value: Option<&[u8]>) -> Row {
-        let bytes = self.bytes.len() + value.map_or(0, <[u8]>::len);
+        let bytes = self.bytes() + value.map_or(0, <[u8]>::len);
         let mut row = Row::with_capacity(self.cells.len(), bytes);
         for column in 0..self.cells.len() {
             row.push(if column == index { value } else { self.get(column) });
@@ -105,7 +165,7 @@ impl Row {
 
     /// The size of all columns, in bytes: what the windows count.
     pub fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.bytes.as_slice().len()
     }
 }
 
@@ -124,5 +184,21 @@ mod tests {
         assert_eq!(row.get(2), Some(&b""[..]));
         assert_eq!(row.get(3), Some(&b"four"[..]));
         assert_eq!(row.bytes(), 7);
+    }
+
+    #[test]
+    fn a_shared_column_outlives_its_row_and_the_row_stays_as_it_is() {
+        let mut row = Row::default();
+        for value in [Some(&b"one"[..]), None, Some(b"three")] {
+            row.push(value);
+        }
+        let before = row.clone();
+        let column = row.share(2).unwrap();
+        assert_eq!((row.share(1), row.share(2)), (None, Some(column.clone())));
+        assert_eq!(row, before);
+        row.push(Some(b"four"));
+        assert_eq!((row.get(2), row.get(3)), (Some(&b"three"[..]), Some(&b"four"[..])));
+        drop(row);
+        assert_eq!(&column[..], b"three");
     }
 }

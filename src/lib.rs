@@ -9,9 +9,9 @@ pub mod record;
 pub mod relay;
 pub mod sink;
 pub mod source;
+pub mod store;
 
 pub mod coordinate;
-pub mod store;
 
 // The other half: what reads the records.
 pub mod consume;
@@ -22,3 +22,4 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "sqlite")]
 pub mod demo;
+pub mod doctor;

@@ -1,11 +1,12 @@
 # Toxiproxy between the relay and its services, for network faults: one proxy each for Kafka,
-# PostgreSQL and pg17. Kafka has a listener of its own that advertises the proxy.
+# PostgreSQL, pg17 and MinIO. Kafka has a listener of its own that advertises the proxy.
 
 TOXIPROXY_VERSION=2.12.0
 TOXIPROXY_PORT=${WHIPPET_TOXIPROXY_PORT:-18474}
 TOXIPROXY_KAFKA_PORT=${WHIPPET_TOXIPROXY_KAFKA_PORT:-19096}
 TOXIPROXY_PG_PORT=${WHIPPET_TOXIPROXY_PG_PORT:-15433}
 TOXIPROXY_PG17_PORT=${WHIPPET_TOXIPROXY_PG17_PORT:-15434}
+TOXIPROXY_MINIO_PORT=${WHIPPET_TOXIPROXY_MINIO_PORT:-19001}
 TOXIPROXY=$TOOLS/bin/toxiproxy-server
 
 toxiproxy_install() {
@@ -26,7 +27,8 @@ toxiproxy_start() {
 [
   { "name": "kafka", "listen": "127.0.0.1:$TOXIPROXY_KAFKA_PORT", "upstream": "127.0.0.1:$KAFKA_PROXIED_PORT", "enabled": true },
   { "name": "postgres", "listen": "127.0.0.1:$TOXIPROXY_PG_PORT", "upstream": "127.0.0.1:$PG_PORT", "enabled": true },
-  { "name": "pg17", "listen": "127.0.0.1:$TOXIPROXY_PG17_PORT", "upstream": "127.0.0.1:$PG17_PORT", "enabled": true }
+  { "name": "pg17", "listen": "127.0.0.1:$TOXIPROXY_PG17_PORT", "upstream": "127.0.0.1:$PG17_PORT", "enabled": true },
+  { "name": "minio", "listen": "127.0.0.1:$TOXIPROXY_MINIO_PORT", "upstream": "127.0.0.1:$MINIO_PORT", "enabled": true }
 ]
 JSON
   spawn toxiproxy "$TOXIPROXY" -host 127.0.0.1 -port "$TOXIPROXY_PORT" -config "$file"
@@ -37,7 +39,7 @@ toxiproxy_ready() {
   (
     exec 3<>"/dev/tcp/127.0.0.1/$TOXIPROXY_PORT" || exit 1
     printf 'GET /proxies HTTP/1.0\r\n\r\n' >&3
-    timeout 2 cat <&3 | grep -q '"postgres"'
+    timeout 2 cat <&3 | grep -q '"minio"'
   ) 2>/dev/null
 }
 
@@ -48,4 +50,5 @@ toxiproxy_env() {
   echo "export WHIPPET_TEST_KAFKA_PROXIED=127.0.0.1:$TOXIPROXY_KAFKA_PORT"
   echo "export WHIPPET_TEST_PG_PROXIED_PORT=$TOXIPROXY_PG_PORT"
   echo "export WHIPPET_TEST_PG17_PROXIED_PORT=$TOXIPROXY_PG17_PORT"
+  echo "export WHIPPET_TEST_S3_PROXIED=http://127.0.0.1:$TOXIPROXY_MINIO_PORT"
 }

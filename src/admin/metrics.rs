@@ -9,7 +9,8 @@ use prometheus::{
 };
 
 use crate::{
-    record::Dropped,
+    record::{Dropped, Form, Packed},
+    relay::packer::Unpacked,
     source::{Cause, hold::Counts},
 };
 
@@ -36,6 +37,9 @@ pub struct Metrics {
     pub oldest_parked_age: GaugeVec,
     pub in_flight_events: IntGauge,
     pub in_flight_bytes: IntGauge,
+    offload: IntCounterVec,
+    offload_bytes: IntCounterVec,
+    offload_duration: Histogram,
     capture_mode: IntGaugeVec,
     pub slot_retained_bytes: IntGauge,
     pub slot_safe_bytes: Gauge,
@@ -128,7 +132,7 @@ const PARKED_EVENTS: Described = gauge(
 const HELD_EVENTS: Described = gauge(
     "whippet_held_events",
     &["table", "cause"],
-    "Held events, by cause: parked (an operator releases them), topic and paused (the relay does).",
+    "Held events, by cause: parked (an operator releases them), topic, store and paused (the relay does).",
 );
 const OLDEST_PARKED_AGE: Described = gauge(
     "whippet_oldest_parked_age_seconds",
@@ -144,6 +148,19 @@ const IN_FLIGHT_EVENTS: Described =
     gauge("whippet_in_flight_events", &[], "Events read and not settled, of all tables.");
 const IN_FLIGHT_BYTES: Described =
     gauge("whippet_in_flight_bytes", &[], "Bytes of the events in flight, as the window counts them.");
+const OFFLOAD: Described = counter(
+    "whippet_offload_total",
+    &["table", "mode", "result"],
+    "Payloads that were encoded, moved to the object store or sliced (mode: encode, claim_check, chunk), by \
+     result: ok, away (the object store is, it is tried again), refused.",
+);
+const OFFLOAD_BYTES: Described = counter(
+    "whippet_offload_bytes_total",
+    &["table", "mode"],
+    "Bytes of these payloads as they travel or are stored, encoded where they are.",
+);
+const OFFLOAD_DURATION: Described =
+    histogram("whippet_offload_duration_seconds", &[], "What encoding, hashing and moving a payload took.");
 const CAPTURE_MODE: Described =
     gauge("whippet_capture_mode", &["table", "mode"], "1 for the mode in which a table is captured now.");
 const SLOT_RETAINED_BYTES: Described = gauge(
@@ -179,7 +196,7 @@ const RESIDENT_BYTES: Described =
     gauge("whippet_resident_memory_bytes", &[], "Resident memory of this process (Linux, /proc/self/statm).");
 
 /// Every metric, in the order of the docs.
-pub const ALL: [Described; 26] = [
+pub const ALL: [Described; 29] = [
     EVENTS_READ,
     EVENTS_PUBLISHED,
     EVENTS_DEAD_LETTERED,
@@ -196,6 +213,9 @@ pub const ALL: [Described; 26] = [
     TABLE_HALTED,
     IN_FLIGHT_EVENTS,
     IN_FLIGHT_BYTES,
+    OFFLOAD,
+    OFFLOAD_BYTES,
+    OFFLOAD_DURATION,
     CAPTURE_MODE,
     SLOT_RETAINED_BYTES,
     SLOT_SAFE_BYTES,
@@ -269,6 +289,9 @@ impl Metrics {
             table_halted: ints(&TABLE_HALTED),
             in_flight_events: registered!(r, IntGauge::with_opts(IN_FLIGHT_EVENTS.opts())),
             in_flight_bytes: registered!(r, IntGauge::with_opts(IN_FLIGHT_BYTES.opts())),
+            offload: counters(&OFFLOAD),
+            offload_bytes: counters(&OFFLOAD_BYTES),
+            offload_duration: registered!(r, Histogram::with_opts(buckets(&OFFLOAD_DURATION))),
             capture_mode: ints(&CAPTURE_MODE),
             slot_retained_bytes: registered!(r, IntGauge::with_opts(SLOT_RETAINED_BYTES.opts())),
             slot_safe_bytes: registered!(r, Gauge::with_opts(SLOT_SAFE_BYTES.opts())),
@@ -297,6 +320,12 @@ impl Metrics {
             }
             metrics.retries(table, "transient");
             metrics.retries(table, "source");
+            for mode in ["encode", "claim_check", "chunk"] {
+                for result in ["ok", "away", "refused"] {
+                    metrics.offload.with_label_values(&[table, mode, result]);
+                }
+                metrics.offload_bytes.with_label_values(&[table, mode]);
+            }
         }
         metrics
     }
@@ -330,10 +359,26 @@ impl Metrics {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.parked_keys.with_label_values(&[table]).set(number(parked_keys as u64));
         self.parked_events.with_label_values(&[table]).set(number(held.parked));
-        for (cause, events) in [("parked", held.parked), ("topic", held.topic), ("paused", held.paused)] {
+        for (cause, events) in
+            [("parked", held.parked), ("topic", held.topic), ("store", held.store), ("paused", held.paused)]
+        {
             self.held_events.with_label_values(&[table, cause]).set(number(events));
         }
         self.table_halted.with_label_values(&[table]).set(i64::from(halted));
+    }
+
+    /// A payload was packed, or could not be; `mode` is what would have been done with it.
+    pub fn offloaded(&self, table: &str, mode: &str, result: &Result<Packed, Unpacked>, took: Duration) {
+        let (mode, result, bytes) = match result {
+            Ok(Packed { form: Form::Inline(payload), .. }) => ("encode", "ok", payload.len()),
+            Ok(Packed { form: Form::Reference { size, .. }, .. }) => ("claim_check", "ok", *size),
+            Ok(Packed { form: Form::Chunks { whole, .. }, .. }) => ("chunk", "ok", whole.len()),
+            Err(Unpacked::Away(_)) => (mode, "away", 0),
+            Err(Unpacked::Never { .. }) => (mode, "refused", 0),
+        };
+        self.offload.with_label_values(&[table, mode, result]).inc();
+        self.offload_bytes.with_label_values(&[table, mode]).inc_by(bytes as u64);
+        self.offload_duration.observe(took.as_secs_f64());
     }
 
     /// How a table is captured now: `poll` or `stream`.

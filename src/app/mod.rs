@@ -27,9 +27,10 @@ use crate::{
     config::{self, AfterPublish, Config, Jitter},
     coordinate::{Keeper, Lease, report},
     event::TableIx,
-    record::{Rules, Spec},
+    record::{LargeSpec, Oversize, Rules, Spec},
     relay::{
         Core, Left, Relay, Table,
+        packer::Packer,
         retry::{GiveUp, Policy},
         window::{Room, Window},
     },
@@ -81,6 +82,7 @@ impl App {
             properties: config.kafka.properties.clone(),
         })
         .context("kafka")?;
+        let store = config.object_store.as_ref().map(config::ObjectStore::open).transpose()?;
         let (lease, leased) = watch::channel(Lease::Standby);
         let (events, intake) = mpsc::channel(BATCHES_ON_THE_WAY);
 
@@ -88,7 +90,7 @@ impl App {
         let (mut tables, mut pollers, mut sources, mut specs) = (vec![], vec![], vec![], vec![]);
         for (index, table) in config.tables.iter().enumerate() {
             let retry = policy(&table.retry);
-            let rules = Rules::compile(&record_spec(table))
+            let rules = Rules::compile(&record_spec(table, store.is_some()))
                 .with_context(|| format!("tables[{index}] ({})", table.name))?;
             let spec = table_spec(table, &rules);
             let (waits, waited) = watch::channel(0.0);
@@ -128,6 +130,7 @@ impl App {
         let relay = Relay {
             core: Core::new(tables, window.clone(), metrics.clone()),
             sink: Arc::new(kafka),
+            packer: Packer::new(store),
             intake,
             sources,
             lease: leased,
@@ -297,7 +300,7 @@ fn policy(retry: &config::Retry) -> Policy {
     Policy { initial: retry.initial, max: retry.max, jitter: retry.jitter == Jitter::Full }
 }
 
-fn record_spec(table: &config::Table) -> Spec {
+fn record_spec(table: &config::Table, has_store: bool) -> Spec {
     let columns = &table.columns;
     Spec {
         id: columns.id.clone(),
@@ -318,6 +321,30 @@ fn record_spec(table: &config::Table) -> Spec {
         headers_max_bytes: table.headers.max_bytes,
         event_type_header: table.event_type_header(),
         dead_letter_topic: table.dead_letter.topic.clone(),
+        large: large_spec(&table.payload, has_store),
+    }
+}
+
+fn large_spec(payload: &config::Payload, has_store: bool) -> LargeSpec {
+    let (references, chunks) = (&payload.reference.dialects, &payload.chunk.dialects);
+    LargeSpec {
+        content_type: payload.content_type.clone(),
+        encode: payload.encode.codec.codec().map(|codec| (codec, payload.encode.above)),
+        inline_max: payload.inline_max,
+        oversize: match payload.oversize {
+            Some(config::Oversize::ClaimCheck) => Oversize::ClaimCheck,
+            Some(config::Oversize::Chunk) => Oversize::Chunk,
+            Some(config::Oversize::Park) => Oversize::Park,
+            Some(config::Oversize::DeadLetter) => Oversize::DeadLetter,
+            None if has_store => Oversize::ClaimCheck,
+            None => Oversize::Fail,
+        },
+        reference_key: payload.reference.key.clone(),
+        whippet: references.contains(&config::ReferenceDialect::Whippet),
+        bakdata: references.contains(&config::ReferenceDialect::Bakdata),
+        chunk_bytes: payload.chunk.size,
+        silverback: chunks.contains(&config::ChunkDialect::Silverback),
+        linkedin: chunks.contains(&config::ChunkDialect::Linkedin),
     }
 }
 

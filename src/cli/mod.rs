@@ -3,6 +3,8 @@
 mod consume;
 #[cfg(feature = "sqlite")]
 mod demo;
+mod doctor;
+mod purge;
 mod run;
 mod sql;
 mod teardown;
@@ -74,6 +76,15 @@ enum Command {
     /// Print events as a consumer should see them: references fetched, chunks joined, decoded, repeats
     /// dropped.
     Consume(consume::Arguments),
+    /// Connect and try everything; say how to mend what is wrong. Exits 1 if something is.
+    Doctor {
+        #[arg(long, short)]
+        config: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete offloaded payloads below a prefix: those of one person, for example.
+    Purge(purge::Purge),
     /// Print the JSON Schema of the configuration file.
     Schema,
     #[command(flatten)]
@@ -91,6 +102,8 @@ impl Cli {
             Command::Sql { dialect, preset, .. } => sql::for_preset(dialect.unwrap_or_default(), preset),
             Command::Teardown { config, dry_run, force } => teardown::teardown(&config, dry_run, force),
             Command::Consume(arguments) => consume::consume(arguments),
+            Command::Doctor { config, json } => doctor::doctor(&config, json),
+            Command::Purge(wanted) => purge::purge(&wanted),
             Command::Schema => run::schema(),
             Command::Operate(verb) => verbs::run(&verb),
         };

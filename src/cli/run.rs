@@ -10,6 +10,7 @@ use super::{BAD_CONFIG, DONE, FAILED, print};
 use crate::{
     app::App,
     config::{self, Config, Level, LogFormat},
+    doctor,
 };
 
 pub fn run(path: &Path) -> u8 {
@@ -42,6 +43,9 @@ pub fn run(path: &Path) -> u8 {
             }
         };
         info!(version = env!("CARGO_PKG_VERSION"), tables = config.tables.len(), "whippet starts");
+        if config.object_store.is_some() {
+            tokio::spawn(doctor::log(config.clone()));
+        }
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
         let left = app.run(stop).await;

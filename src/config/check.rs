@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, path::Path, str::FromStr as _, time::Duration};
 
 use rdkafka::{ClientConfig, error::KafkaError};
 
-use super::{AfterPublish, Capture, Config, Dialect, Order, Rows, Source, Table, Wake, error::Problems};
+use super::{
+    AfterPublish, Capture, Config, Dialect, Encoding, ObjectStore, Order, Oversize, Payload,
+    ReferenceDialect, Rows, Source, Table, Wake, error::Problems,
+};
 use crate::record::Template;
 
 /// The relay's own messages in the log.
@@ -13,6 +16,12 @@ const HEARTBEAT_PREFIX: &str = "whippet.heartbeat";
 pub(super) fn check(config: &Config, problems: &mut Problems) {
     source(&config.source, problems);
     kafka(config, problems);
+    if let Some(Err(error)) = config.object_store.as_ref().map(ObjectStore::open) {
+        let text = error.to_string();
+        // `object_store.options.region: what is wrong with it`
+        let (path, text) = text.split_once(": ").unwrap_or(("object_store", &text));
+        problems.add_key(path, text);
+    }
     let least = Duration::from_secs(1);
     if config.replicas.lease < least {
         problems.add("replicas.lease", "expected at least 1s: it is renewed several times in its length");
@@ -27,6 +36,7 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
             problems.add(&format!("{path}.name"), format!("table {} is there twice", one.name));
         }
         table(one, config.source.dialect(), &path, problems);
+        payload(&one.payload, config.object_store.is_some(), &path, problems);
     }
 }
 
@@ -144,6 +154,35 @@ fn kafka(config: &Config, problems: &mut Problems) {
                 }
             }
         }
+    }
+}
+
+fn payload(payload: &Payload, has_store: bool, path: &str, problems: &mut Problems) {
+    let at = |key: &str| format!("{path}.payload.{key}");
+    if payload.oversize == Some(Oversize::ClaimCheck) && !has_store {
+        problems.add(&at("oversize"), "claim_check needs object_store: where the payloads go");
+    }
+    if payload.reference.dialects.is_empty() {
+        problems.add(&at("reference.dialects"), "expected whippet, bakdata or both: else nobody can read it");
+    }
+    if !payload.reference.key.contains("{sha256}") || !payload.reference.key.contains("{id}") {
+        problems.add(
+            &at("reference.key"),
+            "expected {id} and {sha256} in it: a repeat must write the same object, and nothing else may",
+        );
+    }
+    if payload.chunk.size.is_some_and(|size| size < 1 << 10) {
+        problems.add(&at("chunk.size"), "expected auto, or at least 1KiB");
+    }
+    let moves = payload.oversize.map_or(has_store, |oversize| oversize == Oversize::ClaimCheck);
+    if payload.encode.codec != Encoding::None
+        && moves
+        && payload.reference.dialects.contains(&ReferenceDialect::Bakdata)
+    {
+        problems.warn(
+            &at("encode.codec"),
+            "readers of dialect bakdata decode gzip and zstd of objects only: not what is encoded and inline",
+        );
     }
 }
 

@@ -6,12 +6,11 @@ use serde_json::{Value, json};
 use super::error::{Problems, join};
 
 /// Path (`[]` for every element), the value that asks for nothing, and what is missing.
-const KEYS: [(&str, &str, &str); 21] = [
+const KEYS: [(&str, &str, &str); 13] = [
     ("source.stream.server_id", "5400", "MySQL is still to come"),
     ("kafka.delivery", "at_least_once", EXACTLY_ONCE),
     ("kafka.eos_units", "4", EXACTLY_ONCE),
     ("kafka.position_topic", "whippet.positions", EXACTLY_ONCE),
-    ("object_store", "", "the object store is still to come"),
     ("replicas.mode", "auto", "one relay owns a source and others stand by; nothing else can be chosen yet"),
     (
         "replicas.buckets",
@@ -23,17 +22,6 @@ const KEYS: [(&str, &str, &str); 21] = [
     ("ingest", "", "ingest is still to come"),
     ("tables[].columns.tx", "", "after_publish: keep is still to come"),
     ("tables[].headers.blob", "", "one header that carries them all is still to come"),
-    ("tables[].payload.content_type", "application/json", "content types are still to come"),
-    ("tables[].payload.encode.codec", "none", "encoding payloads is still to come"),
-    ("tables[].payload.encode.above", "64KiB", "encoding payloads is still to come"),
-    ("tables[].payload.inline_max", "auto", "the topic's own limit decides; another is still to come"),
-    (
-        "tables[].payload.oversize",
-        "park",
-        "claim checks and chunks are still to come: an oversize event fails as on_failure says",
-    ),
-    ("tables[].payload.reference", "", "claim checks are still to come"),
-    ("tables[].payload.chunk", "", "chunks are still to come"),
     ("tables[].envelope", "none", "CloudEvents are still to come"),
     ("tables[].after_publish", KEEP, "keep is still to come: choose delete or mark"),
 ];
@@ -66,14 +54,6 @@ pub(super) fn refuse(tree: &mut Value, problems: &mut Problems) {
             }
         });
     }
-    // What is left of a mapping all of whose keys are still to come.
-    visit(tree, "tables[].payload.encode", "", &mut |parent, key, _| {
-        if let Value::Object(parent) = parent
-            && parent[key].as_object().is_none_or(serde_json::Map::is_empty)
-        {
-            parent.shift_remove(key);
-        }
-    });
 }
 
 fn asks_for_nothing(value: &Value, nothing: &str) -> bool {

@@ -11,6 +11,7 @@ mod error;
 mod interpolate;
 mod later;
 mod layers;
+mod payload;
 mod secret;
 mod shape;
 mod table;
@@ -32,12 +33,14 @@ use serde_json::Value;
 use self::error::Problems;
 pub use self::{
     error::{Error, Place, Problem},
+    payload::{Chunk, ChunkDialect, Encode, Encoding, Oversize, Payload, Reference, ReferenceDialect},
     secret::Secret,
     table::{
-        AfterPublish, Capture, Columns, DeadLetter, Headers, Hold, Jitter, OnFailure, Order, Payload, Poll,
-        Preset, Retention, Retry, Rows, Table, Wake,
+        AfterPublish, Capture, Columns, DeadLetter, Headers, Hold, Jitter, OnFailure, Order, Poll, Preset,
+        Retention, Retry, Rows, Table, Wake,
     },
 };
+use crate::store::{Store, StoreError};
 
 /// The whole configuration.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -46,6 +49,9 @@ pub use self::{
 pub struct Config {
     pub source: Source,
     pub kafka: Kafka,
+    /// Where payloads go that Kafka does not take.
+    #[serde(default)]
+    pub object_store: Option<ObjectStore>,
     #[serde(default)]
     pub limits: Limits,
     #[serde(default)]
@@ -233,6 +239,27 @@ impl Compression {
             Compression::Snappy => "snappy",
             Compression::Gzip => "gzip",
         }
+    }
+}
+
+/// A bucket, a container or a folder.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectStore {
+    /// s3://bucket/prefix, gs://bucket/prefix, az://container/prefix,
+    /// abfss://container@account.dfs.core.windows.net/prefix or file:///folder
+    pub url: String,
+    /// As `object_store` names them, such as endpoint and region. One that ends in `_file` names a file
+    /// with the value. Credentials that are not here come from the environment and from the platform.
+    #[serde(default)]
+    pub options: BTreeMap<String, Secret>,
+}
+
+impl ObjectStore {
+    /// Connects to nothing.
+    pub fn open(&self) -> Result<Store, StoreError> {
+        let options = self.options.iter().map(|(name, value)| (name.clone(), value.expose().to_owned()));
+        Store::open(&self.url, &options.collect())
     }
 }
 

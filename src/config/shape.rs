@@ -136,6 +136,7 @@ fn typed(text: &str, schema: &Value) -> Option<Value> {
     match (kind(schema), schema["format"].as_str()) {
         (_, Some("duration")) => units::parse_duration(text).map(|_| text.into()),
         (_, Some("duration-or-never")) => units::parse_duration_or_never(text).map(|_| text.into()),
+        (_, Some("size-or-auto")) => units::parse_size_or_auto(text).map(|_| text.into()),
         (_, Some("size")) => units::parse_size(text).map(|_| text.into()),
         (_, Some("address")) => {
             text.parse::<std::net::SocketAddr>().ok().map(|address| address.to_string().into())
@@ -160,6 +161,7 @@ fn expected(schema: &Value) -> String {
     match (kind(schema), schema["format"].as_str()) {
         (_, Some("duration")) => units::DURATION.into(),
         (_, Some("duration-or-never")) => units::DURATION_OR_NEVER.into(),
+        (_, Some("size-or-auto")) => units::SIZE_OR_AUTO.into(),
         (_, Some("size")) => units::SIZE.into(),
         (_, Some("address")) => units::ADDRESS.into(),
         ("boolean", _) => "true or false".into(),

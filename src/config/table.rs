@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
-use super::units;
+use super::{payload::Payload, units};
 
 /// An outbox table, and how its rows become records.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -257,21 +257,6 @@ pub enum Wake {
     #[default]
     None,
     Notify,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Payload {
-    /// A row with a larger payload is parked unread.
-    #[serde(with = "units::size")]
-    #[schemars(with = "units::SizeText")]
-    pub max_bytes: usize,
-}
-
-impl Default for Payload {
-    fn default() -> Payload {
-        Payload { max_bytes: 256 << 20 }
-    }
 }
 
 /// How long published rows are kept, where after_publish keeps them.

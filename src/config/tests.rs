@@ -134,7 +134,7 @@ fn every_error_names_its_place_and_what_was_expected() {
         ),
         (
             with("{ name: outbox }", "{ name: outbox, payload: { oversize: claim_check } }"),
-            "tables[0].payload.oversize: claim checks",
+            "tables[0].payload.oversize: claim_check needs object_store",
         ),
         (
             with("{ name: outbox }", "{ name: outbox }, { name: outbox }"),
@@ -195,7 +195,7 @@ fn keys_to_come_are_accepted_where_they_ask_for_nothing() {
         "{MINIMAL}replicas: {{ mode: auto, buckets: 64, lease: 5s }}
 log: {{ context: [] }}
 defaults: {{ capture: poll, rows: stay, on_failure: park, envelope: none, retention: {{ published: never }},
-  payload: {{ encode: {{ codec: none, above: 64KiB }}, inline_max: auto, oversize: park }}, columns: {{ tx: null }} }}
+  payload: {{ encode: {{ codec: none, above: 64KiB }}, inline_max: auto }}, columns: {{ tx: null }} }}
 "
     );
     assert_eq!(read(&text).unwrap().replicas.lease, Duration::from_secs(5));
@@ -217,6 +217,32 @@ fn the_annotated_file_and_every_example_load() {
     files.push("config/whippet.yaml".into());
     for name in files {
         parse(&name, &file(&name), &env).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+#[test]
+fn an_object_store_is_checked_without_connecting() {
+    let with = |store: &str| read(&format!("{MINIMAL}object_store: {store}\n"));
+    let good = "{ url: s3://b/p, options: { endpoint: http://localhost:9000, secret_access_key: hunter2, \
+                access_key_id: k } }";
+    let config = with(good).unwrap();
+    assert_eq!(config.object_store.as_ref().unwrap().open().unwrap().uri("k"), "s3://b/p/k");
+    assert!(!format!("{config:?}").contains("hunter2"));
+    for (store, expected) in [
+        ("{ url: ftp://b }", "w.yaml:4:17: object_store.url: expected s3://bucket/prefix, gs://"),
+        ("{ options: {} }", "object_store.url: missing; expected"),
+        (
+            "{ url: s3://b, options: { regoin: x } }",
+            "w.yaml:4:41: object_store.options.regoin: unknown option; did you mean `region`?",
+        ),
+        (
+            "{ url: s3://b, options: { endpoint: http://minio:9000 } }",
+            "w.yaml:4:41: object_store.options.endpoint: anybody on the way reads",
+        ),
+        ("{ url: s3://b, options: { timeout: hunter2 } }", "object_store.options.timeout: "),
+    ] {
+        let error = with(store).unwrap_err();
+        assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
     }
 }
 

@@ -8,6 +8,8 @@ pub(super) const DURATION: &str = "a duration such as 250ms, 5s or 2m";
 pub(super) const DURATION_OR_NEVER: &str = "never, or a duration such as 30s, 10m or 2h";
 /// What a size looks like, for messages.
 pub(super) const SIZE: &str = "a size such as 16KiB, 64MiB or a number of bytes";
+/// What a size that may be left to the relay looks like, for messages.
+pub(super) const SIZE_OR_AUTO: &str = "auto, or a size such as 512KiB";
 
 /// What an address looks like, for messages.
 pub(super) const ADDRESS: &str = "an IP address and a port such as 127.0.0.1:9464 or [::]:9464";
@@ -41,6 +43,15 @@ pub(super) fn parse_size(text: &str) -> Option<u64> {
         _ => return None,
     };
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// Parses a size or `auto`, which is `Some(None)`.
+#[expect(clippy::option_option, reason = "the outer one tells whether it parsed, as in its neighbours")]
+pub(super) fn parse_size_or_auto(text: &str) -> Option<Option<u64>> {
+    match text.trim() {
+        "auto" => Some(None),
+        text => parse_size(text).map(Some),
+    }
 }
 
 /// Writes a size with the largest unit that divides it.
@@ -106,12 +117,35 @@ pub(super) mod size {
     }
 }
 
+/// `#[serde(with = "units::size_or_auto")]` for an `Option<usize>` field, in bytes.
+pub(super) mod size_or_auto {
+    use super::*;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> {
+        let text = String::deserialize(from)?;
+        parse_size_or_auto(&text)
+            .and_then(|bytes| bytes.map(usize::try_from).transpose().ok())
+            .ok_or_else(|| D::Error::custom(format!("expected {SIZE_OR_AUTO}")))
+    }
+
+    #[expect(clippy::ref_option, reason = "serde calls it so")]
+    pub fn serialize<S: Serializer>(value: &Option<usize>, to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            None => to.serialize_str("auto"),
+            Some(bytes) => to.serialize_str(&format_size(*bytes as u64)),
+        }
+    }
+}
+
 /// The schema of a duration: `#[schemars(with = "units::DurationText")]`.
 pub(super) struct DurationText;
 /// The schema of a duration that may be endless: `#[schemars(with = "units::DurationOrNeverText")]`.
 pub(super) struct DurationOrNeverText;
 /// The schema of a size: `#[schemars(with = "units::SizeText")]`.
 pub(super) struct SizeText;
+/// The schema of a size that may be left to the relay: `#[schemars(with = "units::SizeOrAutoText")]`.
+pub(super) struct SizeOrAutoText;
 /// The schema of an address: `#[schemars(with = "units::AddressText")]`.
 pub(super) struct AddressText;
 
@@ -138,6 +172,7 @@ text_schema!(DurationText, { "type": "string", "format": "duration", "examples":
 text_schema!(DurationOrNeverText, { "type": "string", "format": "duration-or-never", "examples": ["never", "10m"] });
 text_schema!(AddressText, { "type": "string", "format": "address", "examples": ["127.0.0.1:9464"] });
 text_schema!(SizeText, { "type": ["string", "integer"], "format": "size", "examples": ["900KiB", "64MiB"] });
+text_schema!(SizeOrAutoText, { "type": ["string", "integer"], "format": "size-or-auto", "examples": ["auto", "512KiB"] });
 
 #[cfg(test)]
 mod tests {
@@ -184,6 +219,13 @@ mod tests {
         ] {
             assert_eq!(parse_size(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_size_may_be_left_to_the_relay_where_that_is_allowed() {
+        assert_eq!(parse_size_or_auto("auto"), Some(None));
+        assert_eq!(parse_size_or_auto("512KiB"), Some(Some(512 << 10)));
+        assert_eq!(parse_size_or_auto("12MB"), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use wildmatch::WildMatch;
 
-use super::{Columns, Header, Rejection, Spec, properties};
+use super::{Columns, Header, Rejection, Spec, properties, wire};
 use crate::event::Row;
 
 /// How many headers did not make it, by reason.
@@ -77,6 +77,11 @@ impl HeaderRules {
         }
     }
 
+    /// The budget of all headers of a record, in bytes.
+    pub fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+
     /// A record's headers. Headers never fail a row, except where the row's own are no JSON object
     /// of plain values: then nobody can tell what was meant.
     pub fn headers<'a>(
@@ -128,7 +133,7 @@ impl HeaderRules {
             let name = header.0.as_ref();
             let reason = if !self.allows(name) {
                 Reason::Denied
-            } else if headers[..generated].iter().any(|(taken, _)| taken == name) {
+            } else if headers[..generated].iter().any(|(taken, _)| taken == name) || is_ours(name) {
                 Reason::Shadowed
             } else if name.eq_ignore_ascii_case("traceparent") && !is_traceparent(header.1.as_deref()) {
                 no_parent = true;
@@ -178,6 +183,15 @@ impl HeaderRules {
             fits
         });
     }
+}
+
+/// Whether it says how a payload travels. From a row it would be a lie: that of an application which
+/// hands on all headers of a record that it consumed.
+fn is_ours(name: &str) -> bool {
+    name.starts_with("whippet-ref-")
+        || name.starts_with("whippet-chunk-")
+        || name == wire::BACKED_VALUE
+        || wire::BACKED_COMPRESSION.contains(&name)
 }
 
 fn is_w3c(name: &str) -> bool {

@@ -7,6 +7,7 @@
 mod context;
 mod dead_letter;
 pub mod encode;
+mod large;
 mod properties;
 mod route;
 pub mod wire;
@@ -16,9 +17,10 @@ use std::borrow::Cow;
 pub use self::{
     context::Dropped,
     dead_letter::Failure,
+    large::{Form, LargeSpec, ObjectKey, Oversize, Packed, Packing, Then},
     route::{Route, Template, TemplateError, is_legal_topic},
 };
-use self::{context::HeaderRules, dead_letter::DeadLetterRules, route::RouteRules};
+use self::{context::HeaderRules, dead_letter::DeadLetterRules, large::LargeRules, route::RouteRules};
 use crate::event::{Event, Row};
 
 /// What a table's configuration says about its records: column names and templates.
@@ -50,6 +52,7 @@ pub struct Spec {
     pub event_type_header: bool,
     /// Where dead letters go; `{topic}` is the record's topic.
     pub dead_letter_topic: String,
+    pub large: LargeSpec,
 }
 
 /// Why a table's rules cannot be compiled.
@@ -61,6 +64,8 @@ pub enum RuleError {
     Key(String, TemplateError),
     #[error("dead_letter.topic {0:?}: {1}")]
     DeadLetter(String, TemplateError),
+    #[error("payload.reference.key {0:?}: {1}")]
+    ReferenceKey(String, TemplateError),
     #[error("neither a topic column nor a topic template is configured")]
     NoTopic,
 }
@@ -105,6 +110,7 @@ pub struct Rules {
     route: RouteRules,
     headers: HeaderRules,
     dead_letter: DeadLetterRules,
+    large: LargeRules,
 }
 
 /// A Kafka record, borrowing from the row wherever it can.
@@ -141,6 +147,7 @@ impl Rules {
             route: RouteRules::compile(spec, &mut columns)?,
             headers: HeaderRules::compile(spec, &mut columns),
             dead_letter: DeadLetterRules::compile(spec, &mut columns)?,
+            large: LargeRules::compile(spec, &mut columns)?,
             columns,
         })
     }
@@ -168,8 +175,13 @@ impl Rules {
         Ok(route)
     }
 
-    /// The whole record.
-    pub fn prepare<'a>(&'a self, event: &'a Event) -> Result<Prepared<'a>, Rejection> {
+    /// The whole record, or the one of a chunk: `packed` is what was made of the payload, and the
+    /// chunk's index.
+    pub fn prepare<'a>(
+        &'a self,
+        event: &'a Event,
+        packed: Option<(&'a Packed, u32)>,
+    ) -> Result<Prepared<'a>, Rejection> {
         let row = &event.row;
         let id = self.id(row)?;
         let Route { topic, key } = self.route(event)?;
@@ -179,7 +191,10 @@ impl Rules {
         if let Some(replay) = &event.replay {
             headers.push(("whippet-replay".into(), Some(replay.requested.as_bytes().into())));
         }
-        let record = Record {
+        if self.large.flags_inline() {
+            headers.push((wire::BACKED_VALUE.into(), Some((&[wire::INLINE][..]).into())));
+        }
+        let mut record = Record {
             topic,
             partition: partition.flatten(),
             key,
@@ -188,6 +203,9 @@ impl Rules {
             // Kafka knows no time before 1970, and librdkafka takes 0 for "now" as well.
             timestamp_ms: event.timestamp_ms.filter(|ms| *ms > 0),
         };
+        if let Some((packed, index)) = packed {
+            self.wear(&mut record, packed, index);
+        }
         Ok(Prepared { record, dropped })
     }
 
@@ -301,7 +319,7 @@ mod tests {
                 ("version", "2"),
             ],
         );
-        let prepared = rules.prepare(&event).unwrap();
+        let prepared = rules.prepare(&event, None).unwrap();
         let record = &prepared.record;
         assert_eq!((&*record.topic, record.partition), ("orders", Some(3)));
         assert_eq!(record.key.as_deref(), Some(&b"k"[..]));
@@ -323,10 +341,10 @@ mod tests {
     fn null_stays_null_and_empty_stays_empty() {
         let rules = Rules::compile(&spec()).unwrap();
         let tombstone = event(&rules, &[("id", "e1"), ("topic", "t")]);
-        let prepared = rules.prepare(&tombstone).unwrap();
+        let prepared = rules.prepare(&tombstone, None).unwrap();
         assert_eq!((&prepared.record.key, prepared.record.payload), (&None, None));
         let empty = event(&rules, &[("id", "e1"), ("topic", "t"), ("key", ""), ("payload", "")]);
-        let prepared = rules.prepare(&empty).unwrap();
+        let prepared = rules.prepare(&empty, None).unwrap();
         assert_eq!(prepared.record.key.as_deref(), Some(&b""[..]));
         assert_eq!(prepared.record.payload, Some(&b""[..]));
     }
@@ -350,7 +368,7 @@ mod tests {
             (&[("id", "1"), ("topic", "t"), ("headers", r#"{"a":{"secret":1}}"#)], "header \"a\""),
         ] {
             let event = event(&rules, values);
-            let said = rules.prepare(&event).unwrap_err().to_string();
+            let said = rules.prepare(&event, None).unwrap_err().to_string();
             assert!(said.contains(expected), "{said}");
             assert!(!said.contains("secret"), "{said}");
         }

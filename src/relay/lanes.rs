@@ -7,7 +7,7 @@
 //! that is parked.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
 };
 
@@ -44,15 +44,31 @@ pub enum Gate {
     /// Queue it with [`Lanes::wait`].
     Trying,
     /// Hold it.
+    Closed(Closed),
+}
+
+/// Why a lane's events are held, and with it who opens the lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// An event of it is parked: an operator.
     Parked,
+    /// The object store is away: the relay, when it is back.
+    Store,
 }
 
 #[derive(Debug, Default)]
 pub struct Lanes {
     hasher: RandomState,
     trying: HashMap<Lane, Trying>,
-    /// Parked lanes, by table: small, because there may be hundreds of thousands.
-    parked: Vec<HashSet<Lane>>,
+    /// Closed lanes, by table: small, because there may be hundreds of thousands.
+    closed: Vec<ClosedLanes>,
+}
+
+#[derive(Debug, Default)]
+struct ClosedLanes {
+    lanes: HashMap<Lane, Closed>,
+    /// How many of them are parked.
+    parked: usize,
 }
 
 impl Lanes {
@@ -66,16 +82,17 @@ impl Lanes {
     }
 
     pub fn gate(&self, table: TableIx, lane: Option<Lane>) -> Gate {
-        let parked = self.parked.get(table.0 as usize).filter(|parked| !parked.is_empty());
+        let closed = self.closed.get(table.0 as usize).map(|closed| &closed.lanes);
+        let closed = closed.filter(|lanes| !lanes.is_empty());
         // Nothing is stopped in an ordinary minute: no hashing on that path.
-        if self.trying.is_empty() && parked.is_none() {
+        if self.trying.is_empty() && closed.is_none() {
             return Gate::Open;
         }
-        match lane {
-            Some(lane) if self.trying.contains_key(&lane) => Gate::Trying,
-            Some(lane) if parked.is_some_and(|parked| parked.contains(&lane)) => Gate::Parked,
-            _ => Gate::Open,
+        let Some(lane) = lane else { return Gate::Open };
+        if self.trying.contains_key(&lane) {
+            return Gate::Trying;
         }
+        closed.and_then(|closed| closed.get(&lane)).map_or(Gate::Open, |why| Gate::Closed(*why))
     }
 
     /// Stops a lane behind an event that is tried on its own, after the `in_sink` before it.
@@ -113,10 +130,10 @@ impl Lanes {
         }
     }
 
-    /// Parks a lane and returns what waited in it, in order, to be held.
-    pub fn park(&mut self, table: TableIx, lane: Option<Lane>) -> VecDeque<Waiting> {
+    /// Closes a lane and returns what waited in it, in order, to be held.
+    pub fn close(&mut self, table: TableIx, lane: Option<Lane>, why: Closed) -> VecDeque<Waiting> {
         let Some(lane) = lane else { return VecDeque::new() };
-        self.parked_of(table).insert(lane);
+        self.add_closed(table, lane, why);
         self.open(Some(lane))
     }
 
@@ -126,31 +143,36 @@ impl Lanes {
         trying.unwrap_or_default().waiting
     }
 
-    /// Adds to the parked lanes of a table.
-    pub fn add_parked(&mut self, table: TableIx, lane: Lane) {
-        self.parked_of(table).insert(lane);
+    /// Adds to the closed lanes of a table. What an operator has to open stays so.
+    pub fn add_closed(&mut self, table: TableIx, lane: Lane, why: Closed) {
+        let closed = self.closed_of(table);
+        let before = match why {
+            Closed::Parked => closed.lanes.insert(lane, why),
+            Closed::Store => Some(*closed.lanes.entry(lane).or_insert(why)),
+        };
+        closed.parked += usize::from(why == Closed::Parked && before != Some(why));
     }
 
-    /// Forgets the parked lanes of a table: the source lists them anew.
-    pub fn forget_parked(&mut self, table: TableIx) {
-        *self.parked_of(table) = HashSet::new();
+    /// Forgets the closed lanes of a table: the source lists them anew.
+    pub fn forget_closed(&mut self, table: TableIx) {
+        *self.closed_of(table) = ClosedLanes::default();
     }
 
     pub fn parked(&self, table: TableIx) -> usize {
-        self.parked.get(table.0 as usize).map_or(0, HashSet::len)
+        self.closed.get(table.0 as usize).map_or(0, |closed| closed.parked)
     }
 
-    /// Forgets everything: a new generation learns the parked keys from the database.
+    /// Forgets everything: a new generation learns the closed lanes from the database.
     pub fn clear(&mut self) {
         self.trying.clear();
-        self.parked.clear();
+        self.closed.clear();
     }
 
-    fn parked_of(&mut self, table: TableIx) -> &mut HashSet<Lane> {
+    fn closed_of(&mut self, table: TableIx) -> &mut ClosedLanes {
         let index = table.0 as usize;
-        if self.parked.len() <= index {
-            self.parked.resize_with(index + 1, HashSet::default);
+        if self.closed.len() <= index {
+            self.closed.resize_with(index + 1, ClosedLanes::default);
         }
-        &mut self.parked[index]
+        &mut self.closed[index]
     }
 }

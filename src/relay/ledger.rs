@@ -30,6 +30,32 @@ pub struct Entry {
     pub warms: Option<u32>,
     /// When it was handed to the sink, on the relay's monotonic clock; `None` before that.
     pub sent_at: Option<Duration>,
+    pub records: Records,
+}
+
+/// How far an event has come that is one record, or several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Records {
+    pub all: u32,
+    pub sent: u32,
+    pub acknowledged: u32,
+}
+
+impl Default for Records {
+    fn default() -> Records {
+        Records { all: 1, sent: 0, acknowledged: 0 }
+    }
+}
+
+/// What an acknowledged record means for its event.
+#[derive(Debug)]
+pub enum Acknowledged {
+    /// Nothing (any more).
+    Unknown,
+    /// It has more records. With the topic and the partition of it that this one has warmed.
+    Part(Option<(u32, u32)>),
+    /// It is finished.
+    Whole(Entry),
 }
 
 #[derive(Debug, Default)]
@@ -51,14 +77,37 @@ impl Ledger {
         self.current(ticket).then(|| self.entries.get(ticket.slot as usize))?
     }
 
-    /// Notes that the sink took the event.
+    /// Notes how many records the event takes.
+    pub fn takes(&mut self, ticket: Ticket, records: u32) {
+        if self.current(ticket)
+            && let Some(entry) = self.entries.get_mut(ticket.slot as usize)
+        {
+            entry.records.all = records;
+        }
+    }
+
+    /// Notes that the sink took the event's next record.
     pub fn sent(&mut self, ticket: Ticket, at: Duration, warms: Option<u32>) {
         if self.current(ticket)
             && let Some(entry) = self.entries.get_mut(ticket.slot as usize)
         {
             entry.warms = warms;
+            entry.records.sent += 1;
             self.sent += usize::from(entry.sent_at.replace(at).is_none());
         }
+    }
+
+    /// Notes that a record of the event was acknowledged; the last one settles it.
+    pub fn acknowledged(&mut self, ticket: Ticket) -> Acknowledged {
+        if !self.current(ticket) {
+            return Acknowledged::Unknown;
+        }
+        let Some(entry) = self.entries.get_mut(ticket.slot as usize) else { return Acknowledged::Unknown };
+        entry.records.acknowledged += 1;
+        if entry.records.acknowledged < entry.records.all {
+            return Acknowledged::Part(entry.topic.zip(entry.warms.take()));
+        }
+        self.settle(ticket).map_or(Acknowledged::Unknown, Acknowledged::Whole)
     }
 
     /// Notes that the sink reported a failure: it does not have the event any more.
@@ -67,6 +116,7 @@ impl Ledger {
             return None;
         }
         let entry = self.entries.get_mut(ticket.slot as usize)?;
+        entry.records.sent = entry.records.acknowledged;
         if entry.sent_at.take().is_some() {
             self.sent -= 1;
         }
@@ -156,6 +206,7 @@ mod tests {
             timestamp_ms: None,
             warms: None,
             sent_at: None,
+            records: Records::default(),
         }
     }
 
@@ -219,5 +270,24 @@ mod tests {
                 prop_assert_eq!(ledger.in_sink(), open.values().filter(|sent| **sent).count());
             }
         }
+    }
+
+    #[test]
+    fn an_event_of_several_records_is_finished_with_the_last() {
+        let mut ledger = Ledger::default();
+        let ticket = ledger.admit(Entry { topic: Some(7), ..entry(1) });
+        ledger.takes(ticket, 3);
+        ledger.sent(ticket, Duration::ZERO, Some(4));
+        assert!(matches!(ledger.acknowledged(ticket), Acknowledged::Part(Some((7, 4)))));
+        ledger.sent(ticket, Duration::ZERO, None);
+        ledger.sent(ticket, Duration::ZERO, None);
+        assert!(matches!(ledger.acknowledged(ticket), Acknowledged::Part(None)));
+        assert_eq!((ledger.open(), ledger.in_sink()), (1, 1));
+        // The last one fails and is sent again; those before it are not.
+        assert_eq!(ledger.returned(ticket).unwrap().records, Records { all: 3, sent: 2, acknowledged: 2 });
+        ledger.sent(ticket, Duration::ZERO, None);
+        assert!(matches!(ledger.acknowledged(ticket), Acknowledged::Whole(_)));
+        assert_eq!((ledger.open(), ledger.in_sink()), (0, 0));
+        assert!(matches!(ledger.acknowledged(ticket), Acknowledged::Unknown));
     }
 }

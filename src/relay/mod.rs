@@ -2,11 +2,13 @@
 //! synchronous [`Core::apply`] changes state, and what has to happen outside is carried out after.
 //!
 //! `ledger` knows what is finished, `lanes` what may not overtake, `topics` which topic can be
-//! written to, `retry` what a failure means, `window` how much may be in flight.
+//! written to, `retry` what a failure means, `window` how much may be in flight, `packer` makes large
+//! payloads travel.
 
 pub mod core;
 mod lanes;
 mod ledger;
+pub mod packer;
 pub mod retry;
 #[cfg(test)]
 mod sim;
@@ -24,6 +26,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::core::{Action, Core, Effects, Table};
+use self::packer::Packer;
 use crate::{
     admin::status::Board,
     coordinate::Lease,
@@ -49,6 +52,7 @@ pub struct Left {
 pub struct Relay<S> {
     pub core: Core,
     pub sink: Arc<S>,
+    pub packer: Packer,
     pub intake: mpsc::Receiver<(TableIx, Yield)>,
     /// One for each table. Dropped at the end, which tells the sources to finish.
     pub sources: Vec<mpsc::UnboundedSender<Command>>,
@@ -60,15 +64,23 @@ pub struct Relay<S> {
 
 type LookUp = (String, Result<TopicFacts, RDKafkaErrorCode>);
 
+/// What is done outside of the loop, and answers with an action.
+#[derive(Default)]
+struct Outside {
+    look_ups: JoinSet<LookUp>,
+    rebuilds: JoinSet<Result<(), String>>,
+    packings: JoinSet<Action>,
+    probes: JoinSet<Result<(), String>>,
+}
+
 impl<S: Sink> Relay<S> {
     /// Relays until `stop`, then finishes what is in flight, for `grace` at most.
     pub async fn run(mut self, stop: CancellationToken, grace: Duration) -> Left {
-        let mut look_ups: JoinSet<LookUp> = JoinSet::new();
-        let mut rebuilds: JoinSet<Result<(), String>> = JoinSet::new();
+        let mut outside = Outside::default();
         let mut board_tick = tokio::time::interval(BOARD_EVERY);
         board_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let first = Action::Lease(self.lease_until());
-        self.apply(first, &mut look_ups, &mut rebuilds);
+        self.apply(first, &mut outside);
         let mut give_up: Option<Instant> = None;
         loop {
             if give_up.is_some() && (self.core.unanswered() == 0 || give_up <= Some(Instant::now())) {
@@ -83,13 +95,21 @@ impl<S: Sink> Relay<S> {
                 Ok(()) = self.lease.changed() => Action::Lease(self.lease_until()),
                 // 2. What ended makes room.
                 reports = self.sink.reports() => Action::Reports(reports),
-                Some(done) = rebuilds.join_next() => {
+                Some(done) = outside.rebuilds.join_next() => {
                     Action::Rebuilt(done.unwrap_or_else(|error| Err(error.to_string())))
                 }
-                Some(done) = look_ups.join_next() => match done {
+                Some(done) = outside.look_ups.join_next() => match done {
                     Ok((topic, result)) => Action::LookedUp { topic, result },
                     Err(_) => Action::Due,
                 },
+                Some(done) = outside.packings.join_next() => match done {
+                    Ok(packed) => packed,
+                    // Given up with its generation.
+                    Err(_) => Action::Due,
+                },
+                Some(done) = outside.probes.join_next() => {
+                    Action::Probed(done.unwrap_or_else(|error| Err(error.to_string())))
+                }
                 () = at(wake) => Action::Due,
                 () = stop.cancelled(), if give_up.is_none() => {
                     give_up = Some(Instant::now() + grace);
@@ -104,17 +124,12 @@ impl<S: Sink> Relay<S> {
                     Action::FromSource(table, yielded)
                 }
             };
-            self.apply(action, &mut look_ups, &mut rebuilds);
+            self.apply(action, &mut outside);
         }
         Left { events: self.core.open(), unanswered: self.core.unanswered() }
     }
 
-    fn apply(
-        &mut self,
-        action: Action,
-        look_ups: &mut JoinSet<LookUp>,
-        rebuilds: &mut JoinSet<Result<(), String>>,
-    ) {
+    fn apply(&mut self, action: Action, outside: &mut Outside) {
         let wall_ms = chrono::Utc::now().timestamp_millis();
         let effects = self.core.apply(action, self.started.elapsed(), wall_ms, &*self.sink);
         // A source that has ended takes no commands; what it would record is read again.
@@ -127,8 +142,8 @@ impl<S: Sink> Relay<S> {
         for (table, holds) in effects.holds {
             self.tell(table, Command::Hold(holds));
         }
-        for (table, topic) in effects.release {
-            self.tell(table, Command::Release { topic });
+        for (table, over) in effects.release {
+            self.tell(table, Command::Release(over));
         }
         for (table, serial, halted) in effects.go {
             self.tell(table, Command::Go { serial, halted });
@@ -138,11 +153,28 @@ impl<S: Sink> Relay<S> {
         }
         for topic in effects.look_up {
             let asked = self.sink.look_up(topic.clone(), LOOK_UP_WITHIN);
-            look_ups.spawn(async move { (topic, asked.await) });
+            outside.look_ups.spawn(async move { (topic, asked.await) });
         }
         if let Some(batch_bytes) = effects.rebuild {
             let sink = self.sink.clone();
-            rebuilds.spawn(async move { sink.rebuild(batch_bytes).await.map_err(|error| error.to_string()) });
+            outside
+                .rebuilds
+                .spawn(async move { sink.rebuild(batch_bytes).await.map_err(|error| error.to_string()) });
+        }
+        if effects.restart.is_some() {
+            outside.packings.abort_all();
+        }
+        for job in effects.pack {
+            let packer = self.packer.clone();
+            outside.packings.spawn(async move {
+                let (ticket, number, began) = (job.ticket, job.number, Instant::now());
+                let result = packer.pack(job).await;
+                Action::Packed { ticket, number, result, took: began.elapsed() }
+            });
+        }
+        if effects.probe {
+            let packer = self.packer.clone();
+            outside.probes.spawn(async move { packer.probe().await });
         }
         if let Some(generation) = effects.restart {
             for source in &self.sources {

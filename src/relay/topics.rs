@@ -57,6 +57,10 @@ pub struct Topic {
     pub waiting_bytes: usize,
     /// What the topic takes, where the broker told us, in bytes.
     pub max_message_bytes: Option<usize>,
+    /// The broker keeps only the last record of a key.
+    pub compacted: bool,
+    /// When the broker last said what the topic takes, on the relay's clock.
+    pub known_at: Duration,
     /// Whether the limit was asked for again after a refusal, and is still the same.
     pub asked_for_limit: bool,
     partitions: Vec<Partition>,
@@ -85,7 +89,9 @@ pub enum Warmth {
 
 impl Topic {
     /// The broker said what the topic is like.
-    pub fn is_ready(&mut self, facts: TopicFacts) {
+    pub fn is_ready(&mut self, facts: TopicFacts, now: Duration) {
+        self.known_at = now;
+        self.compacted = facts.compacted;
         self.asked_for_limit &= facts.max_message_bytes == self.max_message_bytes;
         self.max_message_bytes = facts.max_message_bytes;
         let count = usize::try_from(facts.partitions).unwrap_or(0);
@@ -211,6 +217,8 @@ impl Topics {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             max_message_bytes: None,
+            compacted: false,
+            known_at: Duration::ZERO,
             asked_for_limit: false,
             partitions: Vec::new(),
             cold: 0,
@@ -297,7 +305,8 @@ mod tests {
         let mut topics = Topics::default();
         let (index, _) = topics.index("t");
         let topic = topics.get_mut(index);
-        topic.is_ready(TopicFacts { partitions: 2, max_message_bytes: None });
+        let facts = TopicFacts { partitions: 2, max_message_bytes: None, compacted: false };
+        topic.is_ready(facts, Duration::ZERO);
         assert!(matches!(topic.warmth(|_| Some(0)), Warmth::Cold(0)));
         topic.warms(0);
         assert!(matches!(topic.warmth(|_| Some(0)), Warmth::Warming(0)));

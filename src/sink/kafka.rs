@@ -335,8 +335,8 @@ async fn look_up(
         }
         answer => answer?,
     };
-    let max_message_bytes = limit(&admin, &topic, within.min(LIMIT_WITHIN)).await;
-    Ok(TopicFacts { partitions, max_message_bytes })
+    let (max_message_bytes, compacted) = settings_of(&admin, &topic, within.min(LIMIT_WITHIN)).await;
+    Ok(TopicFacts { partitions, max_message_bytes, compacted })
 }
 
 fn partition_count(admin: &Admin, topic: &str, within: Duration) -> Result<i32, RDKafkaErrorCode> {
@@ -377,10 +377,15 @@ async fn create_topic(
     }
 }
 
-/// The topic's `max.message.bytes`; `None` where we may not ask or the broker does not know it.
-async fn limit(admin: &Admin, topic: &str, within: Duration) -> Option<usize> {
+/// The topic's `max.message.bytes`, `None` where we may not ask or the broker does not know it; and
+/// whether it is compacted.
+async fn settings_of(admin: &Admin, topic: &str, within: Duration) -> (Option<usize>, bool) {
     let options = AdminOptions::new().request_timeout(Some(within));
-    let answers = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await.ok()?;
-    let resource = answers.into_iter().next()?.ok()?;
-    resource.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+    let answers = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await;
+    let Some(Ok(resource)) = answers.ok().and_then(|answers| answers.into_iter().next()) else {
+        return (None, false);
+    };
+    let value = |name| resource.get(name).and_then(|entry| entry.value.as_deref());
+    let limit = value("max.message.bytes").and_then(|value| value.parse().ok());
+    (limit, value("cleanup.policy").is_some_and(|policy| policy.contains("compact")))
 }

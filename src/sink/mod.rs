@@ -11,12 +11,16 @@
 
 pub mod classify;
 mod kafka;
+mod retention;
 
 use std::{future::Future, time::Duration};
 
 use rdkafka::types::RDKafkaErrorCode;
 
-pub use self::kafka::{Kafka, Settings};
+pub use self::{
+    kafka::{Kafka, Settings},
+    retention::retention,
+};
 use crate::record::Record;
 
 /// Names one attempt at one event: which generation of the producers sent it, and the ledger's slot.
@@ -84,6 +88,8 @@ pub struct TopicFacts {
     pub partitions: i32,
     /// `max.message.bytes` of the topic, where the broker tells it to us, in bytes.
     pub max_message_bytes: Option<usize>,
+    /// Whether the broker keeps only the last record of a key (`cleanup.policy`).
+    pub compacted: bool,
 }
 
 pub trait Sink: Send + Sync + 'static {

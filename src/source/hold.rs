@@ -36,6 +36,8 @@ pub enum Cause {
     Behind,
     /// Its topic cannot be written to.
     Topic,
+    /// Its payload has to be put into the object store, which is away; or an earlier one of its key has to.
+    Store,
     /// An operator paused its topic or key.
     Paused,
 }
@@ -47,6 +49,7 @@ impl Cause {
             Cause::GaveUp => "gave_up",
             Cause::Behind => "behind",
             Cause::Topic => "topic",
+            Cause::Store => "store",
             Cause::Paused => "paused",
         }
     }
@@ -54,7 +57,7 @@ impl Cause {
     pub fn state(self) -> State {
         match self {
             Cause::Rejected | Cause::GaveUp | Cause::Behind => State::Parked,
-            Cause::Topic | Cause::Paused => State::Held,
+            Cause::Topic | Cause::Store | Cause::Paused => State::Held,
         }
     }
 
@@ -86,6 +89,8 @@ pub struct Counts {
     pub parked: u64,
     /// Behind a topic that cannot be written to.
     pub topic: u64,
+    /// Until the object store is back.
+    pub store: u64,
     pub paused: u64,
 }
 
@@ -94,6 +99,7 @@ impl Counts {
         let mut counts = Counts::default();
         match cause {
             Cause::Topic => counts.topic = events,
+            Cause::Store => counts.store = events,
             Cause::Paused => counts.paused = events,
             Cause::Rejected | Cause::GaveUp | Cause::Behind => counts.parked = events,
         }
@@ -104,6 +110,7 @@ impl Counts {
     pub fn named(cause: &str, events: u64) -> Counts {
         match cause {
             "topic" => Counts::of(Cause::Topic, events),
+            "store" => Counts::of(Cause::Store, events),
             "paused" => Counts::of(Cause::Paused, events),
             _ => Counts::of(Cause::Behind, events),
         }
@@ -112,12 +119,22 @@ impl Counts {
     pub fn add(&mut self, other: Counts) {
         self.parked += other.parked;
         self.topic += other.topic;
+        self.store += other.store;
         self.paused += other.paused;
     }
 
     pub fn all(self) -> u64 {
-        self.parked + self.topic + self.paused
+        self.parked + self.topic + self.store + self.paused
     }
+}
+
+/// A trouble of the surroundings that is over: what was held for it is released.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// This topic can be written to.
+    Topic(String),
+    /// The object store is back.
+    Store,
 }
 
 /// What an operator paused within a table.

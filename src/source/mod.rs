@@ -23,7 +23,7 @@ use std::future::Future;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::hold::{Cause, Hold};
-use self::hold::{Counts, Outcome, Request, Scope};
+use self::hold::{Counts, Outcome, Over, Request, Scope};
 use crate::{
     event::{Event, Place, TableIx},
     sink::Ticket,
@@ -31,12 +31,14 @@ use crate::{
 
 /// (topic, key) as they go out.
 pub type RouteKey = (String, Option<Vec<u8>>);
+/// A key whose events are held, and whether that is for the object store; else it is parked.
+pub type ClosedKey = (String, Option<Vec<u8>>, bool);
 
 /// From a source to the relay, in one channel: the order matters.
 #[derive(Debug)]
 pub enum Yield {
-    /// Keys that are parked: a piece of the list that [`Yield::Gates`] ends.
-    Parked { generation: u32, keys: Vec<RouteKey> },
+    /// Keys that are closed: a piece of the list that [`Yield::Gates`] ends.
+    Closed { generation: u32, keys: Vec<ClosedKey> },
     /// All that stops events of the table, as it is now. Sent when a generation begins and after
     /// every change; the source reads nothing and holds nothing until [`Command::Go`] answers.
     Gates { generation: u32, serial: u32, gates: Gates },
@@ -48,7 +50,7 @@ pub enum Yield {
     Forgotten { tickets: Vec<Ticket> },
 }
 
-/// What stops events of a table, parked keys apart.
+/// What stops events of a table, closed keys apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gates {
     pub paused: Vec<Scope>,
@@ -72,8 +74,8 @@ pub enum Command {
     Go { serial: u32, halted: bool },
     /// Read no more of this table (too much is held); go on recording.
     Halt,
-    /// This topic can be written to: release what is held for it.
-    Release { topic: String },
+    /// Release what is held for this.
+    Release(Over),
     /// An operator's verb, and where its outcome goes.
     Verb(Request, oneshot::Sender<Result<Outcome, Refusal>>),
     /// Read no more; record what still comes and end when the channel closes.

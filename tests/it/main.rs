@@ -3,11 +3,13 @@
 
 mod bad_input;
 mod broker;
+mod bucket;
 mod checker;
 mod cli;
 mod consume;
 mod crash;
 mod database;
+mod doctor;
 mod failures;
 mod faults;
 mod harness;
@@ -15,8 +17,10 @@ mod impostor;
 mod leases;
 mod load;
 mod proxy;
+mod purge;
 mod records;
 mod sqlite;
+mod store;
 mod stream;
 mod stream_changes;
 mod stream_faults;

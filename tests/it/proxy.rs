@@ -16,6 +16,11 @@ impl Proxy {
         Proxy::whole("postgres")
     }
 
+    /// To the object store.
+    pub fn minio() -> Proxy {
+        Proxy::whole("minio")
+    }
+
     /// To PostgreSQL 17.
     pub fn pg17() -> Proxy {
         let proxy = Proxy::whole("pg17");
@@ -59,6 +64,16 @@ impl Proxy {
         self.toxic("reset_peer", &json!({ "timeout": after_ms }));
     }
 
+    /// Every connection ends after so many bytes one way: `upstream` or `downstream`.
+    pub fn cut_after(&self, stream: &str, bytes: usize) {
+        self.toxic_on(stream, "limit_data", &json!({ "bytes": bytes }));
+    }
+
+    /// So many bytes a second on every connection, towards the service.
+    pub fn limit_to(&self, bytes: usize) {
+        self.toxic_on("upstream", "bandwidth", &json!({ "rate": bytes >> 10 }));
+    }
+
     /// As if nothing had been.
     pub fn heal(&self) {
         reset();
@@ -66,9 +81,13 @@ impl Proxy {
 
     fn toxic(&self, kind: &str, attributes: &Value) {
         for stream in ["upstream", "downstream"] {
-            let path = format!("/proxies/{}/toxics", self.0);
-            post(&path, &json!({ "type": kind, "stream": stream, "attributes": attributes }));
+            self.toxic_on(stream, kind, attributes);
         }
+    }
+
+    fn toxic_on(&self, stream: &str, kind: &str, attributes: &Value) {
+        let path = format!("/proxies/{}/toxics", self.0);
+        post(&path, &json!({ "type": kind, "stream": stream, "attributes": attributes }));
     }
 }
 

@@ -88,7 +88,7 @@ impl Core {
         if topic.trouble.take().is_some() {
             info!(topic = name, "kafka topic can be written to");
         }
-        topic.is_ready(facts);
+        topic.is_ready(facts, now);
         if let Some(limit) = facts.max_message_bytes
             && limit < self.batch_bytes
         {

@@ -11,12 +11,16 @@ use crate::{
     config::{OnFailure, Order},
     event::{Event, TableIx},
     record::is_legal_topic,
-    relay::lanes::{Lane, Waiting},
+    relay::lanes::{Closed, Lane, Waiting},
     sink::{Kind, Ticket},
-    source::{Cause, Gates, Hold, RouteKey, hold::Counts},
+    source::{
+        Cause, ClosedKey, Gates, Hold, RouteKey,
+        hold::{Counts, Over},
+    },
 };
 
 const BEHIND: &str = "an earlier event of its key is parked";
+const BEHIND_STORE: &str = "an earlier event of its key waits for the object store";
 
 /// Topic and key, as the relay's own table has them: an empty topic where there is none.
 fn route_key(rules: &Table, event: &Event) -> RouteKey {
@@ -27,13 +31,14 @@ fn route_key(rules: &Table, event: &Event) -> RouteKey {
 }
 
 impl Core {
-    /// A piece of the list of parked keys.
-    pub(super) fn parked_keys_are(&mut self, table: TableIx, keys: Vec<RouteKey>) {
+    /// A piece of the list of closed keys.
+    pub(super) fn closed_keys_are(&mut self, table: TableIx, keys: Vec<ClosedKey>) {
         let order = self.tables[table.0 as usize].order;
-        for (topic, key) in keys {
+        for (topic, key, for_store) in keys {
             // An event without order held only itself.
             if let Some(lane) = self.lanes.lane(table, order, &topic, key.as_deref()) {
-                self.progress[table.0 as usize].listed.push(lane);
+                let why = if for_store { Closed::Store } else { Closed::Parked };
+                self.progress[table.0 as usize].listed.push((lane, why));
             }
         }
     }
@@ -45,9 +50,10 @@ impl Core {
         progress.paused = gates.paused;
         progress.held = gates.held;
         progress.held_topics.clear();
-        self.lanes.forget_parked(table);
-        for lane in listed.into_iter().chain(progress.parking.values().copied()) {
-            self.lanes.add_parked(table, lane);
+        progress.store_asked = false;
+        self.lanes.forget_closed(table);
+        for (lane, why) in listed.into_iter().chain(progress.closing.values().copied()) {
+            self.lanes.add_closed(table, lane, why);
         }
         for name in gates.topics.iter().filter(|name| is_legal_topic(name)) {
             let topic = self.topic(name);
@@ -121,10 +127,10 @@ impl Core {
             Some(format!("{} {} parked: {reason}", rules.name, event.place));
         self.hold(ticket, rules, event, cause, reason, attempts);
         if let Some(lane) = lane {
-            self.progress[table.0 as usize].parking.insert(ticket, lane);
+            self.progress[table.0 as usize].closing.insert(ticket, (lane, Closed::Parked));
         }
-        for Waiting { ticket, event } in self.lanes.park(table, lane) {
-            self.hold(ticket, rules, &event, Cause::Behind, BEHIND.into(), 0);
+        for Waiting { ticket, event } in self.lanes.close(table, lane, Closed::Parked) {
+            self.hold_behind(ticket, rules, &event, Closed::Parked);
         }
         self.count_held(table);
         if rules.give_up.then == OnFailure::Halt {
@@ -132,9 +138,13 @@ impl Core {
         }
     }
 
-    /// Holds an event behind a parked one.
-    pub(super) fn hold_behind(&mut self, ticket: Ticket, rules: &Table, event: &Event) {
-        self.hold(ticket, rules, event, Cause::Behind, BEHIND.into(), 0);
+    /// Holds an event behind an earlier one of its lane.
+    pub(super) fn hold_behind(&mut self, ticket: Ticket, rules: &Table, event: &Event, why: Closed) {
+        let (cause, reason) = match why {
+            Closed::Parked => (Cause::Behind, BEHIND),
+            Closed::Store => (Cause::Store, BEHIND_STORE),
+        };
+        self.hold(ticket, rules, event, cause, reason.into(), 0);
     }
 
     pub(super) fn hold(
@@ -146,6 +156,7 @@ impl Core {
         reason: String,
         attempts: u32,
     ) {
+        self.packing.forget(ticket);
         let Some(entry) = self.ledger.get(ticket) else { return };
         let table = entry.table;
         if event.replay.is_some() {
@@ -194,7 +205,7 @@ impl Core {
     pub(super) fn no_longer_holding(&mut self, table: TableIx, tickets: Vec<Ticket>) {
         for ticket in tickets {
             let progress = &mut self.progress[table.0 as usize];
-            progress.parking.remove(&ticket);
+            progress.closing.remove(&ticket);
             if let Some(entry) = self.ledger.settle(ticket) {
                 self.holding -= 1;
                 self.window.release(1, entry.bytes);
@@ -220,7 +231,8 @@ impl Core {
             for (topic, asked) in &mut progress.held_topics {
                 if all && !*asked && can_go(*topic) {
                     *asked = true;
-                    self.effects.release.push((TableIx(index as u16), self.topics.get(*topic).name.clone()));
+                    let name = self.topics.get(*topic).name.clone();
+                    self.effects.release.push((TableIx(index as u16), Over::Topic(name)));
                 }
             }
         }
@@ -239,7 +251,8 @@ impl Core {
     /// Whether a table has to stop: too much is held, or `on_failure` says so.
     fn is_too_much(&self, table: TableIx) -> bool {
         let (rules, progress) = (&self.tables[table.0 as usize], &self.progress[table.0 as usize]);
-        let failed = progress.held.parked > 0 || !progress.parking.is_empty();
+        let parking = progress.closing.values().any(|(_, why)| *why == Closed::Parked);
+        let failed = progress.held.parked > 0 || parking;
         progress.held.all() > rules.max_held || (rules.give_up.then == OnFailure::Halt && failed)
     }
 
@@ -279,6 +292,7 @@ impl Core {
             "event cannot be replayed; its row stays as it is"
         );
         self.metrics.publish_failures(&rules.name, Kind::Rejected.label()).inc();
+        self.packing.forget(ticket);
         if let Some(entry) = self.ledger.settle(ticket) {
             self.suspects.remove(&(entry.table, entry.place.clone()));
             self.window.release(1, entry.bytes);

@@ -4,6 +4,7 @@
 
 mod breaker;
 mod holds;
+mod packing;
 mod recovery;
 mod suspects;
 mod view;
@@ -17,13 +18,16 @@ use std::{
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::error;
 
+pub use self::packing::Job;
 use self::{
+    packing::Packings,
     recovery::{FAILING_AT_MOST, rebuild_pause},
     suspects::{Step, Trial},
 };
 use super::{
-    lanes::{Gate, Lane, Lanes, Waiting},
-    ledger::{Entry, Ledger},
+    lanes::{Closed, Gate, Lane, Lanes, Waiting},
+    ledger::{Acknowledged, Entry, Ledger, Records},
+    packer::Unpacked,
     retry::{GiveUp, Policy},
     topics::{Topic, Topics, Warmth, partition_of},
     window::Window,
@@ -32,11 +36,11 @@ use crate::{
     admin::metrics::{Metrics, PublishedHandles},
     config::Order,
     event::{Event, Place, TableIx},
-    record::{Prepared, Rules, is_legal_topic},
+    record::{Packed, Prepared, Rules, is_legal_topic},
     sink::{MAX_BATCH_BYTES, Report, Sink, Ticket, TopicFacts, Unit},
     source::{
         Hold, Yield,
-        hold::{Counts, Scope},
+        hold::{Counts, Over, Scope},
     },
 };
 
@@ -64,6 +68,15 @@ pub enum Action {
         result: Result<TopicFacts, Code>,
     },
     Rebuilt(Result<(), String>),
+    /// What was made of a payload, and how long it took.
+    Packed {
+        ticket: Ticket,
+        number: u64,
+        result: Result<Packed, Unpacked>,
+        took: Duration,
+    },
+    /// Whether the object store takes anything again.
+    Probed(Result<(), String>),
     /// This relay may send until then; `None`: it may not.
     Lease(Option<Duration>),
     /// The time of [`Core::next_due`] has come.
@@ -80,12 +93,17 @@ pub struct Effects {
     pub forgotten: Vec<(TableIx, Vec<Place>)>,
     /// The gates of a table, by their number, are known: it may go on, unless it is halted.
     pub go: Vec<(TableIx, u32, bool)>,
-    /// What is held for a topic is to be released.
-    pub release: Vec<(TableIx, String)>,
+    /// What is held for a trouble that is over is to be released.
+    pub release: Vec<(TableIx, Over)>,
+    /// Payloads to be packed; each is answered with [`Action::Packed`].
+    pub pack: Vec<Job>,
+    /// Ask the object store whether it takes anything, and answer with [`Action::Probed`].
+    pub probe: bool,
     pub halt: Vec<TableIx>,
     /// Rebuild the sink for batches of at most so many bytes, then answer with [`Action::Rebuilt`].
     pub rebuild: Option<usize>,
-    /// A new generation: after everything above, tell the sources to start it.
+    /// A new generation: what is being packed is given up; after everything above, tell the sources to
+    /// start it.
     pub restart: Option<u32>,
 }
 
@@ -111,10 +129,12 @@ struct Progress {
     settled: Vec<Place>,
     forgotten: Vec<Place>,
     holds: Vec<Hold>,
-    /// Parked lanes that the source is listing.
-    listed: Vec<Lane>,
-    /// Lanes whose parked event is on its way to the source.
-    parking: HashMap<Ticket, Lane>,
+    /// Closed lanes that the source is listing.
+    listed: Vec<(Lane, Closed)>,
+    /// Lanes that an event closes whose hold is on its way to the source.
+    closing: HashMap<Ticket, (Lane, Closed)>,
+    /// Whether the source was asked to release what is held for the object store.
+    store_asked: bool,
     paused: Vec<Scope>,
     /// Topics that have held events, and whether the source was asked to release them.
     held_topics: BTreeMap<u32, bool>,
@@ -151,6 +171,7 @@ pub struct Core {
     trying: Option<(Ticket, Trial)>,
     /// Events whose hold is being written.
     holding: usize,
+    packing: Packings,
     /// What every known topic takes as one batch.
     batch_bytes: usize,
     /// The different values of `retry.give_up_after`.
@@ -185,6 +206,7 @@ impl Core {
             trials: VecDeque::new(),
             trying: None,
             holding: 0,
+            packing: Packings::default(),
             batch_bytes: MAX_BATCH_BYTES,
             look_again: Duration::ZERO,
             now: Duration::ZERO,
@@ -217,6 +239,10 @@ impl Core {
                 self.rebuilds += 1;
                 self.phase = Phase::Pausing { until: now + rebuild_pause(self.rebuilds) };
             }
+            Action::Packed { ticket, number, result, took } => {
+                self.packed((ticket, number), result, took, now, sink);
+            }
+            Action::Probed(result) => self.probed(result, now, sink),
             Action::Lease(until) => {
                 // What was taken in without a lease was not sent: it may not wait for later ones to pass.
                 if self.lease_until.is_none() && until.is_some() && self.ledger.open() > 0 {
@@ -244,14 +270,15 @@ impl Core {
             Some(_) => None,
         };
         let stalls = (self.ledger.in_sink() > 0).then_some(self.look_again);
-        [phase, trial, self.topics.next_due(), self.lease_until, stalls].into_iter().flatten().min()
+        let store = self.packing.next_due();
+        [phase, trial, store, self.topics.next_due(), self.lease_until, stalls].into_iter().flatten().min()
     }
 
     fn yielded<S: Sink>(&mut self, table: TableIx, yielded: Yield, now: Duration, sink: &S) {
         match yielded {
-            Yield::Parked { generation, keys } => {
+            Yield::Closed { generation, keys } => {
                 if generation == self.ledger.generation() {
-                    self.parked_keys_are(table, keys);
+                    self.closed_keys_are(table, keys);
                 }
             }
             Yield::Gates { generation, serial, gates } => {
@@ -308,6 +335,7 @@ impl Core {
             timestamp_ms: event.timestamp_ms,
             warms: None,
             sent_at: None,
+            records: Records::default(),
         });
         self.pass(ticket, rules, event, now, sink);
     }
@@ -322,8 +350,12 @@ impl Core {
         }
         match self.lanes.gate(table, lane) {
             Gate::Open => {}
-            Gate::Trying => return self.lanes.wait(lane, Waiting { ticket, event }),
-            Gate::Parked => return self.hold_behind(ticket, rules, &event),
+            Gate::Trying => {
+                let mut event = event;
+                self.pack_ahead(ticket, rules, &mut event, topic, now);
+                return self.lanes.wait(lane, Waiting { ticket, event });
+            }
+            Gate::Closed(why) => return self.hold_behind(ticket, rules, &event, why),
         }
         let bad = topic.map(|topic| self.topics.get(topic)).filter(|topic| !topic.is_usable());
         let is_bad = bad.is_some();
@@ -346,44 +378,74 @@ impl Core {
         }
         // The partition that has to be warm first; only an event with an order minds.
         let mut cold = None;
-        if let (Some(topic), true) = (topic, lane.is_some()) {
-            let topic = self.topics.get_mut(topic);
-            match topic.warmth(|count| partition(rules, &event, count)) {
+        if let (Some(index), true) = (topic, lane.is_some()) {
+            match self.topics.get(index).warmth(|count| partition(rules, &event, count)) {
                 Warmth::Warm => {}
                 Warmth::Cold(partition) => cold = Some(partition),
                 Warmth::Warming(partition) => {
+                    // Before its lane may be stopped: earlier events of it may wait there too.
+                    let mut event = event;
+                    self.pack_ahead(ticket, rules, &mut event, topic, now);
+                    let topic = self.topics.get_mut(index);
                     return topic.wait_for_warmth(partition, Waiting { ticket, event });
                 }
             }
         }
-        let Ok(prepared) = prepare(rules, &event, topic.map(|topic| self.topics.get(topic))) else {
-            return self.try_alone(ticket, lane, event, Step::Send, now);
-        };
+        let Some(event) = self.packed_or_stopped(ticket, rules, event, now) else { return };
         if !self.suspects.is_empty() && self.suspects.contains(&(table, event.place.clone())) {
             return self.try_alone(ticket, lane, event, Step::Send, now);
         }
-        self.metrics.count_dropped(&rules.name, &prepared.dropped);
-        fail::fail_point!("before-send", |_| std::process::abort());
-        match sink.send(Unit::Main, ticket, &prepared.record) {
-            Ok(()) => {
-                fail::fail_point!("sent", |_| std::process::abort());
-                self.ledger.sent(ticket, now, cold);
-                if let (Some(topic), Some(partition)) = (topic, cold) {
-                    self.topics.get_mut(topic).warms(partition);
-                }
+        let packed = self.packing.of(ticket);
+        let topic_facts = topic.map(|topic| self.topics.get(topic));
+        let records = packed.map_or(1, Packed::records);
+        // A partition is warmed by one record; the others of the event wait with the rest.
+        let first = self.ledger.get(ticket).map_or(0, |entry| entry.records.sent);
+        let last = if cold.is_some() { records.min(first + 1) } else { records };
+        for index in first..last {
+            let Ok(prepared) = prepare(rules, &event, packed.map(|packed| (packed, index)), topic_facts)
+            else {
+                return self.try_alone(ticket, lane, event, Step::Send, now);
+            };
+            if index == 0 {
+                self.metrics.count_dropped(&rules.name, &prepared.dropped);
             }
-            Err(code) => {
-                drop(prepared);
-                self.failed_in_pipeline(ticket, code, now);
+            fail::fail_point!("before-send", |_| std::process::abort());
+            if let Err(code) = sink.send(Unit::Main, ticket, &prepared.record) {
+                return self.failed_in_pipeline(ticket, code, now);
+            }
+            if index == 0 {
+                self.ledger.takes(ticket, records);
+            }
+            self.ledger.sent(ticket, now, cold);
+            fail::fail_point!("sent", |_| std::process::abort());
+        }
+        if let (Some(topic), Some(partition)) = (topic, cold) {
+            self.topics.get_mut(topic).warms(partition);
+            if last < records {
+                return self.topics.get_mut(topic).wait_for_warmth(partition, Waiting { ticket, event });
             }
         }
+        // What fails from here on is read again, and packed again.
+        self.packing.forget(ticket);
     }
 
     fn report<S: Sink>(&mut self, report: Report, now: Duration, wall_ms: i64, sink: &S) {
         let tried = self.trying.take_if(|(ticket, _)| *ticket == report.ticket).map(|(_, trial)| trial);
-        match (report.result, tried) {
-            (Ok(()), None) => {
-                let Some(entry) = self.ledger.settle(report.ticket) else { return };
+        let acknowledged = match report.result {
+            Ok(()) => Ok(self.ledger.acknowledged(report.ticket)),
+            Err(code) => Err(code),
+        };
+        match (acknowledged, tried) {
+            (Ok(Acknowledged::Unknown), _) => {}
+            (Ok(Acknowledged::Part(warmed)), None) => {
+                if let Some((topic, partition)) = warmed {
+                    let waited = self.topics.get_mut(topic).warmed(partition);
+                    self.pass_all(waited, now, sink);
+                }
+            }
+            // The next record of the same event.
+            (Ok(Acknowledged::Part(_)), Some(trial)) => self.start_trial(trial, now, sink),
+            (Ok(Acknowledged::Whole(entry)), None) => {
                 self.acknowledged(&entry, true, now, wall_ms);
                 self.lanes.delivered(entry.lane);
                 if let (Some(topic), Some(partition)) = (entry.topic, entry.warms) {
@@ -391,8 +453,8 @@ impl Core {
                     self.pass_all(waited, now, sink);
                 }
             }
-            (Ok(()), Some(Trial { waiting, step, .. })) => {
-                let Some(entry) = self.ledger.settle(report.ticket) else { return };
+            (Ok(Acknowledged::Whole(entry)), Some(Trial { waiting, step, .. })) => {
+                self.packing.forget(report.ticket);
                 let letter = matches!(step, Step::Bury { .. });
                 self.acknowledged(&entry, !letter, now, wall_ms);
                 if let Step::Bury { cause, failure, letters } = step {
@@ -480,31 +542,58 @@ fn event_id<'a>(rules: &Table, event: &'a Event) -> &'a str {
     rules.rules.id(&event.row).unwrap_or("")
 }
 
-/// The record of an event, or why there can be none.
-fn prepare<'a>(rules: &'a Table, event: &'a Event, topic: Option<&Topic>) -> Result<Prepared<'a>, String> {
-    if let Some(bytes) = event.unread_bytes {
-        return Err(format!(
-            "the payload has {bytes} bytes, more than payload.max_bytes allows: it was not read"
-        ));
+/// Why an event can have no record.
+#[derive(Debug)]
+struct Refused {
+    reason: String,
+    /// Its payload is larger than the topic, or the table, takes.
+    oversize: bool,
+}
+
+impl Refused {
+    fn new(reason: String) -> Refused {
+        Refused { reason, oversize: false }
     }
-    let prepared = rules.rules.prepare(event).map_err(|rejection| rejection.to_string())?;
+}
+
+/// The record of an event, or the one of a chunk, or why there can be none.
+fn prepare<'a>(
+    rules: &'a Table,
+    event: &'a Event,
+    packed: Option<(&'a Packed, u32)>,
+    topic: Option<&Topic>,
+) -> Result<Prepared<'a>, Refused> {
+    if let Some(bytes) = event.unread_bytes {
+        let reason =
+            format!("the payload has {bytes} bytes, more than payload.max_bytes allows: it was not read");
+        return Err(Refused { reason, oversize: true });
+    }
+    let prepared = rules.rules.prepare(event, packed);
+    let mut prepared = prepared.map_err(|rejection| Refused::new(rejection.to_string()))?;
     let Some(topic) = topic else { return Ok(prepared) };
     let size = prepared.record.wire_size();
     if let Some(limit) = topic.max_message_bytes.filter(|limit| size > *limit) {
-        return Err(format!(
+        let reason = format!(
             "the record would have {size} bytes and topic {} takes {limit} (max.message.bytes): raise the \
              topic's limit or make the payload smaller",
             topic.name
-        ));
+        );
+        return Err(Refused { reason, oversize: true });
     }
     let count = topic.partition_count();
     match prepared.record.partition {
         Some(partition) if usize::try_from(partition).is_ok_and(|partition| partition >= count) => {
-            Err(format!(
+            Err(Refused::new(format!(
                 "topic {} has {count} partition(s) and the row asks for number {partition}: mend the row, or \
              add partitions",
                 topic.name
-            ))
+            )))
+        }
+        // Chunks belong on one partition; without a key none would be chosen for all of them.
+        None if prepared.record.key.is_none() && packed.is_some_and(|(packed, _)| packed.records() > 1) => {
+            let partition = partition_of(event_id(rules, event).as_bytes(), count);
+            prepared.record.partition = partition.and_then(|partition| i32::try_from(partition).ok());
+            Ok(prepared)
         }
         _ => Ok(prepared),
     }

@@ -73,6 +73,7 @@ impl Core {
             self.effects.look_up.extend(self.topics.due(now));
             self.look_at_bad_topics(now, sink);
             self.release_ready_topics();
+            self.look_at_store(now, sink);
             self.start_trials(now, sink);
         }
     }
@@ -96,12 +97,14 @@ impl Core {
         for progress in &mut self.progress {
             progress.open = 0;
             progress.listed.clear();
-            progress.parking.clear();
+            progress.closing.clear();
             // Forgotten with everything else.
             progress.holds.clear();
             progress.forgotten.clear();
         }
         self.topics.start_over();
+        self.packing.start_over();
+        self.effects.pack.clear();
         self.trials.clear();
         self.trying = None;
         self.holding = 0;

@@ -5,13 +5,14 @@ use std::time::Duration;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::warn;
 
-use super::{Core, Phase, Table, event_id, prepare};
+use super::{Core, Phase, Refused, Table, event_id, prepare};
 use crate::{
+    config::OnFailure,
     event::Event,
-    record::Failure,
+    record::{Failure, Oversize, Packed},
     relay::{
         lanes::{Lane, Waiting},
-        retry::{Decision, decide},
+        retry::{Decision, GiveUp, decide},
         topics::State,
     },
     sink::{Kind, Sink, Ticket, Unit, classify},
@@ -41,6 +42,8 @@ pub(super) enum Step {
     Wait,
     /// Its time is up.
     GiveUp,
+    /// It can never go: its payload cannot be packed.
+    Refuse { reason: String, oversize: bool },
     /// Send its dead letter to the topic of this index.
     Bury { cause: Cause, failure: Failure, letters: u32 },
 }
@@ -82,7 +85,7 @@ impl Core {
         let Some(entry) = self.ledger.get(trial.waiting.ticket) else { return true };
         let topic = match &trial.step {
             Step::Send | Step::Wait => entry.topic.is_none_or(|topic| self.topics.get(topic).is_usable()),
-            Step::GiveUp => true,
+            Step::GiveUp | Step::Refuse { .. } => true,
             // A topic for dead letters that is missing is an answer too.
             Step::Bury { letters, .. } => {
                 let letters = self.topics.get(*letters);
@@ -92,7 +95,7 @@ impl Core {
         topic && self.lanes.is_clear(entry.lane)
     }
 
-    fn start_trial<S: Sink>(&mut self, trial: Trial, now: Duration, sink: &S) {
+    pub(super) fn start_trial<S: Sink>(&mut self, trial: Trial, now: Duration, sink: &S) {
         let ticket = trial.waiting.ticket;
         let Some(entry) = self.ledger.get(ticket) else { return };
         let (rules, topic, lane) = (self.tables[entry.table.0 as usize].clone(), entry.topic, entry.lane);
@@ -103,17 +106,28 @@ impl Core {
         let sent = match &trial.step {
             Step::Send | Step::Wait => {
                 let topic = topic.map(|topic| self.topics.get(topic));
-                match prepare(&rules, &trial.waiting.event, topic) {
-                    Ok(prepared) => sink.send(Unit::Suspects, ticket, &prepared.record),
-                    Err(reason) => return self.fail(trial, &rules, Kind::Rejected, reason, now),
+                let packed = self.packing.of(ticket);
+                let next = (packed.map_or(1, Packed::records), entry.records.acknowledged);
+                match prepare(&rules, &trial.waiting.event, packed.map(|packed| (packed, next.1)), topic) {
+                    Ok(prepared) => {
+                        let sent = sink.send(Unit::Suspects, ticket, &prepared.record);
+                        self.ledger.takes(ticket, next.0);
+                        sent
+                    }
+                    Err(refused) => return self.refuse(trial, &rules, refused, now),
                 }
+            }
+            Step::Refuse { reason, oversize } => {
+                let refused = Refused { reason: reason.clone(), oversize: *oversize };
+                return self.refuse(trial, &rules, refused, now);
             }
             Step::GiveUp => {
                 let reason = match topic {
+                    Some(topic) if self.topics.get(topic).is_usable() => self.packing.trouble(),
                     Some(topic) => self.topic_trouble(topic),
                     None => "its topic cannot be told".into(),
                 };
-                return self.fail(trial, &rules, Kind::Transient, reason, now);
+                return self.fail(trial, &rules, Kind::Transient, reason, rules.give_up, now);
             }
             Step::Bury { failure, letters, .. } => {
                 let letters = self.topics.get(*letters);
@@ -136,6 +150,8 @@ impl Core {
             }
         };
         if let Step::Bury { letters, .. } = &trial.step {
+            let before = self.ledger.get(ticket).map_or(0, |entry| entry.records.acknowledged);
+            self.ledger.takes(ticket, before + 1);
             self.ledger.moved(ticket, *letters);
         }
         match sent {
@@ -169,7 +185,9 @@ impl Core {
         match &trial.step {
             Step::Bury { .. } if kind == Kind::Rejected => self.park_unburied(&trial, &rules, &reason),
             Step::Bury { .. } => self.try_again(trial, &rules, now),
-            Step::Send | Step::Wait | Step::GiveUp => self.fail(trial, &rules, kind, reason, now),
+            Step::Send | Step::Wait | Step::GiveUp | Step::Refuse { .. } => {
+                self.fail(trial, &rules, kind, reason, rules.give_up, now);
+            }
         }
     }
 
@@ -179,8 +197,27 @@ impl Core {
         self.trials.push_back(trial);
     }
 
+    /// There can be no record of an event: what its table does with such events.
+    fn refuse(&mut self, trial: Trial, rules: &Table, refused: Refused, now: Duration) {
+        let then = match rules.rules.oversize() {
+            Oversize::Park if refused.oversize => OnFailure::Park,
+            Oversize::DeadLetter if refused.oversize => OnFailure::DeadLetter,
+            _ => rules.give_up.then,
+        };
+        let give_up = GiveUp { then, ..rules.give_up };
+        self.fail(trial, rules, Kind::Rejected, refused.reason, give_up, now);
+    }
+
     /// An event failed on its own: again, or what the table does with such events.
-    fn fail(&mut self, mut trial: Trial, rules: &Table, kind: Kind, reason: String, now: Duration) {
+    fn fail(
+        &mut self,
+        mut trial: Trial,
+        rules: &Table,
+        kind: Kind,
+        reason: String,
+        give_up: GiveUp,
+        now: Duration,
+    ) {
         let Waiting { ticket, event } = &trial.waiting;
         let ticket = *ticket;
         if event.replay.is_some() && (kind == Kind::Rejected || matches!(trial.step, Step::GiveUp)) {
@@ -191,7 +228,7 @@ impl Core {
             _ => trial.failing_since.map_or(Duration::ZERO, |since| now.saturating_sub(since)),
         };
         self.metrics.publish_failures(&rules.name, kind.label()).inc();
-        match decide(kind, failing, rules.give_up) {
+        match decide(kind, failing, give_up) {
             Decision::Retry => self.try_again(trial, rules, now),
             Decision::Park(cause) | Decision::Halt(cause) => {
                 self.park(ticket, rules, event, cause, reason, trial.attempts);

@@ -13,7 +13,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::{PARTITIONS, Table};
 use crate::{
-    record::Record,
+    record::{Record, wire},
     relay::topics::partition_of,
     sink::{Report, Sink, Ticket, TopicFacts, Unit},
 };
@@ -29,6 +29,9 @@ struct Sent {
     ticket: Ticket,
     partition: Partition,
     id: String,
+    /// Which of how many records of its event.
+    chunk: (usize, usize),
+    referred: bool,
     poisoned: bool,
 }
 
@@ -40,8 +43,13 @@ pub struct Broker {
     late: Vec<VecDeque<Sent>>,
     /// Partitions on which the broker knows the pipelined producer.
     known: HashSet<Partition>,
-    /// The order of first appearances.
+    /// The order of first appearances; an event of several records appears with the last of them.
     pub first: HashMap<String, usize>,
+    /// The chunks that were seen of an event.
+    chunks: HashMap<String, HashSet<usize>>,
+    /// Events that came in chunks, and whose payload came as a reference.
+    pub chunked: HashSet<String>,
+    pub referred: HashSet<String>,
     /// The events whose dead letter was written.
     pub dead: HashSet<String>,
     pub refused: usize,
@@ -52,12 +60,18 @@ impl Sink for Broker {
     fn send(&self, unit: Unit, ticket: Ticket, record: &Record<'_>) -> Result<(), Code> {
         let count = if record.topic == "single" { 1 } else { PARTITIONS as usize };
         let partition = record.key.as_deref().and_then(|key| partition_of(key, count)).unwrap_or(0);
-        let (_, id) = record.headers.iter().find(|(name, _)| name == "id").unwrap();
+        let header = |name: &str| {
+            let (_, value) = record.headers.iter().find(|(found, _)| found == name)?;
+            Some(String::from_utf8(value.clone().unwrap().into_owned()).unwrap())
+        };
+        let number = |name| header(name).map(|value| value.parse().unwrap());
         self.queue.lock().unwrap().push_back(Sent {
             unit,
             ticket,
             partition: (record.topic.clone().into_owned(), partition),
-            id: String::from_utf8(id.clone().unwrap().into_owned()).unwrap(),
+            id: header("id").unwrap(),
+            chunk: number(wire::CHUNK_INDEX).zip(number(wire::CHUNK_COUNT)).unwrap_or((0, 1)),
+            referred: header(wire::REF_URI).is_some(),
             poisoned: record.payload == Some(b"poison") && !record.topic.ends_with(DEAD_LETTERS),
         });
         Ok(())
@@ -95,8 +109,19 @@ impl Broker {
             self.dead.insert(sent.id.clone());
             return;
         }
-        let place = self.first.len();
-        self.first.entry(sent.id.clone()).or_insert(place);
+        let (index, count) = sent.chunk;
+        let seen = self.chunks.entry(sent.id.clone()).or_default();
+        seen.insert(index);
+        if seen.len() == count {
+            let place = self.first.len();
+            self.first.entry(sent.id.clone()).or_insert(place);
+        }
+        if count > 1 {
+            self.chunked.insert(sent.id.clone());
+        }
+        if sent.referred {
+            self.referred.insert(sent.id.clone());
+        }
         let (table, number) = sent.id.split_once('-').unwrap();
         let table: &Table = &tables[table.parse::<usize>().unwrap()];
         for earlier in table.before(number.parse().unwrap()) {

@@ -10,10 +10,11 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use self::{
     broker::Broker,
-    table::{Poison, Row, State, Table, Wish},
+    table::{LARGE, Poison, REFUSED, Row, State, Table, Wish},
 };
 use super::{
-    core::{self, Action, Core, Effects},
+    core::{self, Action, Core, Effects, Job},
+    packer::Unpacked,
     retry::{GiveUp, Policy},
     window::{Room, Window},
 };
@@ -21,7 +22,7 @@ use crate::{
     admin::metrics::Metrics,
     config::{OnFailure, Order},
     event::TableIx,
-    record::{Rules, Spec},
+    record::{Form, LargeSpec, Oversize, Packed, Rules, Spec, Then},
     sink::TopicFacts,
     source::{Command, Yield, hold::Scope},
 };
@@ -38,6 +39,10 @@ struct World {
     broker: Broker,
     tables: Vec<Table>,
     look_ups: VecDeque<String>,
+    packings: VecDeque<Job>,
+    probes: usize,
+    /// Whether the object store can be reached.
+    store: bool,
     /// Rebuilds that were asked for and are not done.
     rebuilds: usize,
     leased: bool,
@@ -51,6 +56,7 @@ struct World {
 
 impl World {
     fn new(seed: u64, orders: &[Order], give_up: GiveUp) -> World {
+        let chunks = seed.is_multiple_of(2);
         let window = Window::new(Room { events: 40, bytes: 8_000 });
         let spec = Spec {
             id: "id".into(),
@@ -61,6 +67,14 @@ impl World {
             allow: vec!["*".into()],
             headers_max_bytes: 1000,
             dead_letter_topic: "{topic}.dlq".into(),
+            large: LargeSpec {
+                inline_max: Some(LARGE / 2),
+                oversize: if chunks { Oversize::Chunk } else { Oversize::ClaimCheck },
+                reference_key: "{topic}/{id}-{sha256}".into(),
+                whippet: true,
+                chunk_bytes: Some(LARGE / 3),
+                ..LargeSpec::default()
+            },
             ..Spec::default()
         };
         let names: Vec<String> = (0..orders.len()).map(|n| format!("t{n}")).collect();
@@ -85,6 +99,9 @@ impl World {
             broker: Broker::default(),
             tables: orders.iter().enumerate().map(|(n, order)| Table::new(n, *order)).collect(),
             look_ups: VecDeque::new(),
+            packings: VecDeque::new(),
+            probes: 0,
+            store: true,
             rebuilds: 0,
             leased: false,
             give_up,
@@ -98,7 +115,8 @@ impl World {
 
     fn apply(&mut self, action: Action) {
         let effects = self.core.apply(action, self.now, 0, &self.broker);
-        let Effects { settled, holds, forgotten, look_up, go, release, halt, rebuild, restart } = effects;
+        let Effects { settled, holds, forgotten, look_up, go, release, halt, rebuild, restart, pack, probe } =
+            effects;
         assert!(forgotten.is_empty(), "nothing is replayed here");
         for (table, places) in settled {
             self.tell(table, Command::Settled(places));
@@ -107,8 +125,8 @@ impl World {
             self.tell(table, Command::Hold(holds));
         }
         self.released += release.len();
-        for (table, topic) in release {
-            self.tell(table, Command::Release { topic });
+        for (table, over) in release {
+            self.tell(table, Command::Release(over));
         }
         for (table, serial, halted) in go {
             self.tell(table, Command::Go { serial, halted });
@@ -118,6 +136,13 @@ impl World {
         }
         self.look_ups.extend(look_up);
         self.rebuilds += usize::from(rebuild.is_some());
+        if restart.is_some() {
+            // What was done already is answered all the same.
+            let done = self.random.usize(..=self.packings.len());
+            self.packings.truncate(done);
+        }
+        self.packings.extend(pack);
+        self.probes += usize::from(probe);
         if let Some(generation) = restart {
             for table in &mut self.tables {
                 table.commands.push_back(Command::Restart { generation });
@@ -141,16 +166,18 @@ impl World {
                 0 => None,
                 n => Some(format!("k{n}")),
             };
-            let poison = match self.random.u32(0..40) {
+            let poison = match self.random.u32(0..60) {
                 0 => Poison::Headers,
                 1 => Poison::Broker,
+                2 => Poison::Store,
                 _ => Poison::None,
             };
+            let large = self.random.u32(0..4) == 0;
             let topic = match self.tables[table].order {
                 Order::Table => "single".to_owned(),
                 _ => format!("topic{}", self.random.u32(0..2)),
             };
-            self.tables[table].rows.push(Row { topic, key, poison, state: State::Waiting });
+            self.tables[table].rows.push(Row { topic, key, poison, large, state: State::Waiting });
         }
     }
 
@@ -159,7 +186,7 @@ impl World {
         self.happen();
         let on_the_way = |yielded: &Yield| match yielded {
             Yield::Events { events, .. } => events.len(),
-            Yield::Parked { .. } | Yield::Gates { .. } | Yield::Held { .. } | Yield::Forgotten { .. } => 0,
+            Yield::Closed { .. } | Yield::Gates { .. } | Yield::Held { .. } | Yield::Forgotten { .. } => 0,
         };
         let handed_over: usize = self.tables.iter().flat_map(|table| &table.yields).map(on_the_way).sum();
         assert_eq!(self.window.used().events, self.core.open() + handed_over);
@@ -183,7 +210,8 @@ impl World {
                     self.apply(Action::Reports(reports));
                 }
             }
-            80..86 => self.answer_look_up(),
+            80..83 => self.answer_look_up(),
+            83..86 => self.pack(),
             86..92 => {
                 if self.rebuilds > 0 {
                     self.rebuilds -= 1;
@@ -192,7 +220,10 @@ impl World {
                     self.rebuilt(failed);
                 }
             }
-            92..93 if self.faults => self.operate(table),
+            92..93 if self.faults => match self.random.u32(0..3) {
+                0 => self.store = !self.store,
+                _ => self.operate(table),
+            },
             92..97 => {
                 let due = self.core.next_due().map_or(Duration::ZERO, |due| due.saturating_sub(self.now));
                 self.now += due.min(LEASE) + Duration::from_millis(self.random.u64(0..50));
@@ -234,6 +265,39 @@ impl World {
         self.changed += 1;
     }
 
+    /// Some payload is packed, in no order, or the object store is asked whether it is back.
+    fn pack(&mut self) {
+        if self.probes > 0 && self.random.bool() {
+            self.probes -= 1;
+            return self.apply(Action::Probed(if self.store { Ok(()) } else { Err("away".into()) }));
+        }
+        if self.packings.is_empty() {
+            return;
+        }
+        let which = self.random.usize(..self.packings.len());
+        let Some(Job { ticket, number, payload, packing, .. }) = self.packings.remove(which) else { return };
+        let refused = || Unpacked::Never { reason: "denied".into(), oversize: false };
+        let result = match packing.oversize {
+            _ if payload == REFUSED[..] => Err(refused()),
+            Then::Refer { .. } if !self.store => Err(Unpacked::Away("away".into())),
+            Then::Refer { key, .. } => {
+                let form = Form::Reference { uri: key.with("hash"), size: LARGE, sha256: "hash".into() };
+                Ok(Packed { encoding: None, form })
+            }
+            Then::Chunk { bytes, .. } => {
+                let form = Form::Chunks {
+                    whole: payload,
+                    each: bytes,
+                    id: uuid::Uuid::nil(),
+                    sha256: "hash".into(),
+                };
+                Ok(Packed { encoding: None, form })
+            }
+            Then::Refuse { why } => unreachable!("{why}"),
+        };
+        self.apply(Action::Packed { ticket, number, result, took: Duration::ZERO });
+    }
+
     fn rebuilt(&mut self, failed: bool) {
         self.apply(Action::Rebuilt(if failed { Err("no".into()) } else { Ok(()) }));
     }
@@ -244,18 +308,19 @@ impl World {
             Err(Code::UnknownTopicOrPartition)
         } else {
             let partitions = if topic == "single" { 1 } else { PARTITIONS };
-            Ok(TopicFacts { partitions, max_message_bytes: None })
+            Ok(TopicFacts { partitions, max_message_bytes: None, compacted: false })
         };
         self.apply(Action::LookedUp { topic, result });
     }
 
     fn is_quiet(&self) -> bool {
-        self.rebuilds == 0 && self.tables.iter().all(Table::is_quiet)
+        self.rebuilds == 0 && self.packings.is_empty() && self.tables.iter().all(Table::is_quiet)
     }
 
     /// Lets everything end, with no more faults, and looks at what is left.
     fn settle(&mut self, seed: u64) {
         self.faults = false;
+        self.store = true;
         for table in &mut self.tables {
             let resume: Vec<Wish> = table.paused.iter().cloned().map(Wish::Resume).collect();
             let unpaused = |wish: &Wish| !matches!(wish, Wish::Pause(_));
@@ -298,6 +363,7 @@ fn history(seed: u64, orders: &[Order], give_up: GiveUp) -> World {
 fn random_histories_keep_the_promises() {
     let (mut refused, mut rebuilt, mut published) = (0, 0, 0);
     let (mut changed, mut released, mut buried) = (0, 0, 0);
+    let (mut chunked, mut referred) = (0, 0);
     for seed in 0..1_500 {
         let orders: &[Order] = match seed % 4 {
             0 => &[Order::Key],
@@ -313,9 +379,12 @@ fn random_histories_keep_the_promises() {
         refused += world.broker.refused;
         rebuilt += world.broker.rebuilt;
         published += world.broker.first.len();
+        chunked += world.broker.chunked.len();
+        referred += world.broker.referred.len();
     }
     // Histories in which nothing happens prove nothing.
     assert!(refused > 500 && rebuilt > 1_000 && published > 20_000, "{refused} {rebuilt} {published}");
+    assert!(chunked > 1_000 && referred > 1_000, "{chunked} {referred}");
     assert!(changed > 500 && released > 100 && buried > 100, "{changed} {released} {buried}");
 }
 
@@ -331,6 +400,7 @@ fn a_refused_row_is_parked_with_those_behind_it_and_its_neighbours_pass() {
             topic: "topic0".into(),
             key: Some(key.into()),
             poison,
+            large: false,
             state: State::Waiting,
         });
     }

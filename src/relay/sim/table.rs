@@ -10,9 +10,14 @@ use crate::{
     relay::{core::window_bytes, window::Window},
     source::{
         Cause, Command, Gates, Hold, Yield,
-        hold::{Counts, Scope, State as Who},
+        hold::{Counts, Over, Scope, State as Who},
     },
 };
+
+/// Bytes of a payload that does not fit into a record.
+pub const LARGE: usize = 600;
+/// A payload that does not fit, and that the object store refuses.
+pub const REFUSED: [u8; LARGE] = [b'r'; LARGE];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Poison {
@@ -21,7 +26,9 @@ pub enum Poison {
     Headers,
     /// Refused by the broker.
     Broker,
-    /// Its topic could not be written to for too long.
+    /// The object store refuses its payload.
+    Store,
+    /// Its topic could not be written to, or the object store not be reached, for too long.
     GaveUp,
 }
 
@@ -38,6 +45,8 @@ pub struct Row {
     pub topic: String,
     pub key: Option<String>,
     pub poison: Poison,
+    /// Whether its payload is more than a record may have.
+    pub large: bool,
     pub state: State,
 }
 
@@ -49,7 +58,7 @@ pub enum Wish {
     Skip(usize),
     Pause(Scope),
     Resume(Scope),
-    Release(String),
+    Release(Over),
 }
 
 #[derive(Debug)]
@@ -111,8 +120,11 @@ impl Table {
         let mut cells = event::Row::default();
         // In the order in which the rules ask: id, payload, topic, key, headers.
         cells.push(Some(self.id(number).as_bytes()));
+        let large = [b'x'; LARGE];
         cells.push(Some(match row.poison {
             Poison::Broker => b"poison",
+            Poison::Store => &REFUSED,
+            _ if row.large => &large,
             _ => b"fine",
         }));
         cells.push(Some(row.topic.as_bytes()));
@@ -184,7 +196,7 @@ impl Table {
                 self.barred = false;
                 self.look_again = true;
             }
-            Command::Release { topic } => self.wishes.push_back(Wish::Release(topic)),
+            Command::Release(over) => self.wishes.push_back(Wish::Release(over)),
             Command::Go { .. } | Command::Halt | Command::Stop => {}
             Command::Forget(_) | Command::Verb(..) => unreachable!("there are none here"),
         }
@@ -203,12 +215,12 @@ impl Table {
             if hold.cause == Cause::Topic {
                 topics.insert(hold.topic.clone());
             }
-            if hold.cause.state() == Who::Parked {
-                keys.insert((hold.topic.clone(), hold.key.clone()));
+            if hold.cause.state() == Who::Parked || hold.cause == Cause::Store {
+                keys.insert((hold.topic.clone(), hold.key.clone(), hold.cause == Cause::Store));
             }
         }
         gates.topics = topics.into_iter().collect();
-        self.yields.push_back(Yield::Parked { generation, keys: keys.into_iter().collect() });
+        self.yields.push_back(Yield::Closed { generation, keys: keys.into_iter().collect() });
         self.yields.push_back(Yield::Gates { generation, serial: self.serial, gates });
     }
 
@@ -278,7 +290,8 @@ impl Table {
                 };
                 self.release_all(covered);
             }
-            Wish::Release(topic) => {
+            Wish::Release(Over::Store) => self.release_all(|hold| hold.cause == Cause::Store),
+            Wish::Release(Over::Topic(topic)) => {
                 let one_lane = self.order == Order::Table;
                 self.release_all(|hold| hold.cause == Cause::Topic && (one_lane || hold.topic == topic));
             }

@@ -63,7 +63,7 @@ pub(super) struct Dialect<'a> {
 #[derive(Debug)]
 pub(super) struct HoldsSql {
     pub fence: String,
-    pub parked_keys: String,
+    pub closed_keys: String,
     pub counts: String,
     pub held_topics: String,
     pub pauses: String,
@@ -79,6 +79,7 @@ pub(super) struct HoldsSql {
     pub release_orphans: String,
     /// `$1`: the topic.
     pub release_topic: String,
+    pub release_store: String,
     /// `$1` to `$3`: scope, topic, key.
     pub pause: String,
     pub resume: String,
@@ -152,8 +153,9 @@ impl HoldsSql {
         let of_topic = if spec.order == Order::Table { "$1 <> ''" } else { "h.topic = $1" };
         HoldsSql {
             fence: format!("SELECT epoch FROM {leases} WHERE name = {}{}", literal(LEASE_NAME), dialect.lock),
-            parked_keys: format!(
-                "SELECT DISTINCT h.topic, h.key FROM {holds} h WHERE {} AND h.state = 'parked'{keyed}",
+            closed_keys: format!(
+                "SELECT DISTINCT h.topic, h.key, h.cause = 'store' FROM {holds} h \
+                 WHERE {} AND (h.state = 'parked' OR h.cause = 'store'){keyed}",
                 of_table("h")
             ),
             counts: format!(
@@ -189,6 +191,7 @@ impl HoldsSql {
                 of_table("m"),
             )),
             release_topic: release(format!("{} AND h.cause = 'topic' AND {of_topic}", of_table("h"))),
+            release_store: release(format!("{} AND h.cause = 'store'", of_table("h"))),
             pause: format!(
                 "INSERT INTO {pauses} (table_name, scope, topic, key) VALUES ({name}, $1, $2, $3) \
                  ON CONFLICT DO NOTHING"
@@ -304,15 +307,15 @@ pub(super) use {count, execute, execute_matching, matching};
 macro_rules! hold_methods {
     (database: $db:ty, row: $row:ty, begin: $begin:literal, inline: $inline:ty, ids: $ids:path) => {
         impl Outbox {
-            /// Hands the parked keys to `piece`, some at a time, then returns the rest of the gates.
+            /// Hands the closed keys to `piece`, some at a time, then returns the rest of the gates.
             pub async fn gates<F: Future<Output = ()>>(
                 &self,
-                mut piece: impl FnMut(Vec<RouteKey>) -> F,
+                mut piece: impl FnMut(Vec<ClosedKey>) -> F,
             ) -> Result<(Gates, u64), Error> {
                 let read = || Error::sql("read what is held");
                 {
-                    let mut rows = sqlx::query_as(AssertSqlSafe(self.holds.parked_keys.as_str())).fetch(&self.pool);
-                    let mut keys: Vec<RouteKey> = Vec::new();
+                    let mut rows = sqlx::query_as(AssertSqlSafe(self.holds.closed_keys.as_str())).fetch(&self.pool);
+                    let mut keys: Vec<ClosedKey> = Vec::new();
                     while let Some(key) =
                         answered("read what is held", async { rows.try_next().await.map_err(read()) }).await?
                     {
@@ -384,15 +387,17 @@ macro_rules! hold_methods {
                     .map_err(Error::sql("look for the oldest parked event"))
             }
 
-            /// Releases what is held for a topic, if the lease is still of this epoch.
-            pub async fn release_topic(&self, topic: &str, epoch: i64) -> Result<u64, Error> {
-                let doing = "release the events of a topic";
+            /// Releases what is held for a trouble that is over, if the lease is still of this epoch.
+            pub async fn release(&self, over: &Over, epoch: i64) -> Result<u64, Error> {
+                let doing = "release what was held";
                 let mut tx = self.fenced(epoch, doing).await?;
-                let done = sqlx::query(AssertSqlSafe(self.holds.release_topic.as_str()))
-                    .bind(topic)
-                    .execute(&mut *tx)
-                    .await
-                    .map_err(Error::sql(doing))?;
+                let release = match over {
+                    Over::Topic(topic) => {
+                        sqlx::query(AssertSqlSafe(self.holds.release_topic.as_str())).bind(topic.as_str())
+                    }
+                    Over::Store => sqlx::query(AssertSqlSafe(self.holds.release_store.as_str())),
+                };
+                let done = release.execute(&mut *tx).await.map_err(Error::sql(doing))?;
                 tx.commit().await.map_err(Error::sql(doing))?;
                 Ok(done.rows_affected())
             }

@@ -2,6 +2,7 @@
 //! same methods. All SQL is made here, from identifiers that were checked against the catalogue and
 //! quoted.
 
+pub mod audit;
 pub mod ddl;
 mod holds;
 #[cfg(feature = "postgres")]
@@ -22,8 +23,8 @@ use crate::{
     config::{self, AfterPublish, Dialect, Order},
     event::{Event, Place},
     source::{
-        Gates, Hold, RouteKey,
-        hold::{Filter, Held, Outcome, Request},
+        ClosedKey, Gates, Hold,
+        hold::{Filter, Held, Outcome, Over, Request},
         log::Moment,
     },
 };
@@ -300,11 +301,11 @@ impl Outbox {
         each!(self, outbox => outbox.has_cursor())
     }
 
-    /// Hands the parked keys to `piece`, some at a time, then returns the rest of the gates and the
+    /// Hands the closed keys to `piece`, some at a time, then returns the rest of the gates and the
     /// number of rows that are to be replayed.
     pub async fn gates<F: Future<Output = ()>>(
         &self,
-        piece: impl FnMut(Vec<RouteKey>) -> F,
+        piece: impl FnMut(Vec<ClosedKey>) -> F,
     ) -> Result<(Gates, u64), Error> {
         each!(self, outbox => outbox.gates(piece).await)
     }
@@ -325,8 +326,8 @@ impl Outbox {
     }
 
     /// Releases what is held for a topic, if the lease is still of this epoch.
-    pub async fn release_topic(&self, topic: &str, epoch: i64) -> Result<u64, Error> {
-        each!(self, outbox => outbox.release_topic(topic, epoch).await)
+    pub async fn release(&self, over: &Over, epoch: i64) -> Result<u64, Error> {
+        each!(self, outbox => outbox.release(over, epoch).await)
     }
 
     /// Carries out an operator's verb, if the lease is still of this epoch.

@@ -33,7 +33,7 @@ use self::following::{Following, Known};
 use super::{
     Command, Feed, Hold, Refusal, Source, Yield,
     database::{Database, Error, Outbox, Reach, TableSpec, answered},
-    hold::{Outcome, Request},
+    hold::{Outcome, Over, Request},
     log::Line,
 };
 use crate::{
@@ -114,7 +114,7 @@ struct State {
 /// A change of what is held.
 enum Wish {
     Verb(Request, oneshot::Sender<Result<Outcome, Refusal>>),
-    Release { topic: String },
+    Release(Over),
 }
 
 /// A cursor on its way to become `low`.
@@ -271,7 +271,7 @@ impl Task {
                     state.look_again = true;
                 }
             }
-            Command::Release { topic } => state.wishes.push_back(Wish::Release { topic }),
+            Command::Release(over) => state.wishes.push_back(Wish::Release(over)),
             Command::Verb(request, answer) => state.wishes.push_back(Wish::Verb(request, answer)),
             Command::Halt => state.halted = true,
             Command::Stop => state.stopping = true,

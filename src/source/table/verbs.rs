@@ -16,7 +16,7 @@ use crate::{
     source::{
         Refusal, Yield,
         database::{Error, Limits, answered},
-        hold::{Outcome, Request, Scope, Verb},
+        hold::{Outcome, Over, Request, Scope, Verb},
     },
 };
 
@@ -44,12 +44,21 @@ impl Task {
         // Whatever becomes of it, the relay is to see the gates as they are then.
         self.state.gates_due = !matches!(&wish, Wish::Verb(Request { dry_run: true, .. }, _));
         match wish {
-            Wish::Release { topic } => {
+            Wish::Release(over) => {
                 let Some(outbox) = &self.outbox else { return Ok(()) };
-                let release = outbox.release_topic(&topic, epoch);
-                let events = answered("release the events of a topic", release).await?;
+                let events = answered("release what was held", outbox.release(&over, epoch)).await?;
                 let table = self.source.spec.name.as_str();
-                info!(table, topic, events, "the topic can be written to: what was held for it is released");
+                match over {
+                    Over::Topic(topic) => {
+                        info!(
+                            table,
+                            topic, events, "the topic can be written to: what was held for it is released"
+                        );
+                    }
+                    Over::Store => {
+                        info!(table, events, "the object store is back: what was held for it is released");
+                    }
+                }
             }
             Wish::Verb(request, answer) => match self.carry_out(&request, epoch).await {
                 Ok(outcome) => {
@@ -90,7 +99,7 @@ impl Task {
     async fn tell_gates(&mut self) -> Result<(), Error> {
         let Some(outbox) = &self.outbox else { return Ok(()) };
         let generation = self.state.generation;
-        let piece = |keys| self.send(Yield::Parked { generation, keys });
+        let piece = |keys| self.send(Yield::Closed { generation, keys });
         let (gates, replays) = outbox.gates(piece).await?;
         let state = &mut self.state;
         state.gates_due = false;

@@ -24,8 +24,8 @@ use super::{
 use crate::{
     event::Replay,
     source::{
-        Gates, RouteKey,
-        hold::{Counts, Filter, Held, Outcome, Request, Verb, key_for_people},
+        ClosedKey, Gates,
+        hold::{Counts, Filter, Held, Outcome, Over, Request, Verb, key_for_people},
     },
 };
 

@@ -1,0 +1,40 @@
+//! `doctor`: connects, tries everything, and says how to mend what is wrong.
+
+use std::path::Path;
+
+use super::{BAD_CONFIG, DONE, FAILED, print, run::runtime};
+use crate::{
+    config,
+    doctor::{self, Finding, Verdict},
+};
+
+pub fn doctor(path: &Path, json: bool) -> u8 {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return BAD_CONFIG;
+        }
+    };
+    let findings = match runtime() {
+        Ok(runtime) => runtime.block_on(doctor::examine(&config)),
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return FAILED;
+        }
+    };
+    match json {
+        true => print(&format!("{:#}\n", serde_json::json!(findings))),
+        false => findings.iter().for_each(|finding| print(&line(finding))),
+    }
+    if findings.iter().any(Finding::is_fail) { FAILED } else { DONE }
+}
+
+fn line(finding: &Finding) -> String {
+    let verdict = match finding.verdict {
+        Verdict::Ok => "ok  ",
+        Verdict::Warn => "warn",
+        Verdict::Fail => "FAIL",
+    };
+    format!("{verdict}  {}: {}\n", finding.check, finding.says)
+}
