@@ -39,6 +39,7 @@ _PREFIXES_OF_THE_EVENT = ("whippet-", "__large.message.backed.", "ce_")
 _BACKED = "__large.message.backed.value"
 _BACKED_COMPRESSION = ("__large.message.backed.compression", "__large.message.backed..compression")
 _BACKED_CODECS = (None, "gzip", None, None, "zstd")
+_CODECS = ("gzip", "zstd", "lz4", "snappy")
 _SLICE_COST = 64
 _GIVEN_UP = 1000
 
@@ -64,6 +65,7 @@ class Event:
     payload: bytes | None  # None is a tombstone
     headers: list
     travelled: str = "inline"  # or reference, or chunks
+    still_encoded: str | None = None  # by the application itself, in a way that is not Whippet's
 
     @property
     def id(self):
@@ -186,17 +188,20 @@ class Reader:
             if value != uri.encode():
                 raise _bad("whippet-ref-uri", "it is not what the value says")
             promised = (_number(headers, "whippet-ref-size"), _sha256(headers, "whippet-ref-sha256"))
-            return self._refer(event, uri, promised, _text(headers, "whippet-ref-encoding"))
+            codec = _text(headers, "whippet-ref-encoding")
+            if codec not in (None, *_CODECS):
+                raise ReadError("encoding", f"the payload was encoded as {codec!r} on its way: is this reader too old?")
+            return self._refer(event, uri, promised, codec or _content_encoding(headers))
         backed = _find(headers, _BACKED)
         if backed is not None and backed[0] not in (b"\0", b"\1"):
             raise _bad(_BACKED, "expected one byte, 0 or 1")
         codec = _backed_codec(headers) if backed else None
         if backed and backed[0] == b"\1":
             try:
-                return self._refer(event, value.decode(), None, codec)
+                return self._refer(event, value.decode(), None, codec or _content_encoding(headers))
             except UnicodeDecodeError:
                 raise _bad(_BACKED, "the value is no URI") from None
-        event.payload = self._decoded(codec or _content_encoding(headers), value)
+        self._decode(event, codec or _content_encoding(headers), value)
         return True
 
     def _refer(self, event, uri, promised, codec):
@@ -213,7 +218,8 @@ class Reader:
             _check(f"the object {uri}", found, *promised)
         elif len(found) > at_most:
             raise _too_large(len(found), at_most)
-        event.payload, event.travelled = self._decoded(codec, found), "reference"
+        event.travelled = "reference"
+        self._decode(event, codec, found)
         return True
 
     def _join(self, event, state, name, value):
@@ -252,7 +258,8 @@ class Reader:
         self._end(at, name)
         whole = b"".join(found.slices[index] for index in range(count))
         _check(f"the whole of chunks {name}", whole, size, sha256)
-        event.payload, event.travelled = self._decoded(codec, whole), "chunks"
+        event.travelled = "chunks"
+        self._decode(event, codec, whole)
         return True
 
     @staticmethod
@@ -306,18 +313,18 @@ class Reader:
         return self._partitions[at].sets.pop(name)
 
     def _decoder(self, codec):
-        if codec is not None and codec not in self._decoders:
+        if codec in _CODECS and codec not in self._decoders:
             raise ReadError("encoding", f"the payload is encoded as {codec!r}: give the reader a decoder for it")
         return self._decoders.get(codec)
 
-    def _decoded(self, codec, value):
+    def _decode(self, event, codec, value):
         decode = self._decoder(codec)
         if decode is None:
-            return value
-        decoded = decode(value, self._max_payload)
-        if len(decoded) > self._max_payload:
-            raise _too_large(len(decoded), self._max_payload)
-        return decoded
+            event.payload, event.still_encoded = value, codec
+            return
+        event.payload = decode(value, self._max_payload)
+        if len(event.payload) > self._max_payload:
+            raise _too_large(len(event.payload), self._max_payload)
 
 
 def gunzip(value, at_most):

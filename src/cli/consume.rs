@@ -174,6 +174,9 @@ fn line(event: &Event) -> Value {
     if let Some(count) = chunks {
         line.insert("chunks".into(), json!(count));
     }
+    if let Some(encoding) = &event.still_encoded {
+        line.insert("still_encoded".into(), json!(encoding));
+    }
     line.insert("size".into(), json!(event.payload.as_ref().map(|payload| payload.len())));
     bytes(&mut line, "payload", event.payload.as_deref());
     Value::Object(line)
@@ -211,6 +214,7 @@ mod tests {
             timestamp_ms: Some(5),
             key: None,
             payload: Some(Bytes::from_static(&[0xff, 0])),
+            still_encoded: Some("br".into()),
             headers: Headers(vec![
                 header("id", b"e-1"),
                 header("eventType", b"Placed"),
@@ -221,9 +225,9 @@ mod tests {
         };
         assert_eq!(
             line(&event).to_string(),
-            r#"{"topic":"t","partition":2,"offset":7,"first_offset":4,"timestamp":5,"key":null,"id":"e-1","type":"Placed","headers":{"id":"e-1","eventType":"Placed","b_base64":"/g==","n":null},"context":{"b_base64":"/g==","n":null},"travelled":"chunks","chunks":3,"size":2,"payload_base64":"/wA="}"#
+            r#"{"topic":"t","partition":2,"offset":7,"first_offset":4,"timestamp":5,"key":null,"id":"e-1","type":"Placed","headers":{"id":"e-1","eventType":"Placed","b_base64":"/g==","n":null},"context":{"b_base64":"/g==","n":null},"travelled":"chunks","chunks":3,"still_encoded":"br","size":2,"payload_base64":"/wA="}"#
         );
-        let tombstone = Event { payload: None, travelled: Travelled::Inline, ..event };
+        let tombstone = Event { payload: None, still_encoded: None, travelled: Travelled::Inline, ..event };
         assert!(
             line(&tombstone).to_string().ends_with(r#""travelled":"inline","size":null,"payload":null}"#)
         );

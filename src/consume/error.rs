@@ -38,7 +38,7 @@ pub enum Problem {
         "chunks of {id} (event {event:?}) had to make room after {have} of {count}: raise the reader's limits"
     )]
     NoRoom { id: String, event: Option<String>, have: usize, count: u32 },
-    #[error("the payload is encoded as {0:?}, which this reader does not know")]
+    #[error("the payload was encoded as {0:?} on its way, which this reader does not know: is it too old?")]
     Encoding(String),
     #[error(transparent)]
     Decode(#[from] DecodeError),

@@ -103,6 +103,9 @@ pub struct Event {
     pub key: Option<Bytes>,
     /// `None` is a tombstone.
     pub payload: Option<Bytes>,
+    /// How the payload is still encoded, where the application did that itself, in a way that
+    /// this reader does not know (`content-encoding: br`).
+    pub still_encoded: Option<String>,
     /// As they came; those of a chunked event are those of its last chunk to come.
     pub headers: Headers,
     pub travelled: Travelled,

@@ -16,12 +16,9 @@ use super::{
     chunks::{Joined, Joiner, Partition},
     progress::Progress,
     seen::{Mark, Seen, mark},
-    shape::{Chunk, Reference, Shape},
+    shape::{Chunk, Encoding, Reference, Shape},
 };
-use crate::{
-    record::{encode::Codec, wire},
-    store::StoreError,
-};
+use crate::{record::wire, store::StoreError};
 
 /// What a record turned out to be.
 #[derive(Debug)]
@@ -115,10 +112,12 @@ impl Reader {
         state.progress.open(record.offset);
         let place = record.place();
         match Shape::of(&record.headers, record.value.as_deref()) {
-            Ok(Shape::Nothing) => Ok(Step::Event(self.hand_over(record, place, None, Travelled::Inline))),
-            Ok(Shape::Inline(codec)) => {
+            Ok(Shape::Nothing) => {
+                Ok(Step::Event(self.hand_over(record, place, None, None, Travelled::Inline)))
+            }
+            Ok(Shape::Inline(encoding)) => {
                 let value = record.value.clone().unwrap_or_default();
-                self.finish(record, place, codec, value, Travelled::Inline)
+                self.finish(record, place, encoding, value, Travelled::Inline).map(Step::Event)
             }
             Ok(Shape::Reference(reference)) => self.refer(record, reference),
             Ok(Shape::Chunk(chunk)) => self.join(record, chunk),
@@ -158,13 +157,12 @@ impl Reader {
         if let Some(problem) = problem {
             return Err(fetch.failed(problem));
         }
-        let (place, codec) = (fetch.record.place(), fetch.reference.codec);
-        let payload = self.decoded(codec, object).map_err(|problem| fetch.failed(problem))?;
-        Ok(self.hand_over(fetch.record, place, Some(payload), Travelled::Reference))
+        let place = fetch.record.place();
+        self.finish(fetch.record, place, fetch.reference.encoding, object, Travelled::Reference)
     }
 
     fn join(&mut self, record: Incoming, chunk: Chunk) -> Result<Step, ReadError> {
-        let (source, count, codec) = (record.source(), chunk.whole.count, chunk.whole.codec);
+        let (source, count, encoding) = (record.source(), chunk.whole.count, chunk.whole.encoding.clone());
         let slice = record.value.clone().unwrap_or_default();
         let joined = self.joiner.add(&source, record.offset, record.key.as_ref(), chunk, slice);
         let first = match &joined {
@@ -180,7 +178,7 @@ impl Reader {
         match joined {
             Ok(Joined::Whole { first, bytes }) => {
                 let place = Place { first, ..record.place() };
-                self.finish(record, place, codec, bytes, Travelled::Chunks(count))
+                self.finish(record, place, encoding, bytes, Travelled::Chunks(count)).map(Step::Event)
             }
             Ok(_) => Ok(Step::Nothing),
             Err((first, problem)) => Err(ReadError { place: Place { first, ..record.place() }, problem }),
@@ -191,21 +189,19 @@ impl Reader {
         &mut self,
         record: Incoming,
         place: Place,
-        codec: Option<Codec>,
+        encoding: Option<Encoding>,
         bytes: Bytes,
         travelled: Travelled,
-    ) -> Result<Step, ReadError> {
-        match self.decoded(codec, bytes) {
-            Ok(payload) => Ok(Step::Event(self.hand_over(record, place, Some(payload), travelled))),
-            Err(problem) => Err(ReadError { place, problem }),
-        }
-    }
-
-    fn decoded(&self, codec: Option<Codec>, bytes: Bytes) -> Result<Bytes, Problem> {
-        match codec {
-            Some(codec) => Ok(codec.decode(&bytes, self.limits.payload_bytes)?.into()),
-            None => Ok(bytes),
-        }
+    ) -> Result<Event, ReadError> {
+        let (payload, still) = match encoding {
+            None => (bytes, None),
+            Some(Encoding::Own(name)) => (bytes, Some(name)),
+            Some(Encoding::Codec(codec)) => match codec.decode(&bytes, self.limits.payload_bytes) {
+                Ok(payload) => (payload.into(), None),
+                Err(error) => return Err(ReadError { place, problem: error.into() }),
+            },
+        };
+        Ok(self.hand_over(record, place, Some(payload), still, travelled))
     }
 
     fn hand_over(
@@ -213,6 +209,7 @@ impl Reader {
         record: Incoming,
         place: Place,
         payload: Option<Bytes>,
+        still_encoded: Option<String>,
         travelled: Travelled,
     ) -> Event {
         let source = record.source();
@@ -226,7 +223,7 @@ impl Reader {
             }
         }
         let Incoming { key, headers, timestamp_ms, .. } = record;
-        Event { place, timestamp_ms, key, payload, headers, travelled }
+        Event { place, timestamp_ms, key, payload, still_encoded, headers, travelled }
     }
 
     /// The next set of chunks that was given up. Ask after each record, until there is none.

@@ -10,7 +10,7 @@ pub enum Shape {
     /// No value: a tombstone.
     Nothing,
     /// The value is the payload, encoded perhaps.
-    Inline(Option<Codec>),
+    Inline(Option<Encoding>),
     Reference(Reference),
     Chunk(Chunk),
 }
@@ -21,7 +21,7 @@ pub struct Reference {
     pub uri: String,
     /// Size and sha256; dialect `bakdata` alone promises nothing.
     pub promised: Option<(u64, [u8; 32])>,
-    pub codec: Option<Codec>,
+    pub encoding: Option<Encoding>,
 }
 
 /// A slice, and what its set is.
@@ -38,9 +38,17 @@ pub struct Whole {
     pub count: u32,
     pub size: u64,
     pub sha256: [u8; 32],
-    pub codec: Option<Codec>,
+    pub encoding: Option<Encoding>,
     /// The event's id.
     pub event: Option<String>,
+}
+
+/// How a payload is encoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    Codec(Codec),
+    /// By the application, in a way that only it knows.
+    Own(String),
 }
 
 impl Shape {
@@ -66,13 +74,10 @@ impl Shape {
                 Ok(Shape::Reference(Reference {
                     uri: uri.to_owned(),
                     promised: None,
-                    codec: backed_codec(headers)?,
+                    encoding: backed(headers)?,
                 }))
             }
-            Some(Some([wire::INLINE])) => Ok(Shape::Inline(match backed_codec(headers)? {
-                None => content_encoding(headers)?,
-                codec => codec,
-            })),
+            Some(Some([wire::INLINE])) => Ok(Shape::Inline(backed(headers)?)),
             Some(_) => Err(bad(wire::BACKED_VALUE, "expected one byte, 0 or 1")),
             None => Ok(Shape::Inline(content_encoding(headers)?)),
         }
@@ -85,8 +90,15 @@ impl Reference {
             return Err(bad(wire::REF_URI, "it is not what the value says"));
         }
         let promised = (number(headers, wire::REF_SIZE)?, sha256(headers, wire::REF_SHA256)?);
-        let codec = codec(headers, wire::REF_ENCODING)?;
-        Ok(Reference { uri: uri.to_owned(), promised: Some(promised), codec })
+        let encoding = match text(headers, wire::REF_ENCODING)? {
+            Some(name) => {
+                let codec = Codec::from_name(name).ok_or_else(|| Problem::Encoding(name.to_owned()))?;
+                Some(Encoding::Codec(codec))
+            }
+            // Then it is the application's, if it is anybody's.
+            None => content_encoding(headers)?,
+        };
+        Ok(Reference { uri: uri.to_owned(), promised: Some(promised), encoding })
     }
 }
 
@@ -105,7 +117,7 @@ impl Chunk {
             count,
             size,
             sha256: sha256(headers, wire::CHUNK_SHA256)?,
-            codec: content_encoding(headers)?,
+            encoding: content_encoding(headers)?,
             event: text(headers, wire::ID)?.map(str::to_owned),
         };
         Ok(Chunk { id: id.to_owned(), index, whole })
@@ -152,15 +164,16 @@ fn sha256(headers: &Headers, name: &str) -> Result<[u8; 32], Problem> {
     Ok(hash)
 }
 
-fn codec(headers: &Headers, name: &str) -> Result<Option<Codec>, Problem> {
-    let Some(text) = text(headers, name)? else { return Ok(None) };
-    Codec::from_name(text).map(Some).ok_or_else(|| Problem::Encoding(text.to_owned()))
+fn content_encoding(headers: &Headers) -> Result<Option<Encoding>, Problem> {
+    let of = |name| Codec::from_name(name).map_or_else(|| Encoding::Own(name.to_owned()), Encoding::Codec);
+    Ok(text(headers, wire::CONTENT_ENCODING)?.filter(|name| *name != "identity").map(of))
 }
 
-fn content_encoding(headers: &Headers) -> Result<Option<Codec>, Problem> {
-    match headers.text(wire::CONTENT_ENCODING) {
-        Some("identity") => Ok(None),
-        _ => codec(headers, wire::CONTENT_ENCODING),
+/// What a record of dialect `bakdata` says, in its way or in ours.
+fn backed(headers: &Headers) -> Result<Option<Encoding>, Problem> {
+    match backed_codec(headers)? {
+        Some(codec) => Ok(Some(Encoding::Codec(codec))),
+        None => content_encoding(headers),
     }
 }
 

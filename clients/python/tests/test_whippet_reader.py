@@ -78,6 +78,7 @@ class Vectors(unittest.TestCase):
                     found = (event.id, event.payload, event.travelled)
                     self.assertEqual(found, (expected["event"], decoded(expected["payload"]), expected["travelled"]))
                     self.assertEqual(event.first, expected.get("first", event.first))
+                    self.assertEqual(event.still_encoded, expected.get("still_encoded"))
                     reader.done(event)
             self.assertEqual(reader.safe_offsets(), {("t", 0): case["safe"]}, case["name"])
 

@@ -2,6 +2,7 @@
 
 mod errors;
 mod histories;
+mod round_trips;
 mod vectors;
 
 use std::sync::Arc;
@@ -115,6 +116,27 @@ fn an_inline_event_is_handed_over_once_whatever_its_encoding() {
         assert_eq!(event.headers.onward(), headers(&[("traceparent", "trace")]));
         assert!(accept(&mut reader, &record(n as i64, "k", &of, &value)).is_none(), "a repeat");
     }
+}
+
+/// What the application has encoded itself is its own affair, however it travels.
+#[test]
+fn what_only_the_application_can_decode_is_handed_over_as_it_is() {
+    let mut reader = reader();
+    let own = |record: &Incoming| with(record, wire::CONTENT_ENCODING, Some("br"));
+    let inline = accept(&mut reader, &own(&record(0, "k", &[("id", "1")], b"brotli"))).unwrap();
+    let there = fetch(&mut reader, &own(&referring(1, "2", b"brotli", None)));
+    let there = reader.fetched(there, Bytes::from_static(b"brotli")).unwrap();
+    let chunk = accept(&mut reader, &own(&chunked("3", "k", b"brotli", 10, None)[0])).unwrap();
+    for event in [inline, there, chunk] {
+        let found = (event.payload.as_deref(), event.still_encoded.as_deref());
+        assert_eq!(found, (Some(&b"brotli"[..]), Some("br")), "{:?}", event.travelled);
+    }
+    // And what it has encoded in a way that is known is decoded, wherever it is.
+    let zipped = Codec::Gzip.encode(b"payload");
+    let there = with(&referring(4, "4", &zipped, None), wire::CONTENT_ENCODING, Some("gzip"));
+    let there = fetch(&mut reader, &there);
+    let event = reader.fetched(there, zipped.into()).unwrap();
+    assert_eq!((event.payload.as_deref(), event.still_encoded), (Some(&b"payload"[..]), None));
 }
 
 #[test]

@@ -57,8 +57,17 @@ enum Text {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Expected {
-    Error { error: String, first: Option<i64> },
-    Event { event: Option<String>, payload: Option<String>, travelled: String, first: Option<i64> },
+    Error {
+        error: String,
+        first: Option<i64>,
+    },
+    Event {
+        event: Option<String>,
+        payload: Option<String>,
+        travelled: String,
+        first: Option<i64>,
+        still_encoded: Option<String>,
+    },
 }
 
 fn bytes(text: &str) -> Bytes {
@@ -130,8 +139,12 @@ fn the_reader_is_what_the_vectors_say() {
             let read = read(&mut reader, case, incoming);
             match (read, expected) {
                 (Ok(None), None) => {}
-                (Ok(Some(found)), Some(Expected::Event { event, payload, travelled, first })) => {
+                (
+                    Ok(Some(found)),
+                    Some(Expected::Event { event, payload, travelled, first, still_encoded }),
+                ) => {
                     assert_eq!(found.id(), event.as_deref(), "{at}");
+                    assert_eq!(&found.still_encoded, still_encoded, "{at}");
                     assert_eq!(found.payload, payload.as_deref().map(bytes), "{at}");
                     let how = match found.travelled {
                         Travelled::Inline => "inline",
