@@ -169,12 +169,10 @@ impl Reader {
             Ok(Joined::Waits { first } | Joined::Whole { first, .. }) | Err((first, _)) => Some(*first),
             Ok(Joined::Ignored) => None,
         };
-        // A chunk is held back by its set alone.
-        let state = self.partitions.entry(source).or_default();
+        // The first chunk of a set holds commits back for all of it.
         if first != Some(record.offset) {
-            state.progress.close(record.offset);
+            self.partitions.entry(source).or_default().progress.close(record.offset);
         }
-        first.into_iter().for_each(|first| state.progress.open(first));
         match joined {
             Ok(Joined::Whole { first, bytes }) => {
                 let place = Place { first, ..record.place() };

@@ -175,8 +175,11 @@ class Limits(unittest.TestCase):
         self.assertEqual(len(take(reader, [given(0), given(1), given(1), given(2), given(0)])), 4)
         self.assertIsNone(reader.accept("t", 0, 5, *given(2)))
         self.assertIsNotNone(reader.accept("t", 1, 0, *given(2)))
+        halves = list(chunks("3", b"ab", 1))
+        take(reader, halves[:1], 6)
         reader.forget("t", 0)
         self.assertEqual(reader.safe_offsets(), {("t", 1): 0})
+        self.assertEqual(take(reader, halves[1:], 7), [])
         self.assertIsNotNone(reader.accept("t", 0, 5, *given(2)))
 
 

@@ -167,9 +167,14 @@ fn a_partition_that_was_taken_away_begins_anew() {
     let mut reader = reader();
     let one = record(7, "a", &[("id", "1")], b"x");
     assert!(accept(&mut reader, &one).is_some());
-    accept(&mut reader, &Incoming { offset: 8, ..chunked("2", "k", b"ab", 1, None).remove(0) });
+    let chunks = chunked("2", "k", b"ab", 1, None);
+    accept(&mut reader, &Incoming { offset: 8, ..chunks[0].clone() });
     reader.forget(&one.topic, 0);
     assert_eq!(reader.safe_offsets().count(), 0);
+    assert!(
+        accept(&mut reader, &Incoming { offset: 9, ..chunks[1].clone() }).is_none(),
+        "half of it is forgotten"
+    );
     assert!(accept(&mut reader, &one).is_some(), "its event was handed over and may not have been done");
 }
 
