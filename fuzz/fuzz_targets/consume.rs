@@ -119,7 +119,10 @@ fn history(steps: &[u8]) {
             Ok(Step::Nothing) | Err(_) => None,
         };
         if let Some(event) = event {
-            assert_eq!(event.payload.as_deref(), Some(&GOOD.payloads[id][..]));
+            // A codec's name that was changed is a name that is unknown, and said to be.
+            if event.still_encoded.is_none() {
+                assert_eq!(event.payload.as_deref(), Some(&GOOD.payloads[id][..]));
+            }
             if step[3] & 1 == 0 {
                 reader.done(&event.place);
             }

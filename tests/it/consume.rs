@@ -24,7 +24,11 @@ use whippet::{
     store::Store,
 };
 
-use crate::harness::{SOON, kafka, whippet};
+use crate::{
+    bucket::Bucket,
+    harness::{SOON, kafka, whippet},
+    proxy::Proxy,
+};
 
 type Headers = Vec<(String, Vec<u8>)>;
 
@@ -390,4 +394,43 @@ async fn errors_and_what_is_not_done_hold_the_commits_back() {
     consumer.done(&five.place);
     tokio::task::block_in_place(|| drop(consumer));
     assert_eq!(tokio::task::block_in_place(|| topic.committed(&topic.name)), Some(6));
+}
+
+/// S3, as it is where nobody keeps payloads in a folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_away_is_waited_for_and_one_that_refuses_is_not() {
+    let proxy = Proxy::minio();
+    let (topic, bucket) = (Topic::new("away", 1).await, Bucket::new("consume").await);
+    let object = payload(5, 1_000_000);
+    let store = bucket.store("");
+    store.put("orders/a=b c", Bytes::from(object.clone()), "application/octet-stream").await.unwrap();
+    let uri = store.uri("orders/a=b c");
+    for id in ["1", "2"] {
+        topic.produce(0, "k", &reference(id, &uri, &object), Some(uri.as_bytes())).await;
+    }
+    topic.small(0, "3").await;
+    let settings = Settings { start: Start::Beginning, ..Settings::new(&kafka(), &[&topic.name]) };
+    let mut consumer = Consumer::open(&settings, Some(bucket.proxied(&[]))).await.unwrap();
+    assert!(consumer.recv().await.unwrap().payload.unwrap() == object, "other bytes");
+    proxy.cut();
+    // Nothing is passed over, and nothing of a call that was given up is lost.
+    for _ in 0..3 {
+        let waited = tokio::time::timeout(Duration::from_secs(1), consumer.recv()).await;
+        assert!(waited.is_err(), "{waited:?}");
+    }
+    proxy.heal();
+    let two = tokio::time::timeout(SOON, consumer.recv()).await.unwrap().unwrap();
+    assert!(two.id() == Some("2") && two.payload.as_deref() == Some(&object[..]), "other bytes");
+    assert_eq!(consumer.recv().await.unwrap().id(), Some("3"));
+
+    // Another one's credentials: nothing that passes by itself.
+    let denied = bucket.open("", &[("secret_access_key", "wrong")]).unwrap();
+    let mut consumer = Consumer::open(&settings, Some(denied)).await.unwrap();
+    for _ in 0..2 {
+        let Err(RecvError::Read(error)) = tokio::time::timeout(SOON, consumer.recv()).await.unwrap() else {
+            panic!("it was read")
+        };
+        assert!(error.to_string().contains("does not allow it"), "{error}");
+    }
+    assert_eq!(consumer.recv().await.unwrap().id(), Some("3"));
 }

@@ -147,6 +147,8 @@ proptest! {
         let mut reader = reader();
         for record in log {
             match reader.accept(record) {
+                // A codec's name that was changed is a name that is unknown, and said to be.
+                Ok(Step::Event(event)) if event.still_encoded.is_some() => {}
                 Ok(Step::Event(event)) => {
                     let payload = &history.payloads[event.id().unwrap()];
                     prop_assert_eq!(event.payload.as_deref(), Some(&payload[..]));
