@@ -351,6 +351,28 @@ async fn partitions_move_between_consumers_and_nothing_is_lost() {
     assert!(done.iter().all(|(id, payload)| *payload == expected[id]), "other bytes");
 }
 
+/// Handed over, and not done: a repeat within one assignment, and an event again in the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_comes_back_brings_what_was_not_done() {
+    let topic = Topic::new("back", 1).await;
+    topic.small(0, "0").await;
+    let settings = Settings { start: Start::Beginning, ..Settings::new(&kafka(), &[&topic.name]) };
+    let settings = settings.group(&topic.name);
+    let mut first = Consumer::open(&settings, None).await.unwrap();
+    assert_eq!(first.recv().await.unwrap().id(), Some("0"));
+    let again = tokio::time::timeout(2 * SOON, async {
+        let mut second = Consumer::open(&settings, None).await.unwrap();
+        // The one of both that the partition is given to.
+        tokio::select! {
+            event = first.recv() => return event.unwrap(),
+            event = second.recv() => assert_eq!(event.unwrap().id(), Some("0")),
+        }
+        tokio::task::block_in_place(|| drop(second));
+        first.recv().await.unwrap()
+    });
+    assert_eq!(again.await.unwrap().id(), Some("0"));
+}
+
 /// A future that is dropped takes nothing along, and an error holds the commits back until it is done.
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_and_what_is_not_done_hold_the_commits_back() {
