@@ -8,6 +8,7 @@ import pathlib
 import random
 import sys
 import tempfile
+import tracemalloc
 import unittest
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -137,8 +138,11 @@ class Histories(unittest.TestCase):
 class Limits(unittest.TestCase):
     def test_a_bomb_costs_no_more_than_the_limit(self):
         bomb = gzip.compress(bytes(64 << 20))
+        tracemalloc.start()
         with self.assertRaises(ReadError) as raised:
             whippet_reader.gunzip(bomb, 1000)
+        self.assertLess(tracemalloc.get_traced_memory()[1], 1 << 20)
+        tracemalloc.stop()
         self.assertIn("larger than 1000 bytes", str(raised.exception))
         self.assertEqual(whippet_reader.gunzip(gzip.compress(b"ab") + gzip.compress(b"c"), 3), b"abc")
         for wrong in (b"", gzip.compress(b"ab")[:-1], gzip.compress(b"ab") + b"x"):
@@ -166,6 +170,17 @@ class Limits(unittest.TestCase):
         self.assertEqual([event.id for event in take(reader, log)], ["2", "3", "4"])
         self.assertEqual([(error.kind, error.first) for error in reader.lost()], [("no_room", 0), ("no_room", 1)])
         self.assertEqual([event.id for event in take(Reader(max_chunk_sets=2), log)], ["3", "4"])
+        # The stalest is the one that has waited for the longest, not the oldest.
+        first, second, third = sets[:3]
+        log = [first[0], second[0], first[1], third[0], first[2]]
+        self.assertEqual([event.id for event in take(Reader(max_chunk_sets=2), log)], ["0"])
+
+    def test_the_sets_of_a_partition_that_was_taken_away_leave_their_room(self):
+        reader = Reader(max_chunk_sets=1)
+        take(reader, list(chunks("1", b"abc", 1))[:2])
+        reader.forget("t", 0)
+        self.assertEqual([event.id for event in take(reader, chunks("2", b"abc", 1), 2)], ["2"])
+        self.assertEqual(reader.lost(), [])
 
     def test_ids_are_remembered_within_a_window_and_partitions_can_be_forgotten(self):
         def given(n):

@@ -233,6 +233,13 @@ fn sets_that_do_not_fit_into_the_memory_are_given_up_from_the_stalest() {
         assert_eq!(firsts, (0..5 - kept as i64).collect::<Vec<_>>());
         lost.iter().for_each(|lost| says(lost, "had to make room after 1 of 3: raise the reader's limits"));
     }
+    // The stalest is the one that has waited for the longest, not the oldest.
+    let mut reader = Reader::new(Limits { chunk_sets: 2, ..Limits::default() });
+    let log = at_offsets(
+        [(0, 0), (1, 0), (0, 1), (2, 0), (0, 2)].map(|(set, index): (usize, usize)| sets[set][index].clone()),
+    );
+    let events: Vec<Event> = log.iter().filter_map(|record| accept(&mut reader, record)).collect();
+    assert_eq!((events.len(), events[0].id()), (1, Some("0")));
     // Alone, it is too large for the memory.
     let mut reader = Reader::new(Limits { chunk_bytes: cost - 1, ..Limits::default() });
     says(&refused(&mut reader, &all[0]), "has 300 bytes, and 491 are taken at most");
