@@ -7,7 +7,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    mem,
     sync::Arc,
 };
 
@@ -72,7 +71,12 @@ struct Sets {
 struct Set {
     whole: Whole,
     key: Option<Bytes>,
-    slices: BTreeMap<u32, Bytes>,
+    /// The slices from 0 on without a gap, and where each ends. Chunks come in order, but for faults: so the whole
+    /// is there once and not twice.
+    joined: Vec<u8>,
+    ends: Vec<usize>,
+    /// Those behind a gap.
+    ahead: BTreeMap<u32, Bytes>,
     bytes: u64,
     first: i64,
     last: i64,
@@ -142,7 +146,7 @@ impl Joiner {
         while self.taken + cost > self.limits.chunk_bytes || self.sets >= self.limits.chunk_sets.max(1) {
             let Some((partition, id)) = self.stalest() else { break };
             if let Some(set) = self.give_up(&partition, &id) {
-                let (event, have, count) = (set.whole.event, set.slices.len(), set.whole.count);
+                let (event, have, count) = (set.whole.event.clone(), set.have(), set.whole.count);
                 let problem = Problem::NoRoom { id, event, have, count };
                 self.lost.push_back(Lost { partition, first: set.first, last: set.last, problem });
             }
@@ -152,7 +156,10 @@ impl Joiner {
         let set = Set {
             whole: chunk.whole.clone(),
             key: key.cloned(),
-            slices: BTreeMap::new(),
+            // Costs nothing before it is written to, and is never moved.
+            joined: Vec::with_capacity(chunk.whole.size as usize),
+            ends: Vec::new(),
+            ahead: BTreeMap::new(),
             bytes: 0,
             first: offset,
             last: offset,
@@ -185,7 +192,7 @@ impl Joiner {
             sets.by_id.values().map(due).filter(|due| *due >= offset).min().unwrap_or(0);
         for id in overdue {
             if let Some(set) = self.give_up(partition, &id) {
-                let (event, have, count) = (set.whole.event, set.slices.len(), set.whole.count);
+                let (event, have, count) = (set.whole.event.clone(), set.have(), set.whole.count);
                 let problem = Problem::Expired { id, event, have, count, gap };
                 let partition = partition.clone();
                 self.lost.push_back(Lost { partition, first: set.first, last: set.last, problem });
@@ -253,8 +260,8 @@ impl Set {
         if self.key.as_ref() != key {
             return Err("they differ in their key");
         }
-        if let Some(known) = self.slices.get(&chunk.index) {
-            return if *known == slice { Ok(false) } else { Err("a chunk that came again has other bytes") };
+        if let Some(known) = self.slice(chunk.index) {
+            return if *known == *slice { Ok(false) } else { Err("a chunk that came again has other bytes") };
         }
         if slice.is_empty() && self.whole.size > 0 {
             return Err("a chunk is empty");
@@ -263,29 +270,35 @@ impl Set {
         if self.bytes > self.whole.size {
             return Err("they are larger than their whole");
         }
-        self.slices.insert(chunk.index, slice);
-        Ok(self.slices.len() == self.whole.count as usize)
+        self.ahead.insert(chunk.index, slice);
+        while let Some(next) = self.ahead.remove(&(self.ends.len() as u32)) {
+            self.joined.extend_from_slice(&next);
+            self.ends.push(self.joined.len());
+        }
+        Ok(self.ends.len() == self.whole.count as usize)
     }
 
-    /// The whole. A slice is let go as soon as it is copied.
-    fn join(mut self, id: &str) -> Result<Bytes, Problem> {
+    fn slice(&self, index: u32) -> Option<&[u8]> {
+        let at = index as usize;
+        match self.ends.get(at) {
+            Some(end) => Some(&self.joined[at.checked_sub(1).map_or(0, |before| self.ends[before])..*end]),
+            None => self.ahead.get(&index).map(|slice| &**slice),
+        }
+    }
+
+    fn have(&self) -> usize {
+        self.ends.len() + self.ahead.len()
+    }
+
+    /// The whole.
+    fn join(self, id: &str) -> Result<Bytes, Problem> {
         let what = || format!("the whole of chunks {id}");
         if self.bytes != self.whole.size {
             return Err(Problem::WrongSize { what: what(), expected: self.whole.size, found: self.bytes });
         }
-        let bytes = match self.slices.len() {
-            1 => self.slices.pop_first().map_or_else(Bytes::new, |(_, slice)| slice),
-            _ => {
-                let mut bytes = Vec::with_capacity(self.bytes as usize);
-                for slice in mem::take(&mut self.slices).into_values() {
-                    bytes.extend_from_slice(&slice);
-                }
-                bytes.into()
-            }
-        };
-        if wire::sha256(&bytes) != self.whole.sha256 {
+        if wire::sha256(&self.joined) != self.whole.sha256 {
             return Err(Problem::WrongChecksum { what: what() });
         }
-        Ok(bytes)
+        Ok(self.joined.into())
     }
 }
