@@ -303,6 +303,25 @@ fn what_cannot_be_read_at_all_is_said_at_once() {
     assert_eq!(said(&["--topic", "x", "--property", "nothing"]).0, Some(2));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_event_is_in_memory_once() {
+    let topic = Topic::new("memory", 1).await;
+    let whole = payload(6, 100 << 20);
+    for (headers, slice) in chunks("1", &whole, 900_000, None) {
+        topic.produce(0, "k", &headers, Some(&slice)).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("out").display().to_string();
+    let printing = Printing::start(&topic, &["--group", &topic.name, "--format", "raw", "--output", &file]);
+    topic.until_committed(&topic.name, whole.len().div_ceil(900_000) as i64).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", printing.child.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    let peak_mib = line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0;
+    // Beside it: the program, and what librdkafka fetches ahead.
+    assert!(peak_mib < 100.0 + 80.0, "{peak_mib} MiB");
+    assert!(std::fs::read(&file).unwrap() == whole, "other bytes");
+}
+
 /// Members of one group come and go, and each is killed without a farewell. What was done and committed
 /// need not come again; whatever was not, does.
 #[tokio::test(flavor = "multi_thread")]
