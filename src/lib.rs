@@ -13,6 +13,9 @@ pub mod store;
 
 pub mod coordinate;
 
+// The other half: what reads the records.
+pub mod consume;
+
 pub mod admin;
 pub mod app;
 pub mod cli;

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod consume;
 #[cfg(feature = "sqlite")]
 mod demo;
 mod doctor;
@@ -72,6 +73,9 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Print events as a consumer should see them: references fetched, chunks joined, decoded, repeats
+    /// dropped.
+    Consume(consume::Arguments),
     /// Connect and try everything; say how to mend what is wrong. Exits 1 if something is.
     Doctor {
         #[arg(long, short)]
@@ -97,6 +101,7 @@ impl Cli {
             Command::Sql { config: Some(config), .. } => sql::for_config(&config),
             Command::Sql { dialect, preset, .. } => sql::for_preset(dialect.unwrap_or_default(), preset),
             Command::Teardown { config, dry_run, force } => teardown::teardown(&config, dry_run, force),
+            Command::Consume(arguments) => consume::consume(arguments),
             Command::Doctor { config, json } => doctor::doctor(&config, json),
             Command::Purge(wanted) => purge::purge(&wanted),
             Command::Schema => run::schema(),

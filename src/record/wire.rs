@@ -18,7 +18,7 @@ pub const REF_SIZE: &str = "whippet-ref-size";
 pub const REF_SHA256: &str = "whippet-ref-sha256";
 /// The media type of the payload.
 pub const REF_CONTENT_TYPE: &str = "whippet-ref-content-type";
-/// The codec, where the object is encoded; such a record has no [`CONTENT_ENCODING`].
+/// The codec, where the relay has encoded the object. A [`CONTENT_ENCODING`] on a reference is the row's own.
 pub const REF_ENCODING: &str = "whippet-ref-encoding";
 
 /// Which slices belong together: see [`chunk_id`].

@@ -7,6 +7,7 @@ mod broker;
 mod bucket;
 mod checker;
 mod cli;
+mod consume;
 mod crash;
 mod database;
 mod doctor;

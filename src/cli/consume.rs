@@ -1,0 +1,241 @@
+//! `consume`: prints events as a consumer should see them.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    DONE, FAILED,
+    run::{runtime, stop_on_signal},
+};
+use crate::{
+    consume::{Consumer, Event, Headers, RunError, Settings, Start, Travelled},
+    store::Store,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Kafka, as host:port, or several with commas between them.
+    #[arg(long, env = "WHIPPET_BOOTSTRAP_SERVERS")]
+    bootstrap_servers: String,
+    /// May be given several times.
+    #[arg(long, required = true)]
+    topic: Vec<String>,
+    /// Commits what was printed for this group, and begins there the next time. Without it all partitions
+    /// are read and nothing is committed.
+    #[arg(long)]
+    group: Option<String>,
+    /// Begin with the oldest record, where the group has committed nothing.
+    #[arg(long)]
+    from_beginning: bool,
+    /// The only store that references are followed to: s3://, gs://, az:// or file://.
+    #[arg(long, value_name = "URL")]
+    object_store: Option<String>,
+    /// An option of the store, as KEY=VALUE.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair, requires = "object_store")]
+    object_store_option: Vec<(String, String)>,
+    /// End after so many events.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max: Option<u64>,
+    /// Where events go.
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    output: PathBuf,
+    /// `json` is a line for each event; `raw` is the payloads and nothing else.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// A property of librdkafka, as KEY=VALUE.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    property: Vec<(String, String)>,
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Format {
+    #[default]
+    Json,
+    Raw,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    pair.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "expected KEY=VALUE".into())
+}
+
+pub fn consume(arguments: Arguments) -> u8 {
+    let filter = EnvFilter::new("error,whippet=warn");
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let consumed =
+        runtime().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(print(arguments)));
+    match consumed {
+        Ok(0) => DONE,
+        Ok(unread) => {
+            eprintln!("{unread} event(s) could not be read");
+            FAILED
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            FAILED
+        }
+    }
+}
+
+/// Until there are enough, or a signal. How many could not be read.
+async fn print(arguments: Arguments) -> anyhow::Result<u64> {
+    let options: BTreeMap<String, String> = arguments.object_store_option.into_iter().collect();
+    let store = arguments.object_store.map(|url| Store::open(&url, &options)).transpose();
+    let store = store.context("--object-store")?;
+    let settings = Settings {
+        group: arguments.group,
+        topics: arguments.topic,
+        start: if arguments.from_beginning { Start::Beginning } else { Start::End },
+        properties: arguments.property.into_iter().collect(),
+        ..Settings::new(&arguments.bootstrap_servers, &[])
+    };
+    let mut out = output(&arguments.output)?;
+    let mut consumer = Consumer::open(&settings, store).await?;
+    let stop = CancellationToken::new();
+    tokio::spawn(stop_on_signal(stop.clone()));
+    let (mut printed, mut unread) = (0, 0);
+    let enough = stop.clone();
+    let ran = consumer.run(&stop, |event| {
+        let written = match event {
+            // Flushed before it is committed: a reader that went away has not had it.
+            Ok(event) => {
+                printed += 1;
+                if arguments.max == Some(printed) {
+                    enough.cancel();
+                }
+                write(&mut out, &event, arguments.format).and_then(|()| out.flush())
+            }
+            Err(error) => {
+                unread += 1;
+                eprintln!("{error}");
+                Ok(())
+            }
+        };
+        std::future::ready(written)
+    });
+    match ran.await {
+        Err(RunError::Handler(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(unread),
+        Err(RunError::Handler(error)) => Err(error).context("the output cannot be written"),
+        Err(RunError::Kafka(error)) => Err(error).context("Kafka"),
+        Ok(()) => Ok(unread),
+    }
+}
+
+fn output(path: &Path) -> anyhow::Result<Box<dyn Write + Send>> {
+    if path == Path::new("-") {
+        return Ok(Box::new(BufWriter::new(io::stdout())));
+    }
+    let file = File::create(path).with_context(|| format!("{} cannot be written", path.display()))?;
+    Ok(Box::new(BufWriter::new(file)))
+}
+
+fn write(out: &mut impl Write, event: &Event, format: Format) -> io::Result<()> {
+    match format {
+        Format::Raw => out.write_all(event.payload.as_deref().unwrap_or_default()),
+        Format::Json => {
+            serde_json::to_writer(&mut *out, &line(event))?;
+            out.write_all(b"\n")
+        }
+    }
+}
+
+/// What is text is text; what is not has `_base64` in its name.
+fn line(event: &Event) -> Value {
+    let mut line = Map::new();
+    let place = &event.place;
+    line.insert("topic".into(), json!(&*place.topic));
+    line.insert("partition".into(), json!(place.partition));
+    line.insert("offset".into(), json!(place.last));
+    if place.first != place.last {
+        line.insert("first_offset".into(), json!(place.first));
+    }
+    line.insert("timestamp".into(), json!(event.timestamp_ms));
+    bytes(&mut line, "key", event.key.as_deref());
+    line.insert("id".into(), json!(event.id()));
+    line.insert("type".into(), json!(event.kind()));
+    line.insert("headers".into(), headers(&event.headers));
+    line.insert("context".into(), headers(&event.headers.onward()));
+    let (travelled, chunks) = match event.travelled {
+        Travelled::Inline => ("inline", None),
+        Travelled::Reference => ("reference", None),
+        Travelled::Chunks(count) => ("chunks", Some(count)),
+    };
+    line.insert("travelled".into(), json!(travelled));
+    if let Some(count) = chunks {
+        line.insert("chunks".into(), json!(count));
+    }
+    if let Some(encoding) = &event.still_encoded {
+        line.insert("still_encoded".into(), json!(encoding));
+    }
+    line.insert("size".into(), json!(event.payload.as_ref().map(|payload| payload.len())));
+    bytes(&mut line, "payload", event.payload.as_deref());
+    Value::Object(line)
+}
+
+fn bytes(line: &mut Map<String, Value>, name: &str, value: Option<&[u8]>) {
+    match value.map(|value| (value, std::str::from_utf8(value))) {
+        None => line.insert(name.into(), Value::Null),
+        Some((_, Ok(text))) => line.insert(name.into(), text.into()),
+        Some((value, Err(_))) => line.insert(format!("{name}_base64"), BASE64_STANDARD.encode(value).into()),
+    };
+}
+
+/// A name that comes again keeps the last value, which is the one that counts.
+fn headers(headers: &Headers) -> Value {
+    let mut all = Map::new();
+    for (name, value) in &headers.0 {
+        bytes(&mut all, name, value.as_deref());
+    }
+    Value::Object(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::consume::Place;
+
+    #[test]
+    fn a_line_has_text_as_text_and_bytes_as_base64() {
+        let header = |name: &str, value: &'static [u8]| (name.to_owned(), Some(Bytes::from_static(value)));
+        let event = Event {
+            place: Place { topic: "t".into(), partition: 2, first: 4, last: 7 },
+            timestamp_ms: Some(5),
+            key: None,
+            payload: Some(Bytes::from_static(&[0xff, 0])),
+            still_encoded: Some("br".into()),
+            headers: Headers(vec![
+                header("id", b"e-1"),
+                header("eventType", b"Placed"),
+                header("b", &[0xfe]),
+                ("n".into(), None),
+            ]),
+            travelled: Travelled::Chunks(3),
+        };
+        assert_eq!(
+            line(&event).to_string(),
+            r#"{"topic":"t","partition":2,"offset":7,"first_offset":4,"timestamp":5,"key":null,"id":"e-1","type":"Placed","headers":{"id":"e-1","eventType":"Placed","b_base64":"/g==","n":null},"context":{"b_base64":"/g==","n":null},"travelled":"chunks","chunks":3,"still_encoded":"br","size":2,"payload_base64":"/wA="}"#
+        );
+        let tombstone = Event { payload: None, still_encoded: None, travelled: Travelled::Inline, ..event };
+        assert!(
+            line(&tombstone).to_string().ends_with(r#""travelled":"inline","size":null,"payload":null}"#)
+        );
+    }
+
+    #[test]
+    fn options_are_pairs() {
+        assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(pair("a").is_err() && pair("=a").is_err());
+    }
+}
