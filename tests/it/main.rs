@@ -11,6 +11,7 @@ mod failures;
 mod faults;
 mod harness;
 mod impostor;
+mod keep;
 mod leases;
 mod load;
 mod proxy;

@@ -8,7 +8,7 @@ use crate::harness::{World, kafka, whippet};
 async fn a_sqlite_outbox_is_relayed_through_a_kill_in_order_and_completely() {
     let world = World::new("sqlite").await;
     let topic = world.create_topic("events", 3, &[]).await;
-    for after in ["delete", "mark"] {
+    for after in ["delete", "mark", "keep"] {
         let file = world.folder.path().join(format!("{after}.db"));
         let url = format!("sqlite://{}?mode=rwc", file.display());
         let tables = format!("[{{ name: outbox, after_publish: {after} }}]");
@@ -36,6 +36,7 @@ async fn a_sqlite_outbox_is_relayed_through_a_kill_in_order_and_completely() {
         let relay = world.relay(&config);
         let pending = match after {
             "mark" => "SELECT count(*) FROM outbox WHERE published_at IS NULL",
+            "keep" => "SELECT 2000 - (SELECT upto FROM whippet_watermarks WHERE open = '[]')",
             _ => "SELECT count(*) FROM outbox",
         };
         loop {
