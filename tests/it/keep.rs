@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::{
-    harness::{Relay, SOON, Seen, World},
+    harness::{Consumer, Relay, SOON, Seen, World},
     load::{Load, Plan},
     stream::{drop_slot, follows, lose_slot, streamed, until_published},
 };
@@ -65,6 +65,14 @@ fn texts(seen: &[Seen]) -> Vec<&str> {
     seen.iter().map(Seen::text).collect()
 }
 
+fn of_bad(seen: &[Seen]) -> Vec<&str> {
+    seen.iter().filter(|one| one.key.as_deref() == Some(b"bad")).map(Seen::text).collect()
+}
+
+fn until_bad(consumer: &mut Consumer, text: &str) {
+    consumer.read_until(|seen| of_bad(seen).contains(&text));
+}
+
 async fn stop(relay: Relay) {
     let (code, log) = tokio::task::spawn_blocking(|| relay.stop()).await.unwrap();
     assert_eq!(code, Some(0), "{log}");
@@ -81,6 +89,8 @@ async fn killed_under_load(name: &str, capture: Capture) {
     for _ in 0..kills {
         let relay = started(&world, &config, capture).await;
         until_published(&relay, 300.0).await;
+        // Past what had piled up.
+        world.until(&format!("SELECT (({WAITING}) < 500)::int::bigint"), 1).await;
         relay.kill();
     }
     let relay = started(&world, &config, capture).await;
@@ -91,8 +101,8 @@ async fn killed_under_load(name: &str, capture: Capture) {
     stop(relay).await;
     let (verdict, _) = load.check(&world);
     assert!(verdict.published > 2_000, "{verdict:?}");
-    // It writes every 50 ms, at a few hundred rows a second.
-    assert!(verdict.repeats < kills * 200, "{verdict:?}");
+    // It writes down every 50 ms, at a few thousand rows a second.
+    assert!(verdict.repeats < kills * 1_000, "{verdict:?}");
     assert_eq!(
         world.number("SELECT count(*) FROM outbox").await,
         verdict.published as i64,
@@ -200,13 +210,14 @@ async fn a_kept_row_that_commits_late_is_streamed_once() {
 async fn an_operator(name: &str, capture: Capture) {
     let (world, topic, config) = set(name, capture, "").await;
     let relay = started(&world, &config, capture).await;
+    // The first of them cannot be published.
     let bad = |from: u32, to: u32| {
         format!(
-            "{}; UPDATE outbox SET headers = '[7]' WHERE convert_from(payload, 'UTF8') = '{from}' AND key = 'bad'",
-            insert(&topic, "bad", from, to)
+            "{INSERT} SELECT '{topic}', 'bad', convert_to('' || i, 'UTF8'), CASE i WHEN {from} THEN '[7]'::json END \
+             FROM generate_series({from}, {to}) i"
         )
     };
-    world.sql(&format!("BEGIN; {}; COMMIT", bad(1, 3))).await;
+    world.sql(&bad(1, 3)).await;
     world.until("SELECT count(*) FROM whippet.holds", 3).await;
     world.sql(&insert(&topic, "good", 1, 500)).await;
     let mut consumer = world.consumer(&topic);
@@ -223,14 +234,10 @@ async fn an_operator(name: &str, capture: Capture) {
     consumer.read(505);
     world.until("SELECT count(*) FROM whippet.holds", 0).await;
     relay.until_status("/tables/0/parked_events", 0).await;
-    let of_bad = |seen: &[Seen]| -> Vec<String> {
-        let bad = seen.iter().filter(|one| one.key.as_deref() == Some(b"bad"));
-        bad.map(|one| one.text().to_owned()).collect()
-    };
     assert_eq!(of_bad(consumer.read_to_end()), ["1", "2", "3", "4", "5"]);
 
     // Released while the relay is dead a moment later: they are still to be read again.
-    world.sql(&format!("BEGIN; {}; COMMIT", bad(6, 8))).await;
+    world.sql(&bad(6, 8)).await;
     world.until("SELECT count(*) FROM whippet.holds WHERE state = 'parked'", 3).await;
     world.sql("UPDATE outbox SET headers = NULL").await;
     relay.kill();
@@ -240,7 +247,7 @@ async fn an_operator(name: &str, capture: Capture) {
     world.until("SELECT count(*) FROM whippet.holds", 0).await;
 
     // Skipped, and dead at once, before the watermark has it: it never appears.
-    world.sql(&format!("BEGIN; {}; COMMIT", bad(9, 10))).await;
+    world.sql(&bad(9, 10)).await;
     world.until("SELECT count(*) FROM whippet.holds", 2).await;
     let listed = relay.operate(&world, &["parked", "--reason", "rejected"]);
     let id = listed["parked"][0]["id"].as_str().unwrap().to_owned();
@@ -248,7 +255,7 @@ async fn an_operator(name: &str, capture: Capture) {
     relay.kill();
     world.sql("UPDATE outbox SET headers = NULL").await;
     let relay = started(&world, &config, capture).await;
-    consumer.read_until(|seen| seen.iter().any(|one| one.text() == "10"));
+    until_bad(&mut consumer, "10");
     world.until("SELECT count(*) FROM whippet.holds", 0).await;
     world.until(WAITING, 0).await;
 
@@ -258,25 +265,25 @@ async fn an_operator(name: &str, capture: Capture) {
     relay.until_status("/tables/0/held_events", 2).await;
     world.until(NOT_BEHIND, 0).await;
     relay.operate(&world, &["resume", "--topic", &topic]);
-    consumer.read_until(|seen| seen.iter().any(|one| one.text() == "12"));
+    until_bad(&mut consumer, "12");
     relay.operate(&world, &["pause", "--table", "outbox"]);
     relay.until_status("/tables/0/state", "paused").await;
     world.sql(&insert(&topic, "bad", 13, 14)).await;
     relay.until_status("/tables/0/pending", 2).await;
     relay.operate(&world, &["resume", "--table", "outbox"]);
-    consumer.read_until(|seen| seen.iter().any(|one| one.text() == "14"));
+    until_bad(&mut consumer, "14");
     relay.until_status("/tables/0/pending", 0).await;
     stop(relay).await;
     // Once more, from what is written down.
     let relay = started(&world, &config, capture).await;
     world.sql(&insert(&topic, "bad", 15, 15)).await;
-    consumer.read_until(|seen| seen.iter().any(|one| one.text() == "15"));
+    until_bad(&mut consumer, "15");
     world.until(WAITING, 0).await;
     stop(relay).await;
     let mut bad = of_bad(consumer.read_to_end());
     // The kills may have repeated what was not written down by then.
     let mut first = std::collections::HashSet::new();
-    bad.retain(|text| first.insert(text.clone()));
+    bad.retain(|text| first.insert(*text));
     assert_eq!(bad, ["1", "2", "3", "4", "5", "6", "7", "8", "10", "11", "12", "13", "14", "15"]);
     if capture == Capture::Stream {
         drop_slot(&world).await;
@@ -434,7 +441,9 @@ async fn a_kept_table_costs_nothing_while_nothing_comes() {
         let (world, topic, config) = set("keepidle", capture, "").await;
         world.sql(&insert(&topic, "k", 1, 200_000)).await;
         let relay = world.relay(&config);
-        world.until_within(NOT_BEHIND, 0, 4 * SOON).await;
+        // Whoever looked at the table itself would be counted below.
+        let upto = "SELECT coalesce(max(upto), 0) FROM whippet.watermarks WHERE open = '{}' AND done = '{}'";
+        world.until_within(upto, 200_000, 4 * SOON).await;
         if capture == Capture::Stream {
             follows(&relay).await;
         }
@@ -443,19 +452,16 @@ async fn a_kept_table_costs_nothing_while_nothing_comes() {
         let mut open = sleeper.begin().await.unwrap();
         sqlx::raw_sql(AssertSqlSafe(insert(&topic, "open", 1, 1))).execute(&mut *open).await.unwrap();
         world.sql(&insert(&topic, "k", 1, 10_000)).await;
-        world.until(NOT_BEHIND, 0).await;
+        world.until(upto, 210_001).await;
         relay.until_status("/tables/0/pending", 0).await;
-        let touched = "SELECT (coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::bigint \
-            FROM pg_stat_get_snapshot_timestamp() s RIGHT JOIN pg_stat_user_tables ON true WHERE relname = 'outbox'";
-        // Sessions tell what they have read when they are idle for a second.
+        let touched =
+            "SELECT (seq_tup_read + idx_tup_fetch)::bigint FROM pg_stat_user_tables WHERE relname = 'outbox'";
+        // As the server does by itself within a minute.
+        world.sql("ANALYZE outbox").await;
         let before = touched_when_still(&world, touched).await;
-        let reads = relay.metric("process_cpu_seconds_total", "");
         tokio::time::sleep(Duration::from_secs(8)).await;
         let more = world.number(touched).await - before;
-        eprintln!(
-            "{capture:?}: {more} rows touched, {} s of CPU",
-            relay.metric("process_cpu_seconds_total", "") - reads
-        );
+        eprintln!("{capture:?}: {more} rows touched");
         assert!(more < 2_000, "{more} rows were read for nothing");
         drop(open);
         stop(relay).await;
@@ -465,17 +471,17 @@ async fn a_kept_table_costs_nothing_while_nothing_comes() {
     }
 }
 
-/// The number that a query settles at.
+/// The number that a query settles at. Sessions tell what they have read within ten seconds of idling.
 async fn touched_when_still(world: &World, sql: &str) -> i64 {
     let mut before = world.number(sql).await;
     let deadline = Instant::now() + SOON;
     loop {
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        tokio::time::sleep(Duration::from_secs(11)).await;
         let now = world.number(sql).await;
         if now - before < 1_000 {
             return now;
         }
-        assert!(Instant::now() < deadline, "it goes on reading: {} rows in 2 s", now - before);
+        assert!(Instant::now() < deadline, "it goes on reading: {} rows in 11 s", now - before);
         before = now;
     }
 }

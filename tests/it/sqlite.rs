@@ -36,7 +36,7 @@ async fn a_sqlite_outbox_is_relayed_through_a_kill_in_order_and_completely() {
         let relay = world.relay(&config);
         let pending = match after {
             "mark" => "SELECT count(*) FROM outbox WHERE published_at IS NULL",
-            "keep" => "SELECT 2000 - (SELECT upto FROM whippet_watermarks WHERE open = '[]')",
+            "keep" => "SELECT 2000 - coalesce((SELECT upto FROM whippet_watermarks WHERE open = '[]'), 0)",
             _ => "SELECT count(*) FROM outbox",
         };
         loop {

@@ -94,9 +94,9 @@ impl KeptSql {
                SELECT n.seq FROM ( \
                  SELECT u.seq FROM ({unseen}) u WHERE NOT {since} \
                  UNION \
-                 SELECT a.seq FROM (SELECT generate_series(lower(r), coalesce(upper(r) - 1, {max})) AS seq \
-                   FROM unnest($5::text::int8multirange) r) a \
-                 WHERE a.seq <= $1 AND EXISTS (SELECT FROM {table} o WHERE o.{seq} = a.seq)) n \
+                 SELECT x.seq FROM (SELECT generate_series(lower(r), coalesce(upper(r) - 1, {max})) AS seq \
+                   FROM unnest($5::text::int8multirange) r) a, \
+                   LATERAL (SELECT a.seq FROM {table} o WHERE o.{seq} = a.seq LIMIT 1) x WHERE a.seq <= $1) n \
                WHERE {unheld} ORDER BY 1 LIMIT $6)",
             unseen = unseen(&format!(" AND o.{seq} <= $1")),
             since = since("u.seq"),
