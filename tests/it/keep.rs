@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use crate::{
     harness::{Consumer, Relay, SOON, Seen, World},
     load::{Load, Plan},
-    stream::{drop_slot, follows, lose_slot, streamed, until_published},
+    stream::{NO_LAG, drop_slot, follows, lose_slot, of_slot, streamed, until_published},
 };
 
 const INSERT: &str = "INSERT INTO outbox (topic, key, payload, headers)";
@@ -298,6 +298,27 @@ async fn held_rows_of_a_kept_table_are_released_in_order_and_skipped_for_good() 
 #[tokio::test(flavor = "multi_thread")]
 async fn held_rows_of_a_kept_table_that_is_streamed_are_released_in_order() {
     an_operator("keepverbsstream", Capture::Stream).await;
+}
+
+/// More rows than the log is waited for come at once: they are read from the table, and the log is followed
+/// again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_far_behind_is_left_for_the_table_and_come_back_to() {
+    let (world, topic, config) = set("keepfar", Capture::Stream, "").await;
+    let relay = started(&world, &config, Capture::Stream).await;
+    for round in 0..3 {
+        world.sql(&insert(&topic, "k", round * 60_000 + 1, round * 60_000 + 60_000)).await;
+        world.until(NOT_BEHIND, 0).await;
+        follows(&relay).await;
+    }
+    relay.wait_for("the log is far behind");
+    world.until(WAITING, 0).await;
+    world.until(&of_slot(&world, NO_LAG), 1).await;
+    stop(relay).await;
+    let mut consumer = world.consumer(&topic);
+    let seen = consumer.read_to_end().iter().map(|one| one.text().parse::<u32>().unwrap());
+    assert!(seen.eq(1..=180_000), "each once, in order");
+    drop_slot(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
