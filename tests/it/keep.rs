@@ -455,6 +455,33 @@ async fn a_watermark_of_another_server_and_a_wrong_column_are_told() {
     }
 }
 
+/// The lease is taken while this relay still believes in it: what it writes down comes too late.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_frontier_is_not_moved_by_a_relay_that_has_lost_its_lease() {
+    let (world, topic, config) = set("keepfence", Capture::Poll, "").await;
+    let relay = started(&world, &config, Capture::Poll).await;
+    world.sql(&insert(&topic, "k", 1, 10)).await;
+    world.until(NOT_BEHIND, 0).await;
+    world
+        .sql(&format!(
+            "BEGIN; UPDATE whippet.leases SET owner = 'thief', epoch = epoch + 1, expires_at = now() + interval '4 s'; \
+             CREATE TABLE before AS SELECT at FROM whippet.watermarks; {}; COMMIT",
+            insert(&topic, "k", 11, 20)
+        ))
+        .await;
+    relay.wait_for("nothing was recorded");
+    assert_eq!(world.number("SELECT count(*) FROM whippet.watermarks JOIN before USING (at)").await, 1);
+    world.until(WAITING, 0).await;
+    stop(relay).await;
+    let mut consumer = world.consumer(&topic);
+    let mut next = 1;
+    for number in consumer.read_to_end().iter().map(|one| one.text().parse::<u32>().unwrap()) {
+        assert!(number <= next, "{number} came before {next}");
+        next += u32::from(number == next);
+    }
+    assert_eq!(next, 21);
+}
+
 /// What is published costs nothing: reads go by the index.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kept_table_costs_nothing_while_nothing_comes() {
