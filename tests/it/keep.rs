@@ -321,6 +321,29 @@ async fn a_log_that_is_far_behind_is_left_for_the_table_and_come_back_to() {
     drop_slot(&world).await;
 }
 
+/// The frontier goes past rows that the log is yet to bring: they are open, and outlive a kill.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_the_log_is_yet_to_bring_are_open() {
+    let (world, topic, config) = set("keepstrays", Capture::Stream, "").await;
+    let file = world.write("whippet.yaml", &config);
+    // The log waits while the relay is about to look what can be seen.
+    let relay = Relay::start_with(&file, &[("FAILPOINTS", "look=sleep(2000)")]);
+    follows(&relay).await;
+    let missing = world.topic("missing");
+    world.sql(&insert(&topic, "k", 1, 1)).await;
+    let mut consumer = world.consumer(&topic);
+    consumer.read(1);
+    world.sql(&insert(&missing, "k", 2, 2)).await;
+    world.until("SELECT count(*) FROM whippet.watermarks WHERE open @> 2::bigint AND upto >= 2", 1).await;
+    relay.kill();
+    world.create_topic("missing", 1, &[]).await;
+    let relay = started(&world, &config, Capture::Stream).await;
+    assert_eq!(texts(world.consumer(&missing).read(1)), ["2"]);
+    world.until(WAITING, 0).await;
+    stop(relay).await;
+    drop_slot(&world).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kept_rows_are_replayed_by_number_or_id() {
     let (world, topic, config) = set("keepreplay", Capture::Poll, "").await;
@@ -354,6 +377,11 @@ async fn kept_rows_are_deleted_when_they_were_published_long_ago() {
     world.until("SELECT count(*) FROM whippet.holds", 1).await;
     world.until("SELECT count(*) FROM outbox", 1).await;
     assert!(began.elapsed() >= Duration::from_secs(4), "after {:?}", began.elapsed());
+    // Of one that is held it is not known when it will be published.
+    let milestones =
+        |open: &str| format!("SELECT count(*) FROM whippet.milestones WHERE {open} open @> 1::bigint");
+    world.until(&format!("SELECT (({}) > 0)::int::bigint", milestones("")), 1).await;
+    assert_eq!(world.number(&milestones("upto >= 1 AND NOT")).await, 0);
     // One that was open all the time is published first, and one that was held too.
     late.commit().await.unwrap();
     let committed = Instant::now();

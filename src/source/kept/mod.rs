@@ -11,16 +11,16 @@ use crate::source::log::Snapshot;
 /// How far a kept table was read. A row is still to be read if it is none of
 ///
 /// - behind: `seen` sees its transaction, its number is at most `upto`, and it is not `again`;
-/// - in `since`;
+/// - not behind, and in `since`;
 /// - held, which the table of holds says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontier {
     /// `None` in a dialect whose numbers are in the order of commits, and where nothing was read.
     pub seen: Option<Snapshot>,
     pub upto: i64,
-    /// Behind, and to be read again: given back, or released.
+    /// To be read again: given back, or released.
     pub again: Runs,
-    /// Handed over since, and not behind.
+    /// Handed over since it moved last.
     pub since: Runs,
     /// Those of `since` that the log had, with their transaction, which may not be seen yet.
     of_log: Vec<(i64, u32)>,
@@ -37,25 +37,16 @@ impl Default for Frontier {
 impl Frontier {
     /// A row was handed over; with its transaction, if the log had it.
     pub fn take(&mut self, number: i64, xid: Option<u32>) {
-        if !self.again.remove(number) {
-            self.since.insert(number);
-            self.of_log.extend(xid.map(|xid| (number, xid)));
-        }
+        self.again.remove(number);
+        self.since.insert(number);
+        self.of_log.extend(xid.map(|xid| (number, xid)));
     }
 
     /// A row that was handed over is to be read again.
     pub fn give_back(&mut self, number: i64) {
-        if self.since.remove(number) {
-            self.of_log.retain(|(of_log, _)| *of_log != number);
-        } else {
-            self.again.insert(number);
-        }
-    }
-
-    /// A row is not to be read any more, whether it was or not.
-    pub fn settle(&mut self, number: i64) {
-        self.again.remove(number);
-        self.since.insert(number);
+        self.since.remove(number);
+        self.of_log.retain(|(of_log, _)| *of_log != number);
+        self.again.insert(number);
     }
 
     /// All rows up to this number that this moment sees were handed over, or are held. `false` where that
@@ -72,9 +63,12 @@ impl Frontier {
 
     /// What is to be written down, where `unsettled` are the rows that were handed over and are not settled.
     pub fn recorded(&self, unsettled: impl Iterator<Item = i64>) -> Recorded {
-        let (mut done, again) = (self.since.clone(), self.again.iter());
-        let open = unsettled.filter(|number| !done.remove(*number)).collect::<Vec<_>>();
-        Recorded { seen: self.seen.clone(), upto: self.upto, open: again.chain(open).collect(), done }
+        let open: Runs = self.again.iter().chain(unsettled).collect();
+        let mut done = self.since.clone();
+        for number in open.iter() {
+            done.remove(number);
+        }
+        Recorded { seen: self.seen.clone(), upto: self.upto, open, done }
     }
 }
 
@@ -83,9 +77,9 @@ impl Frontier {
 pub struct Recorded {
     pub seen: Option<Snapshot>,
     pub upto: i64,
-    /// Behind, and not settled.
+    /// Not settled, wherever they are.
     pub open: Runs,
-    /// Settled, and not behind.
+    /// Settled, although they may not be behind.
     pub done: Runs,
 }
 
@@ -187,7 +181,6 @@ mod tests {
                     Step::Commit(index) if !world.open.is_empty() => {
                         world.open.swap_remove(index.index(world.open.len()));
                     }
-                    Step::Commit(_) => {}
                     Step::Poll(most, all) => {
                         let wanted = |(number, xid): &(i64, u32)| is_to_be_read(&frontier, *number, *xid);
                         let (late, tail): (Vec<_>, Vec<_>) =
@@ -231,7 +224,7 @@ mod tests {
                     Step::Settle(index) if !known.is_empty() => {
                         settled.insert(*known.iter().nth(index.index(known.len())).unwrap());
                     }
-                    Step::Settle(_) => {}
+                    Step::Commit(_) | Step::Settle(_) => {}
                     Step::Record => {
                         recorded = frontier.recorded(known.difference(&settled).copied());
                         known.retain(|number| !settled.contains(number));

@@ -103,7 +103,7 @@ impl Task {
         if ended.skipped.is_empty() {
             return Ok(());
         }
-        ended.skipped.iter().for_each(|number| kept.frontier.settle(*number));
+        ended.skipped.iter().for_each(|number| kept.frontier.take(*number, None));
         self.write_frontier(epoch, &HashSet::new()).await?;
         let skipped: Vec<String> = ended.skipped.iter().map(ToString::to_string).collect();
         self.forget_ended(&skipped, epoch).await
@@ -196,6 +196,7 @@ impl Task {
         if now < kept.look_at {
             return Ok(Some(kept.look_at));
         }
+        fail::fail_point!("look");
         let strays = outbox.strays(&kept.frontier, STRAYS_AT_MOST + 1);
         let strays = answered("look for rows that the log is yet to bring", strays).await?;
         // It is never more than a part of the work.
