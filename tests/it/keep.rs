@@ -1,6 +1,9 @@
 //! `after_publish: keep`: nothing is written into a row, and it is known all the same what is published.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
@@ -321,24 +324,70 @@ async fn a_log_that_is_far_behind_is_left_for_the_table_and_come_back_to() {
     drop_slot(&world).await;
 }
 
+/// The frontier goes past rows that wait for their topic: they are open, and outlive a kill.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_in_flight_are_open() {
+    for capture in [Capture::Poll, Capture::Stream] {
+        let (world, topic, config) = set("keepopen", capture, "").await;
+        let relay = started(&world, &config, capture).await;
+        world.sql(&insert(&world.topic("missing"), "k", 1, 1)).await;
+        world.sql(&insert(&topic, "k", 2, 10)).await;
+        let open =
+            "SELECT count(*) FROM whippet.watermarks WHERE open = '{[1,2)}' AND upto = 10 AND done = '{}'";
+        world.until(open, 1).await;
+        relay.kill();
+        let missing = world.create_topic("missing", 1, &[]).await;
+        let relay = started(&world, &config, capture).await;
+        assert_eq!(texts(world.consumer(&missing).read(1)), ["1"]);
+        world.until(WAITING, 0).await;
+        stop(relay).await;
+        assert_eq!(world.consumer(&topic).read_to_end().len(), 9, "the others are not repeated");
+        if capture == Capture::Stream {
+            drop_slot(&world).await;
+        }
+    }
+}
+
+/// A process that does nothing until this is dropped.
+struct StandsStill(String);
+
+impl StandsStill {
+    fn new(process: i64) -> StandsStill {
+        let still = StandsStill(process.to_string());
+        still.signal("STOP");
+        still
+    }
+
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args(["-s", name, &self.0]).status().unwrap().success());
+    }
+}
+
+impl Drop for StandsStill {
+    fn drop(&mut self) {
+        self.signal("CONT");
+    }
+}
+
 /// The frontier goes past rows that the log is yet to bring: they are open, and outlive a kill.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_the_log_is_yet_to_bring_are_open() {
     let (world, topic, config) = set("keepstrays", Capture::Stream, "").await;
     let file = world.write("whippet.yaml", &config);
-    // The log waits while the relay is about to look what can be seen.
-    let relay = Relay::start_with(&file, &[("FAILPOINTS", "look=sleep(2000)")]);
+    let relay = Relay::start_with(&file, &[("FAILPOINTS", "look=sleep(3000)")]);
     follows(&relay).await;
-    let missing = world.topic("missing");
     world.sql(&insert(&topic, "k", 1, 1)).await;
     let mut consumer = world.consumer(&topic);
     consumer.read(1);
-    world.sql(&insert(&missing, "k", 2, 2)).await;
-    world.until("SELECT count(*) FROM whippet.watermarks WHERE open @> 2::bigint AND upto >= 2", 1).await;
+    // While the relay is about to look what can be seen, the log stands still.
+    let still = StandsStill::new(world.number(&of_slot(&world, "active_pid::bigint")).await);
+    world.sql(&insert(&topic, "k", 2, 2)).await;
+    world.until("SELECT count(*) FROM whippet.watermarks WHERE open = '{[2,3)}' AND upto = 2", 1).await;
     relay.kill();
-    world.create_topic("missing", 1, &[]).await;
+    drop(still);
+    assert_eq!(consumer.read_to_end().len(), 1);
     let relay = started(&world, &config, Capture::Stream).await;
-    assert_eq!(texts(world.consumer(&missing).read(1)), ["2"]);
+    assert_eq!(texts(consumer.read(2)), ["1", "2"]);
     world.until(WAITING, 0).await;
     stop(relay).await;
     drop_slot(&world).await;

@@ -54,7 +54,8 @@ impl Outbox {
             Outbox::Postgres(outbox) => outbox.strays(frontier, most).await,
             #[cfg(feature = "sqlite")]
             Outbox::Sqlite(_) => {
-                let what = format!("SQLite has no log that could bring {most} rows");
+                let from = frontier.upto;
+                let what = format!("SQLite has no log that could bring {most} rows from {from} on");
                 ready(Err(Error::Setup(what))).await
             }
         }
