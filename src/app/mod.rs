@@ -373,8 +373,9 @@ fn table_spec(table: &config::Table, rules: &Rules) -> TableSpec {
         timestamps: columns.timestamp.iter().chain(&columns.created_at).cloned().collect(),
         published_at: match table.after_publish {
             AfterPublish::Mark => columns.published_at.clone(),
-            AfterPublish::Delete => None,
+            AfterPublish::Delete | AfterPublish::Keep => None,
         },
+        tx: columns.tx.clone().filter(|_| table.after_publish == AfterPublish::Keep),
         after_publish: table.after_publish,
         retention: table.retention.published,
         max_payload: table.payload.max_bytes,

@@ -222,6 +222,9 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
     if table.after_publish == AfterPublish::Mark && table.columns.published_at.is_none() {
         problems.missing(&at("columns.published_at"), "the column that after_publish: mark sets");
     }
+    if table.after_publish == AfterPublish::Keep && !only_in_log {
+        keep(table, dialect, &at, problems);
+    }
     if table.poll.min_interval > table.poll.max_interval {
         problems.add(&at("poll.min_interval"), "longer than poll.max_interval");
     }
@@ -234,8 +237,8 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
     if table.capture != Capture::Poll && dialect != Dialect::Postgres {
         problems.add(&at("capture"), "only PostgreSQL's log can be read; expected poll");
     }
-    if table.retention.published.is_some() && table.after_publish != AfterPublish::Mark {
-        problems.add(&at("retention.published"), "published rows are kept with after_publish: mark only");
+    if table.retention.published.is_some() && table.after_publish == AfterPublish::Delete {
+        problems.add(&at("retention.published"), "published rows stay with after_publish: mark or keep only");
     }
     if table.retry.initial > table.retry.max {
         problems.add(&at("retry.initial"), "longer than retry.max");
@@ -246,5 +249,23 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
     }
     if table.order == Order::Table && (table.key.is_some() || table.columns.key.is_some()) {
         problems.warn(&at("order"), "order: table is seen as such on a topic of one partition only");
+    }
+}
+
+/// What tells which rows are published, where nothing is written into them.
+fn keep(table: &Table, dialect: Dialect, at: &dyn Fn(&str) -> String, problems: &mut Problems) {
+    if table.columns.sequence.is_none() {
+        problems
+            .missing(&at("columns.sequence"), "the integer order column that after_publish: keep goes by");
+    }
+    match (dialect, &table.columns.tx) {
+        (Dialect::Postgres, None) => problems.missing(
+            &at("columns.tx"),
+            "the column that after_publish: keep goes by: xid8 NOT NULL DEFAULT pg_current_xact_id()",
+        ),
+        (Dialect::Sqlite, Some(_)) => {
+            problems.add(&at("columns.tx"), "SQLite's rows are kept by their number; leave it out");
+        }
+        (Dialect::Postgres, Some(_)) | (Dialect::Sqlite, None) => {}
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::error::{Problems, join};
 
 /// Path (`[]` for every element), the value that asks for nothing, and what is missing.
-const KEYS: [(&str, &str, &str); 13] = [
+const KEYS: [(&str, &str, &str); 11] = [
     ("source.stream.server_id", "5400", "MySQL is still to come"),
     ("kafka.delivery", "at_least_once", EXACTLY_ONCE),
     ("kafka.eos_units", "4", EXACTLY_ONCE),
@@ -20,37 +20,21 @@ const KEYS: [(&str, &str, &str); 13] = [
     ("log.context", "", "context headers in log lines are still to come"),
     ("telemetry", "", "traces are still to come"),
     ("ingest", "", "ingest is still to come"),
-    ("tables[].columns.tx", "", "after_publish: keep is still to come"),
     ("tables[].headers.blob", "", "one header that carries them all is still to come"),
     ("tables[].envelope", "none", "CloudEvents are still to come"),
-    ("tables[].after_publish", KEEP, "keep is still to come: choose delete or mark"),
 ];
 
 const EXACTLY_ONCE: &str = "exactly-once delivery is still to come: delivery is at_least_once";
-/// This key is there; only one value of it is still to come.
-const KEEP: &str = "not keep";
 
 /// Takes the keys to come out of the tree, and reports those that ask for something.
 pub(super) fn refuse(tree: &mut Value, problems: &mut Problems) {
     for (pattern, nothing, sentence) in KEYS {
         visit(tree, pattern, "", &mut |parent, key, path| {
-            let text = parent[key].as_str().unwrap_or_default();
-            let refused = match nothing {
-                KEEP => text == "keep",
-                _ => !asks_for_nothing(&parent[key], nothing),
-            };
-            if refused {
+            if !asks_for_nothing(&parent[key], nothing) {
                 problems.add_key(path, sentence);
             }
-            if let Value::Object(parent) = parent
-                && (refused || nothing != KEEP)
-            {
-                // An `after_publish` that was reported is replaced by a harmless one, so that the rest
-                // is checked too.
-                match nothing {
-                    KEEP => parent.insert(key.to_owned(), "delete".into()),
-                    _ => parent.shift_remove(key),
-                };
+            if let Value::Object(parent) = parent {
+                parent.shift_remove(key);
             }
         });
     }
@@ -92,9 +76,6 @@ fn visit(tree: &mut Value, pattern: &str, at: &str, found: &mut dyn FnMut(&mut V
 /// The schema, for editors, with the keys that only their default can be given to.
 pub(super) fn with_keys_to_come(mut schema: Value) -> Value {
     for (pattern, nothing, sentence) in KEYS {
-        if nothing == KEEP {
-            continue;
-        }
         let mut node = &mut schema;
         let mut levels = pattern.split('.').peekable();
         while let Some(level) = levels.next() {

@@ -399,11 +399,13 @@ fn required(table: &Table, explicit: &BTreeSet<String>) -> BTreeSet<String> {
     let templates: Vec<crate::record::Template> =
         templates.filter_map(|source| crate::record::Template::parse(source).ok()).collect();
     let marked = columns.published_at.as_ref().filter(|_| table.after_publish == AfterPublish::Mark);
+    let kept_by = columns.tx.as_ref().filter(|_| table.after_publish == AfterPublish::Keep);
     let routed = columns.topic.as_ref().filter(|_| table.topic.is_none());
     [&columns.id, &columns.payload]
         .into_iter()
         .chain(&columns.sequence)
         .chain(marked)
+        .chain(kept_by)
         .chain(routed)
         .chain(&table.headers.from)
         .map(String::as_str)

@@ -134,6 +134,9 @@ pub struct Columns {
     /// java.util.Properties text whose entries become headers, as Debezium writes it.
     #[serde(default)]
     pub tracing_span_context: Option<String>,
+    /// The number of the row's transaction (PostgreSQL), which `after_publish: keep` goes by.
+    #[serde(default)]
+    pub tx: Option<String>,
     /// Columns that the table must have.
     #[serde(skip)]
     pub required: BTreeSet<String>,
@@ -154,6 +157,7 @@ impl Columns {
             ("timestamp", &self.timestamp),
             ("version", &self.version),
             ("tracing_span_context", &self.tracing_span_context),
+            ("tx", &self.tx),
         ];
         [("id", self.id.as_str()), ("payload", self.payload.as_str())]
             .into_iter()
@@ -220,6 +224,8 @@ pub enum AfterPublish {
     Delete,
     /// `columns.published_at` is set.
     Mark,
+    /// Nothing: the row stays as it is.
+    Keep,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

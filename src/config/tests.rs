@@ -126,7 +126,27 @@ fn every_error_names_its_place_and_what_was_expected() {
         ),
         (
             with("{ name: outbox }", "{ name: outbox, after_publish: keep }"),
-            "tables[0].after_publish: keep is still to come",
+            "tables[0].columns.tx: missing; expected the column that after_publish: keep goes by: xid8",
+        ),
+        (
+            with("{ name: outbox }", "{ name: \"message:x\", after_publish: keep }"),
+            "tables[0].after_publish: nothing of these events stays",
+        ),
+        (
+            with(
+                "{ name: outbox }",
+                "{ name: outbox, after_publish: keep, columns: { tx: t, sequence: null } }",
+            ),
+            "tables[0].columns.sequence: missing; expected the integer order column",
+        ),
+        (
+            with("postgres://relay@localhost/shop", "\"sqlite://app.db\"")
+                .replace("{ name: outbox }", "{ name: outbox, after_publish: keep, columns: { tx: tx } }"),
+            "tables[0].columns.tx: SQLite's rows are kept by their number",
+        ),
+        (
+            with("{ name: outbox }", "{ name: outbox, retention: { published: 7d } }"),
+            "tables[0].retention.published: published rows stay with after_publish: mark or keep only",
         ),
         (
             with("{ name: outbox }", "{ name: \"message:x\", capture: auto }"),

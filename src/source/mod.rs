@@ -13,6 +13,7 @@
 
 pub mod database;
 pub mod hold;
+pub mod kept;
 pub mod log;
 #[cfg(feature = "postgres")]
 pub mod postgres;

@@ -15,6 +15,7 @@ mod failures;
 mod faults;
 mod harness;
 mod impostor;
+mod keep;
 mod leases;
 mod load;
 mod payloads;

@@ -8,7 +8,7 @@ use crate::harness::{World, kafka, whippet};
 async fn a_sqlite_outbox_is_relayed_through_a_kill_in_order_and_completely() {
     let world = World::new("sqlite").await;
     let topic = world.create_topic("events", 3, &[]).await;
-    for after in ["delete", "mark"] {
+    for after in ["delete", "mark", "keep"] {
         let file = world.folder.path().join(format!("{after}.db"));
         let url = format!("sqlite://{}?mode=rwc", file.display());
         let tables = format!("[{{ name: outbox, after_publish: {after} }}]");
@@ -36,6 +36,7 @@ async fn a_sqlite_outbox_is_relayed_through_a_kill_in_order_and_completely() {
         let relay = world.relay(&config);
         let pending = match after {
             "mark" => "SELECT count(*) FROM outbox WHERE published_at IS NULL",
+            "keep" => "SELECT 2000 - coalesce((SELECT upto FROM whippet_watermarks WHERE open = '[]'), 0)",
             _ => "SELECT count(*) FROM outbox",
         };
         loop {
@@ -69,10 +70,17 @@ async fn a_sqlite_outbox_is_relayed_through_a_kill_in_order_and_completely() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_can_do_the_same_on_sqlite() {
     let world = World::new("sqliteverbs").await;
-    let topic = world.create_topic("events", 1, &[]).await;
-    let file = world.folder.path().join("verbs.db");
+    for after in ["mark", "keep"] {
+        an_operator(&world, after).await;
+    }
+}
+
+async fn an_operator(world: &World, after: &str) {
+    let topic = world.create_topic(after, 1, &[]).await;
+    let file = world.folder.path().join(format!("verbs-{after}.db"));
     let url = format!("sqlite://{}?mode=rwc", file.display());
-    let config = world.config_for(&url, &kafka(), "[{ name: outbox, after_publish: mark }]", "");
+    let tables = format!("[{{ name: outbox, after_publish: {after}, retention: {{ published: 2s }} }}]");
+    let config = world.config_for(&url, &kafka(), &tables, "");
     let script = whippet(&["sql", "--config", &world.write("sql.yaml", &config)]);
     let db = SqlitePool::connect(&url).await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(String::from_utf8(script.stdout).unwrap())).execute(&db).await.unwrap();
@@ -86,30 +94,48 @@ async fn an_operator_can_do_the_same_on_sqlite() {
         sqlx::query(insert("bad", payload, headers)).execute(&db).await.unwrap();
     }
     relay.until_status("/tables/0/parked_events", 3).await;
-    let listed = relay.operate(&world, &["parked", "--reason", "not a JSON object"]);
+    let listed = relay.operate(world, &["parked", "--reason", "not a JSON object"]);
     let id = listed["parked"][0]["id"].as_str().unwrap().to_owned();
-    assert_eq!(relay.operate(&world, &["parked", "--id", &id, "--payload"])["parked"][0]["payload"], "1");
+    assert_eq!(relay.operate(world, &["parked", "--id", &id, "--payload"])["parked"][0]["payload"], "1");
     sqlx::query("UPDATE outbox SET headers = NULL").execute(&db).await.unwrap();
     let mut consumer = world.consumer(&topic);
-    assert_eq!(relay.operate(&world, &["redrive", "--key", "bad"])["events"], 3);
+    assert_eq!(relay.operate(world, &["redrive", "--key", "bad"])["events"], 3);
     consumer.read(3);
     sqlx::query(insert("worse", "x", "'7'")).execute(&db).await.unwrap();
     sqlx::query(insert("worse", "4", "NULL")).execute(&db).await.unwrap();
     relay.until_status("/tables/0/parked_events", 2).await;
-    let listed = relay.operate(&world, &["parked", "--reason", "rejected"]);
+    let listed = relay.operate(world, &["parked", "--reason", "rejected"]);
     let id = listed["parked"][0]["id"].as_str().unwrap().to_owned();
-    relay.operate(&world, &["skip", "--id", &id, "--reason", "test"]);
+    relay.operate(world, &["skip", "--id", &id, "--reason", "test"]);
     consumer.read(4);
-    relay.operate(&world, &["pause", "--topic", &topic]);
+    relay.operate(world, &["pause", "--topic", &topic]);
     sqlx::query(insert("k", "5", "NULL")).execute(&db).await.unwrap();
     relay.until_status("/tables/0/held_events", 1).await;
-    relay.operate(&world, &["resume", "--topic", &topic]);
+    relay.operate(world, &["resume", "--topic", &topic]);
     consumer.read(5);
-    assert_eq!(relay.operate(&world, &["replay", "--from", "2", "--to", "3"])["events"], 2);
+    assert_eq!(relay.operate(world, &["replay", "--from", "2", "--to", "3"])["events"], 2);
     consumer.read(7);
     let texts: Vec<&str> = consumer.read_to_end().iter().map(crate::harness::Seen::text).collect();
     assert_eq!(texts, ["1", "2", "3", "4", "5", "2", "3"]);
     let audited: Vec<String> =
         sqlx::query_scalar("SELECT action FROM whippet_audit ORDER BY id").fetch_all(&db).await.unwrap();
     assert_eq!(audited, ["redrive", "skip", "pause", "resume", "replay"]);
+    // What is parked is not published, and stays when the others have gone.
+    sqlx::query(insert("bad", "6", "'[7]'")).execute(&db).await.unwrap();
+    relay.until_status("/tables/0/parked_events", 1).await;
+    loop {
+        let left: Vec<i64> =
+            sqlx::query_scalar("SELECT seq FROM outbox ORDER BY seq").fetch_all(&db).await.unwrap();
+        if left.len() == 1 {
+            break;
+        }
+        assert!(left.len() > 1, "the parked one has gone");
+        world.pause().await;
+    }
+    assert_eq!(relay.stop().0, Some(0));
+    let relay = world.relay(&config);
+    sqlx::query(insert("k", "7", "NULL")).execute(&db).await.unwrap();
+    consumer.read(8);
+    assert_eq!(relay.stop().0, Some(0));
+    assert_eq!(consumer.read_to_end().len(), 8, "nothing is repeated after a clean stop");
 }

@@ -1,7 +1,10 @@
 //! The tables: the outbox of a preset, and the relay's own. What `whippet sql` prints and what the
 //! relay makes by itself where it may.
 
-use super::{literal, quoted, quoted_table};
+use super::{
+    holds::{RELEASED, SKIPPED},
+    literal, quoted, quoted_table,
+};
 use crate::{
     config::{AfterPublish, Capture, Config, Dialect, Rows, Table, Wake},
     record::Template,
@@ -52,6 +55,27 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
 )"
         ),
         format!(
+            "CREATE TABLE IF NOT EXISTS {schema}.watermarks (
+  table_name text PRIMARY KEY,
+  server text NOT NULL,
+  snapshot pg_snapshot,
+  upto bigint NOT NULL,
+  open int8multirange NOT NULL,
+  done int8multirange NOT NULL,
+  at timestamptz NOT NULL DEFAULT clock_timestamp()
+)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {schema}.milestones (
+  table_name text NOT NULL,
+  at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  snapshot pg_snapshot,
+  upto bigint NOT NULL,
+  open int8multirange NOT NULL,
+  PRIMARY KEY (table_name, at)
+)"
+        ),
+        format!(
             "CREATE TABLE IF NOT EXISTS {schema}.slots (
   name text PRIMARY KEY,
   system_identifier text NOT NULL,
@@ -59,6 +83,10 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
 )"
         ),
         format!("CREATE INDEX IF NOT EXISTS holds_by_key ON {schema}.holds (table_name, topic, key)"),
+        format!(
+            "CREATE INDEX IF NOT EXISTS holds_ended ON {schema}.holds (table_name) \
+             WHERE state IN ('{RELEASED}', '{SKIPPED}')"
+        ),
         format!(
             "CREATE TABLE IF NOT EXISTS {schema}.pauses (
   table_name text NOT NULL,
@@ -108,8 +136,29 @@ pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
     let leases = quoted(&format!("{prefix}_leases"));
     let holds = quoted(&format!("{prefix}_holds"));
     let (pauses, replays) = (quoted(&format!("{prefix}_pauses")), quoted(&format!("{prefix}_replays")));
+    let (watermarks, milestones) =
+        (quoted(&format!("{prefix}_watermarks")), quoted(&format!("{prefix}_milestones")));
+    let ended = quoted(&format!("{prefix}_holds_ended"));
     let audit = quoted(AUDIT);
     vec![
+        format!(
+            "CREATE TABLE IF NOT EXISTS {watermarks} (
+  table_name TEXT PRIMARY KEY,
+  upto INTEGER NOT NULL,
+  open TEXT NOT NULL,
+  done TEXT NOT NULL,
+  at REAL NOT NULL
+)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {milestones} (
+  table_name TEXT NOT NULL,
+  at REAL NOT NULL,
+  upto INTEGER NOT NULL,
+  open TEXT NOT NULL,
+  PRIMARY KEY (table_name, at)
+)"
+        ),
         format!(
             "CREATE TABLE IF NOT EXISTS {leases} (
   name TEXT PRIMARY KEY,
@@ -132,6 +181,10 @@ pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
   since TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')),
   PRIMARY KEY (table_name, place)
 )"
+        ),
+        format!(
+            "CREATE INDEX IF NOT EXISTS {ended} ON {holds} (table_name) \
+             WHERE state IN ('{RELEASED}', '{SKIPPED}')"
         ),
         format!(
             "CREATE TABLE IF NOT EXISTS {pauses} (
@@ -267,6 +320,11 @@ fn outbox(table: &Table, dialect: Dialect) -> Vec<String> {
         add(published_at, kind("timestamptz", "TEXT"));
     }
 
+    let kept_by = columns.tx.as_ref().filter(|_| table.after_publish == AfterPublish::Keep);
+    if let Some(tx) = kept_by {
+        add(tx, "xid8 NOT NULL DEFAULT pg_current_xact_id()");
+    }
+
     let name = quoted_table(&table.name);
     let list: Vec<String> = lines.iter().map(|(name, kind)| format!("  {} {kind}", quoted(name))).collect();
     let mut statements = vec![format!("CREATE TABLE IF NOT EXISTS {name} (\n{}\n)", list.join(",\n"))];
@@ -287,7 +345,12 @@ fn outbox(table: &Table, dialect: Dialect) -> Vec<String> {
             "CREATE INDEX IF NOT EXISTS {index} ON {name} ({column}) WHERE {column} IS NOT NULL"
         ));
     }
-    if postgres {
+    if let Some(tx) = kept_by {
+        let index = quoted(&format!("{}_tx", table.name.replace('.', "_")));
+        statements.push("-- Finds what is new without walking over what is published.".into());
+        statements.push(format!("CREATE INDEX IF NOT EXISTS {index} ON {name} ({})", quoted(tx)));
+    }
+    if postgres && kept_by.is_none() {
         statements.push("-- Rows come and go: vacuum by their number, not by a share of the table.".into());
         statements.push(format!(
             "ALTER TABLE {name} SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000)"
@@ -376,9 +439,11 @@ fn grants(config: &Config) -> Vec<String> {
                 let delete = if table.retention.published.is_some() { ", DELETE" } else { "" };
                 format!("UPDATE ({}){delete}", quoted(column))
             }
+            (AfterPublish::Keep, _) if table.retention.published.is_none() => String::new(),
             _ => "DELETE".to_owned(),
         };
-        let change = if table.rows == Rows::Transient { String::new() } else { format!(", {change}") };
+        let nothing = table.rows == Rows::Transient || change.is_empty();
+        let change = if nothing { String::new() } else { format!(", {change}") };
         grants.push(format!("GRANT SELECT{change} ON {name} TO {role}"));
     }
     grants.push(format!("GRANT USAGE ON SCHEMA {own} TO {role}"));

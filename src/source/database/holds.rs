@@ -12,6 +12,9 @@ pub(super) const APPLY: &str = "carry out an operator's verb";
 pub(super) const KEYS_AT_ONCE: usize = 2_000;
 /// A payload above this is not shown, in bytes.
 pub(super) const SHOWN_AT_MOST: i16 = 32_000;
+/// States of a hold of a kept row which is one no more: the row is to be read again, or is settled.
+pub(super) const RELEASED: &str = "released";
+pub(super) const SKIPPED: &str = "skipped";
 /// The columns that every read has before those of the event: place, timestamp, payload length.
 pub(super) const FIXED: usize = 3;
 
@@ -29,6 +32,18 @@ pub(super) fn scope_of(word: &str, topic: String, key: Vec<u8>) -> Scope {
         "topic" => Scope::Topic(topic),
         "key" => Scope::Key { topic: Some(topic).filter(|topic| !topic.is_empty()), key },
         _ => Scope::Table,
+    }
+}
+
+/// What becomes of a hold that is there already: one that was released may be held again.
+pub(super) fn hold_again(spec: &TableSpec) -> String {
+    match spec.is_kept() {
+        false => "NOTHING".into(),
+        true => format!(
+            "UPDATE SET topic = excluded.topic, key = excluded.key, state = excluded.state, \
+               cause = excluded.cause, reason = excluded.reason, attempts = excluded.attempts \
+             WHERE h.state = '{RELEASED}'"
+        ),
     }
 }
 
@@ -58,6 +73,8 @@ pub(super) struct Dialect<'a> {
     pub released: Option<String>,
     /// The condition that the id is among `$5`.
     pub among_5: fn(&str) -> String,
+    /// The condition that a row is published, where rows are kept.
+    pub settled: Option<String>,
 }
 
 #[derive(Debug)]
@@ -89,6 +106,8 @@ pub(super) struct HoldsSql {
     /// `$1` to `$6`: first and last sequence, first and last time, ids, topic. `None` where rows are
     /// not kept.
     pub replay: Option<String>,
+    /// Whether a row has the time of its publishing.
+    pub replays_by_time: bool,
     pub has_replays: String,
     pub forget_replays: String,
 }
@@ -100,7 +119,12 @@ impl HoldsSql {
         let (leases, audit) = (own("leases"), own("audit"));
         let name = literal(&spec.name);
         let bytes = dialect.bytes;
-        let of_table = |alias: &str| format!("{alias}.table_name = {name}");
+        // Where rows are kept, what becomes of a hold is written down until their frontier has it.
+        let kept = spec.is_kept();
+        let of_table = |alias: &str| match kept {
+            true => format!("{alias}.table_name = {name} AND {alias}.state IN ('parked', 'held')"),
+            false => format!("{alias}.table_name = {name}"),
+        };
         let matches = |alias: &str| {
             format!(
                 "{mine} AND (CAST($1 AS text) IS NULL OR {alias}.event_id = $1) \
@@ -141,6 +165,7 @@ impl HoldsSql {
         let release = |condition: String| {
             let delete = format!("DELETE FROM {holds} AS h WHERE {condition}");
             match &dialect.released {
+                None if kept => format!("UPDATE {holds} AS h SET state = '{RELEASED}' WHERE {condition}"),
                 None => delete,
                 Some(released) => format!(
                     "WITH gone AS ({delete} RETURNING h.*) \
@@ -150,6 +175,14 @@ impl HoldsSql {
             }
         };
         let keyed = if spec.order == Order::Table { "" } else { " AND h.key IS NOT NULL" };
+        let published = match &spec.published_at {
+            Some(column) => {
+                let column = format!("o.{}", quoted(column));
+                Some((format!("{column} IS NOT NULL"), (dialect.between_3_4)(&column)))
+            }
+            // By time is refused before: a kept row has none.
+            None => dialect.settled.clone().map(|settled| (settled, "CAST($4 AS bigint) IS NULL".to_owned())),
+        };
         let of_topic = if spec.order == Order::Table { "$1 <> ''" } else { "h.topic = $1" };
         HoldsSql {
             fence: format!("SELECT epoch FROM {leases} WHERE name = {}{}", literal(LEASE_NAME), dialect.lock),
@@ -166,7 +199,7 @@ impl HoldsSql {
                 "SELECT DISTINCT h.topic FROM {holds} h WHERE {} AND h.cause = 'topic'",
                 of_table("h")
             ),
-            pauses: format!("SELECT p.scope, p.topic, p.key FROM {pauses} p WHERE {}", of_table("p")),
+            pauses: format!("SELECT p.scope, p.topic, p.key FROM {pauses} p WHERE p.table_name = {name}"),
             list: format!(
                 "SELECT h.place, h.event_id, h.topic, h.key, h.state, h.cause, h.reason, h.attempts, {moment}, \
                    {age} FROM {holds} h WHERE {matches} ORDER BY h.since, length(h.place), h.place LIMIT $5",
@@ -183,7 +216,10 @@ impl HoldsSql {
             redrive: release(redriven.clone()),
             count_skipped_keys: keys(&matches("h")),
             skipped_places: format!("SELECT h.place FROM {holds} h WHERE {}", matches("h")),
-            skip: format!("DELETE FROM {holds} AS h WHERE {}", matches("h")),
+            skip: match kept {
+                true => format!("UPDATE {holds} AS h SET state = '{SKIPPED}' WHERE {}", matches("h")),
+                false => format!("DELETE FROM {holds} AS h WHERE {}", matches("h")),
+            },
             release_orphans: release(format!(
                 "{} AND h.cause = 'behind' AND NOT EXISTS ( \
                    SELECT 1 FROM {holds} m WHERE {} AND m.state = 'parked' AND m.cause <> 'behind'{same_lane})",
@@ -208,8 +244,8 @@ impl HoldsSql {
                 "INSERT INTO {audit} (who, action, table_name, what, why, keys, events) \
                  VALUES ($1, $2, {name}, $3, $4, $5, $6)"
             ),
-            replay: spec.published_at.as_ref().map(|column| {
-                let published = format!("o.{}", quoted(column));
+            replays_by_time: spec.published_at.is_some(),
+            replay: published.map(|(published, times)| {
                 let numbers = match dialect.place_is_int {
                     true => format!("o.{} BETWEEN $1 AND $2", dialect.seq),
                     // Refused before: there is no order column.
@@ -217,13 +253,12 @@ impl HoldsSql {
                 };
                 format!(
                     "INSERT INTO {replays} (table_name, place, topic) \
-                     SELECT {name}, {seq}, CAST($6 AS text) FROM {outbox} o WHERE {published} IS NOT NULL \
+                     SELECT {name}, {seq}, CAST($6 AS text) FROM {outbox} o WHERE {published} \
                        AND (CAST($1 AS bigint) IS NULL OR {numbers}) \
                        AND (CAST($3 AS bigint) IS NULL OR {times}) AND {ids} \
                      ON CONFLICT (table_name, place) DO UPDATE SET topic = excluded.topic",
                     seq = dialect.seq_text,
                     outbox = dialect.outbox,
-                    times = (dialect.between_3_4)(&published),
                     ids = (dialect.among_5)(&format!("o.{}", quoted(&spec.id))),
                 )
             }),
@@ -438,9 +473,14 @@ macro_rules! hold_methods {
                     Verb::Replay(replay) => {
                         let Some(sql) = &self.holds.replay else {
                             return Err(Error::Setup(
-                                "this table does not keep what is published: replay needs after_publish: mark".into(),
+                                "this table does not keep what is published: replay needs after_publish: mark or keep".into(),
                             ));
                         };
+                        if replay.times.is_some() && !self.holds.replays_by_time {
+                            return Err(Error::Setup(
+                                "kept rows do not have the time of their publishing: give numbers or ids".into(),
+                            ));
+                        }
                         if replay.sequences.is_some() && !self.place_is_int {
                         return Err(Error::Setup("this table has no order column: give ids, or times".into()));
                     }

@@ -5,6 +5,7 @@
 pub mod audit;
 pub mod ddl;
 mod holds;
+mod kept;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
@@ -105,6 +106,8 @@ pub struct TableSpec {
     /// The mapped timestamp, else the creation time; whichever of them the table has.
     pub timestamps: Vec<String>,
     pub published_at: Option<String>,
+    /// The number of the row's transaction, where rows are kept by it.
+    pub tx: Option<String>,
     pub after_publish: AfterPublish,
     /// Published rows that are older are deleted.
     pub retention: Option<Duration>,
@@ -118,10 +121,27 @@ impl TableSpec {
         self.rows == Rows::Stay
     }
 
+    /// Whether rows can be kept by this order column.
+    fn check_kept(&self, place: &str, kind: &str, is_int: bool) -> Result<(), Error> {
+        if is_int || !self.is_kept() {
+            return Ok(());
+        }
+        Err(Error::Setup(format!(
+            "column {place} of table {} is of type {kind}, and after_publish: keep goes by an integer order \
+             column: map one as columns.sequence, or choose mark",
+            self.name
+        )))
+    }
+
+    /// Whether nothing is written into a row that is published, and it is not deleted either.
+    pub fn is_kept(&self) -> bool {
+        self.after_publish == AfterPublish::Keep
+    }
+
     /// Whether a table with these columns, by name and type, has what is needed.
     fn check(&self, columns: &[(String, String)]) -> Result<(), Error> {
         let present: Vec<String> = columns.iter().map(|(name, _)| name.clone()).collect();
-        let needed = self.columns.iter().chain(&self.sequence).chain(&self.published_at);
+        let needed = self.columns.iter().chain(&self.sequence).chain(&self.published_at).chain(&self.tx);
         let missing: Vec<&str> = needed
             .filter(|name| !present.contains(name) && !self.optional.contains(name))
             .map(String::as_str)
@@ -202,6 +222,7 @@ pub enum Outbox {
     Sqlite(sqlite::Outbox),
 }
 
+/// The same call on each dialect's own.
 macro_rules! each {
     ($self:expr, $inner:ident => $call:expr) => {
         match $self {
@@ -212,6 +233,8 @@ macro_rules! each {
         }
     };
 }
+
+use each;
 
 impl Database {
     /// Prepares a pool; connects when it is used.

@@ -51,7 +51,7 @@ impl Database {
 }
 
 /// The relay's own tables, without the prefix that some dialects give them.
-const TABLES: [&str; 4] = ["leases", "holds", "pauses", "replays"];
+const TABLES: [&str; 6] = ["leases", "holds", "pauses", "replays", "watermarks", "milestones"];
 
 #[cfg(feature = "postgres")]
 impl Postgres {

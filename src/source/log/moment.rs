@@ -60,6 +60,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// No transaction from this one on is seen.
+    pub fn xmax(&self) -> u64 {
+        self.xmax
+    }
+
+    /// Those before it that are not seen either.
+    pub fn running(&self) -> &[u64] {
+        &self.running
+    }
+
     /// Whether this moment sees a transaction that has committed. The log has the lower half of its number
     /// only; the upper one is that of the nearest number to `xmax`, which is right for the two thousand
     /// million transactions around it.
@@ -67,6 +77,13 @@ impl Snapshot {
         let ahead = xid.wrapping_sub(self.xmax as u32).cast_signed();
         let Some(xid) = self.xmax.checked_add_signed(i64::from(ahead)) else { return true };
         xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
+    }
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let running: Vec<String> = self.running.iter().map(u64::to_string).collect();
+        write!(f, "{}:{}:{}", self.xmin, self.xmax, running.join(","))
     }
 }
 
@@ -105,6 +122,7 @@ mod tests {
             assert_eq!(snapshot.sees(xid), seen, "{xid}");
         }
         assert!("10:20:".parse::<Snapshot>().is_ok_and(|snapshot| snapshot.sees(14)));
+        assert_eq!(snapshot.to_string(), "10:20:12,14");
         assert!("10".parse::<Snapshot>().is_err());
     }
 

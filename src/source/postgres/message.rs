@@ -83,6 +83,7 @@ mod tests {
             order: Order::Key,
             timestamps: Vec::new(),
             published_at: None,
+            tx: None,
             after_publish: AfterPublish::Delete,
             retention: None,
             max_payload: 20,

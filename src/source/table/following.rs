@@ -48,6 +48,12 @@ pub(super) struct InLog {
     xid: Option<u32>,
 }
 
+impl InLog {
+    pub(super) fn xid(self) -> Option<u32> {
+        self.xid
+    }
+}
+
 pub(super) struct Following {
     lines: mpsc::UnboundedReceiver<Line>,
     /// Whether the table is polled while there is no log.
@@ -234,6 +240,12 @@ impl Task {
     fn say(&self, mode: &'static str, why: &str) {
         self.source.board.capture(self.feed.table, mode, why);
         self.source.metrics.capture(&self.source.spec.name, mode);
+    }
+
+    /// Polls the table, although the log could be read.
+    pub(super) fn leave_for_the_table(&mut self, why: &str) {
+        self.back_to_the_table();
+        self.say("poll", why);
     }
 
     fn leave_the_log(&mut self) {
@@ -424,11 +436,16 @@ impl Task {
         {
             self.read_replays(limits).await?;
         }
+        let look_again = self.look_ahead().await?;
+        if !self.is_streaming() {
+            return Ok(Next::At(Instant::now()));
+        }
         let Some(log) = &mut self.log else { return Ok(Next::Told) };
         let next = log.batch.take().or_else(|| log.incoming.as_mut()?.batches.try_recv().ok());
         let Some(mut batch) = next else {
             let old_rows = self.source.spec.retention.map(|_| self.expire_at);
-            return Ok(recorded_by.into_iter().chain(old_rows).min().map_or(Next::Told, Next::At));
+            let next = recorded_by.into_iter().chain(old_rows).chain(look_again).min();
+            return Ok(next.map_or(Next::Told, Next::At));
         };
         self.source.metrics.events_read(&self.source.spec.name).inc_by(batch.rows.len() as u64);
         if let Err(error) = self.look_for_held(&batch).await {
@@ -478,6 +495,9 @@ impl Task {
             let Some(log) = &mut self.log else { break };
             let number = log.acks.expect();
             let known = InLog { number: Some(number), xid: Some(at.xid) };
+            if let Some(kept) = &mut self.state.kept {
+                kept.take(&event.place, Some(at.xid));
+            }
             let before = self.state.known.insert(event.place.clone(), known);
             if let Some(before) = before.and_then(|known| known.number) {
                 // The application used the number again while the first one is on its way.

@@ -12,6 +12,7 @@
 //! sequence; such rows are found by a sweep of the whole table, every ten seconds.
 
 mod following;
+mod keeping;
 mod reading;
 mod recording;
 mod verbs;
@@ -29,7 +30,10 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
-use self::following::{Following, Known};
+use self::{
+    following::{Following, Known},
+    keeping::Kept,
+};
 use super::{
     Command, Feed, Hold, Refusal, Source, Yield,
     database::{Database, Error, Outbox, Reach, TableSpec, answered},
@@ -82,6 +86,8 @@ struct State {
     serial: u32,
     /// The relay has answered: what it wanted to be held before may not have to be.
     look_again: bool,
+    /// Where rows stay when they are published: which are.
+    kept: Option<Kept>,
     reach: Option<Reach>,
     horizon: Option<Horizon>,
     /// Handed over and not recorded.
@@ -98,7 +104,8 @@ struct State {
     holds: Vec<Hold>,
     /// What an operator, or the relay, wants changed.
     wishes: VecDeque<Wish>,
-    /// Handed over from the relay's own table, for events without a row.
+    /// Handed over from the relay's own table, for events without a row. Of a kept table: what was held, and
+    /// is to be published now.
     released: HashSet<Place>,
     /// Whether rows are to be published again, and which of them are handed over.
     replaying: bool,
@@ -229,6 +236,7 @@ impl Task {
         // Whatever it was, the table may look different now, and a change that was on its way may have
         // been committed or not.
         self.outbox = None;
+        self.state.kept = None;
         self.state.gates_due |= self.state.opened;
         match error {
             Error::Setup(_) => {
@@ -286,6 +294,7 @@ impl Task {
             self.state.unseen.clear();
             self.state.holds.clear();
             self.refuse_wishes();
+            self.state.kept = None;
             return Ok(Next::Told);
         };
         if self.outbox.is_none() {
@@ -294,10 +303,12 @@ impl Task {
             self.source.board.table_ready(self.feed.table);
             self.can_follow();
         }
+        self.know_frontier(epoch).await?;
         let recorded_by = self.record(epoch, !self.state.holds.is_empty()).await?;
         if !self.state.opened {
             self.record(epoch, true).await?;
             self.open();
+            self.know_frontier(epoch).await?;
         }
         self.expire(epoch).await?;
         self.change_gates(epoch).await?;
@@ -343,6 +354,7 @@ impl Task {
     fn open(&mut self) {
         let state = &mut self.state;
         state.known.clear();
+        state.kept = None;
         state.replays.clear();
         state.opened = true;
         state.gates_due = true;

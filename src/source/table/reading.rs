@@ -41,6 +41,9 @@ impl Task {
 
     /// One read of the table. Returns how many rows it found; `None` where not all were handed over.
     pub(super) async fn read(&mut self, limits: Limits) -> Result<Option<usize>, Error> {
+        if self.source.spec.is_kept() {
+            return self.read_kept(limits).await;
+        }
         let full_sweep = self.last_full_sweep.elapsed() >= FULL_SWEEP_EVERY || self.is_closing();
         let Some(outbox) = &self.outbox else { return Ok(None) };
         let state = &mut self.state;
@@ -122,6 +125,9 @@ impl Task {
                 self.polled(&event.place);
                 if !self.source.spec.stays() {
                     self.state.released.insert(event.place.clone());
+                }
+                if let Some(kept) = &mut self.state.kept {
+                    kept.take(&event.place, None);
                 }
                 self.state.known.insert(event.place.clone(), InLog::default());
             }

@@ -29,6 +29,9 @@ impl Task {
     /// Deletes or marks what is settled, in batches: at once when there is much, else no more often
     /// than rows are read. Returns when the rest is due.
     pub(super) async fn record(&mut self, epoch: i64, all: bool) -> Result<Option<Instant>, Error> {
+        if self.source.spec.is_kept() {
+            return self.record_kept(epoch, all).await;
+        }
         let state = &mut self.state;
         if all || state.unseen_due.is_some_and(|due| due <= Instant::now()) {
             state.owed.append(&mut state.unseen);
@@ -89,7 +92,11 @@ impl Task {
 
     /// Deletes published rows that are past their time: some at once, and others have their turn between.
     pub(super) async fn expire(&mut self, epoch: i64) -> Result<(), Error> {
-        let (Some(outbox), Some(kept)) = (&self.outbox, self.source.spec.retention) else { return Ok(()) };
+        let Some(kept) = self.source.spec.retention else { return Ok(()) };
+        if self.source.spec.is_kept() {
+            self.note_milestone(kept, epoch).await?;
+        }
+        let Some(outbox) = &self.outbox else { return Ok(()) };
         if Instant::now() < self.expire_at {
             return Ok(());
         }

@@ -27,7 +27,7 @@ impl Task {
     /// Writes holds down and carries wishes out, one change at a time.
     pub(super) async fn change_gates(&mut self, epoch: i64) -> Result<(), Error> {
         if self.state.gates_due {
-            self.tell_gates().await?;
+            self.tell_gates(epoch).await?;
         }
         if self.state.barred {
             return Ok(());
@@ -73,7 +73,7 @@ impl Task {
                 }
             },
         }
-        if self.state.gates_due { self.tell_gates().await } else { Ok(()) }
+        if self.state.gates_due { self.tell_gates(epoch).await } else { Ok(()) }
     }
 
     async fn carry_out(&mut self, request: &Request, epoch: i64) -> Result<Outcome, Error> {
@@ -96,11 +96,12 @@ impl Task {
     }
 
     /// Lists all gates to the relay, and waits for its answer.
-    async fn tell_gates(&mut self) -> Result<(), Error> {
+    async fn tell_gates(&mut self, epoch: i64) -> Result<(), Error> {
         let Some(outbox) = &self.outbox else { return Ok(()) };
         let generation = self.state.generation;
         let piece = |keys| self.send(Yield::Closed { generation, keys });
         let (gates, replays) = outbox.gates(piece).await?;
+        self.gather(epoch).await?;
         let state = &mut self.state;
         state.gates_due = false;
         state.barred = true;
@@ -128,6 +129,9 @@ impl Task {
             .into_iter()
             .map(|hold: crate::source::Hold| {
                 self.state.known.remove(&hold.place);
+                if let Some(kept) = &mut self.state.kept {
+                    kept.give_back(&hold.place);
+                }
                 hold.ticket
             })
             .collect();

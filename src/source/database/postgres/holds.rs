@@ -34,6 +34,7 @@ pub(super) fn dialect<'a>(
     spec: &TableSpec,
     place: &str,
     place_type: &str,
+    settled: Option<String>,
 ) -> Dialect<'a> {
     Dialect {
         own,
@@ -56,6 +57,7 @@ pub(super) fn dialect<'a>(
         },
         released: (!spec.stays()).then(|| own("released")),
         among_5: |column| format!("(CAST($5 AS text[]) IS NULL OR {column}::text = ANY($5))"),
+        settled,
     }
 }
 
@@ -92,6 +94,10 @@ impl Outbox {
         places: &[String],
         epoch: i64,
     ) -> Result<(), Error> {
+        if self.kept.is_some() {
+            // That they are skipped is written down with their holds.
+            return Ok(());
+        }
         self.with_places(sqlx::query(AssertSqlSafe(self.sql.record.as_str())), places)
             .bind(epoch)
             .execute(&mut **tx)

@@ -1,6 +1,7 @@
 //! PostgreSQL 14 to 18: the pool, the lease and the relay's own tables.
 
 mod holds;
+mod kept;
 mod outbox;
 mod released;
 
@@ -191,7 +192,7 @@ impl Postgres {
             "SELECT bool_and(to_regclass(format('%I.%I', $1::text, name)) IS NOT NULL) FROM unnest($2::text[]) name",
         )
         .bind(&self.schema)
-        .bind(&["leases", "holds", "pauses", "replays", "released", "slots", ddl::AUDIT][..])
+        .bind(&["leases", "holds", "pauses", "replays", "released", "watermarks", "milestones", "slots", ddl::AUDIT][..])
         .fetch_one(&mut *connection)
         .await
         .map_err(Error::sql("look for the relay's own tables"))?;
@@ -309,6 +310,9 @@ impl Postgres {
             }
             _ => None,
         };
+        if let Some(tx) = &spec.tx {
+            self.check_tx(spec, oid, tx).await?;
+        }
         Outbox::new(self, spec, &columns, sequence_oid.unwrap_or(oid))
     }
 }

@@ -11,11 +11,12 @@ use sqlx::{
 use super::{
     super::{
         BACKLOG_CAP, Backlog, EXPIRED_AT_ONCE, Error, Found, LEASE_NAME, Limits, Reach, TableSpec,
-        holds::{FIXED, HoldsSql},
+        holds::{FIXED, HoldsSql, hold_again},
         literal, quoted, quoted_table,
     },
     Postgres,
     holds::{dialect, own},
+    kept::{self, KeptSql, Parts},
 };
 use crate::{
     config::AfterPublish,
@@ -52,6 +53,8 @@ pub struct Outbox {
     /// Whether held events are found in their table; else their content is held with them.
     pub(super) stays: bool,
     pub(super) held_from: String,
+    /// Where rows stay when they are published.
+    pub(super) kept: Option<KeptSql>,
     pub(super) sql: Sql,
 }
 
@@ -89,6 +92,7 @@ impl Outbox {
         };
         let place_type = place_type.to_owned();
         let place_is_int = matches!(place_type.as_str(), "bigint" | "integer" | "smallint");
+        spec.check_kept(place, &place_type, place_is_int)?;
 
         let timestamp = spec.timestamps.iter().find(|name| type_of(name).is_some());
         let (clock, timestamp) = match timestamp.map(|name| (type_of(name), quoted(name))) {
@@ -184,6 +188,19 @@ impl Outbox {
             ),
             _ => format!("DELETE FROM {table} o WHERE o.{seq} = {places} AND {fence}"),
         };
+        let oldest = match clock {
+            Clock::None => "NULL::timestamptz".to_owned(),
+            Clock::Timestamp => timestamp.clone(),
+            Clock::Millis => format!("to_timestamp({timestamp} / 1000.0)"),
+        };
+        let age = format!("extract(epoch FROM clock_timestamp() - {oldest})::float8");
+        let kept = spec.tx.as_ref().map(|tx| {
+            let (schema, fence) = (schema.as_str(), fence.as_str());
+            // The longest payload that comes along is the seventh parameter there.
+            let list = list.replace("$5", "$7");
+            KeptSql::new(&Parts { spec, schema, seq: &seq, list: &list, age: &age, fence }, tx)
+        });
+        let settled = spec.tx.as_ref().map(|tx| kept::settled(&schema, spec, &quoted(tx), &seq));
         let payload_place = if place_is_int { "$1::bigint" } else { "$1::text" };
         let sql = Sql {
             read: read(""),
@@ -194,13 +211,14 @@ impl Outbox {
             ),
             record,
             hold: format!(
-                "INSERT INTO {schema}.holds \
+                "INSERT INTO {schema}.holds AS h \
                    (table_name, place, event_id, topic, key, state, cause, reason, attempts) \
                  SELECT {name}, p, i, t, k, s, c, r, a FROM unnest( \
                    $1::text[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::text[], $8::text[], $9::int[]) \
                    AS held(p, i, t, k, s, c, r, a) \
                  WHERE {fence} \
-                 ON CONFLICT (table_name, place) DO NOTHING"
+                 ON CONFLICT (table_name, place) DO {again}",
+                again = hold_again(spec)
             ),
             expire: match &spec.published_at {
                 Some(column) => format!(
@@ -224,17 +242,11 @@ impl Outbox {
             backlog: format!(
                 "SELECT (SELECT count(*) FROM (SELECT FROM {table} o WHERE true{pending}{unheld} \
                    LIMIT {BACKLOG_CAP}) waiting), \
-                 (SELECT extract(epoch FROM clock_timestamp() - {oldest})::float8 FROM {table} o \
-                   WHERE true{pending}{unheld} ORDER BY o.{seq} LIMIT 1)",
-                oldest = match clock {
-                    Clock::None => "NULL::timestamptz".to_owned(),
-                    Clock::Timestamp => timestamp.clone(),
-                    Clock::Millis => format!("to_timestamp({timestamp} / 1000.0)"),
-                }
+                 (SELECT {age} FROM {table} o WHERE true{pending}{unheld} ORDER BY o.{seq} LIMIT 1)"
             ),
         };
         let own = |name: &str| own(&db.schema, name);
-        let dialect = dialect(&own, spec, place, &place_type);
+        let dialect = dialect(&own, spec, place, &place_type, settled);
         Ok(Outbox {
             name: spec.name.clone(),
             holds: HoldsSql::new(spec, &dialect),
@@ -249,12 +261,13 @@ impl Outbox {
             lock_oid,
             stays: true,
             held_from: String::new(),
+            kept,
             sql,
         })
     }
 
     pub fn has_cursor(&self) -> bool {
-        self.place_is_int
+        self.place_is_int && self.kept.is_none()
     }
 
     pub async fn read(
@@ -364,6 +377,9 @@ impl Outbox {
     }
 
     pub async fn expire(&self, kept: Duration, epoch: i64) -> Result<u64, Error> {
+        if self.kept.is_some() {
+            return self.expire_kept(kept, epoch).await;
+        }
         let done = sqlx::query(AssertSqlSafe(self.sql.expire.as_str()))
             .bind(kept.as_secs_f64())
             .bind(epoch)
@@ -414,6 +430,9 @@ impl Outbox {
     }
 
     pub async fn backlog(&self) -> Result<Backlog, Error> {
+        if self.kept.is_some() {
+            return self.backlog_kept().await;
+        }
         let (rows, oldest_seconds): (i64, Option<f64>) =
             sqlx::query_as(AssertSqlSafe(self.sql.backlog.as_str()))
                 .fetch_one(&self.pool)

@@ -69,7 +69,7 @@ impl Outbox {
             backlog: format!("SELECT count(*), NULL::float8 FROM {table} o WHERE {of_table}"),
         };
         let own = |name: &str| own(&db.schema, name);
-        let dialect = dialect(&own, spec, "place", "text");
+        let dialect = dialect(&own, spec, "place", "text", None);
         Outbox {
             name: spec.name.clone(),
             holds: HoldsSql::new(spec, &dialect),
@@ -86,6 +86,7 @@ impl Outbox {
             max_payload: spec.max_payload as u64,
             lock_oid: 0,
             stays: false,
+            kept: None,
             held_from: format!(
                 "SELECT o.place FROM {schema}.holds o WHERE {of_table} AND o.place COLLATE \"C\" >= $1"
             ),

@@ -29,6 +29,7 @@ pub(super) fn dialect<'a>(
     spec: &TableSpec,
     place: &str,
     place_is_int: bool,
+    settled: Option<String>,
 ) -> Dialect<'a> {
     Dialect {
         own,
@@ -49,6 +50,7 @@ pub(super) fn dialect<'a>(
         among_5: |column| {
             format!("($5 IS NULL OR CAST({column} AS TEXT) IN (SELECT value FROM json_each($5)))")
         },
+        settled,
     }
 }
 
@@ -72,6 +74,10 @@ impl Outbox {
         places: &[String],
         epoch: i64,
     ) -> Result<(), Error> {
+        if self.kept.is_some() {
+            // That they are skipped is written down with their holds.
+            return Ok(());
+        }
         let numbers = || places.iter().filter_map(|place| place.parse::<i64>().ok()).collect::<Vec<i64>>();
         let places = match self.place_is_int {
             true => serde_json::Value::from(numbers()).to_string(),

@@ -4,6 +4,7 @@
 //! the cursor, and one connection at a time is enough.
 
 mod holds;
+mod kept;
 
 use std::{convert::Infallible, str::FromStr, time::Duration};
 
@@ -14,9 +15,10 @@ use sqlx::{
 };
 use tokio::sync::Notify;
 
+use self::kept::{KeptSql, Parts};
 use super::{
     BACKLOG_CAP, Backlog, EXPIRED_AT_ONCE, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl,
-    holds::{FIXED, HoldsSql},
+    holds::{FIXED, HoldsSql, hold_again},
     literal, quoted,
 };
 use crate::{
@@ -132,6 +134,8 @@ pub struct Outbox {
     hold: String,
     epoch: String,
     backlog: String,
+    /// Where rows stay when they are published.
+    kept: Option<KeptSql>,
 }
 
 impl Outbox {
@@ -141,6 +145,7 @@ impl Outbox {
         spec.check(columns)?;
         let place = spec.sequence.as_ref().unwrap_or(&spec.id);
         let place_is_int = type_of(place).is_some_and(|kind| kind.contains("INT"));
+        spec.check_kept(place, type_of(place).unwrap_or_default(), place_is_int)?;
         let timestamp = spec.timestamps.iter().find(|name| type_of(name).is_some());
         let timestamp_is_text =
             timestamp.is_some_and(|name| !type_of(name).is_some_and(|kind| kind.contains("INT")));
@@ -235,7 +240,13 @@ impl Outbox {
             (Some(_), _) => format!("unixepoch('subsec') - {timestamp_cell} / 1000.0"),
         };
         let own = |name: &str| db.own(name);
-        let dialect = holds::dialect(&own, spec, place, place_is_int);
+        let kept = spec.is_kept().then(|| {
+            // The longest payload that comes along is the fifth parameter here.
+            let list = list.replace("?4", "?5");
+            KeptSql::new(db, &Parts { spec, seq: &seq, list: &list, age: &age, fence: &fence })
+        });
+        let settled = spec.is_kept().then(|| kept::settled(db, spec, &seq));
+        let dialect = holds::dialect(&own, spec, place, place_is_int, settled);
         Ok(Outbox {
             name: spec.name.clone(),
             holds: HoldsSql::new(spec, &dialect),
@@ -252,10 +263,12 @@ impl Outbox {
             expire,
             record,
             hold: format!(
-                "INSERT INTO {own_holds} (table_name, place, event_id, topic, key, state, cause, reason, attempts) \
+                "INSERT INTO {own_holds} AS h (table_name, place, event_id, topic, key, state, cause, reason, attempts) \
                  SELECT {name}, ?1, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE {fence} \
-                 ON CONFLICT (table_name, place) DO NOTHING"
+                 ON CONFLICT (table_name, place) DO {again}",
+                again = hold_again(spec)
             ),
+            kept,
             replayed: format!(
                 "DELETE FROM {} WHERE table_name = {name} AND place IN (SELECT value FROM json_each($1))",
                 db.own("replays")
@@ -270,7 +283,7 @@ impl Outbox {
     }
 
     pub fn has_cursor(&self) -> bool {
-        self.place_is_int
+        self.place_is_int && self.kept.is_none()
     }
 
     pub async fn read(
@@ -354,6 +367,9 @@ impl Outbox {
     }
 
     pub async fn expire(&self, kept: Duration, epoch: i64) -> Result<u64, Error> {
+        if self.kept.is_some() {
+            return self.expire_kept(kept, epoch).await;
+        }
         let done = sqlx::query(AssertSqlSafe(self.expire.as_str()))
             .bind(kept.as_secs_f64())
             .bind(epoch)
@@ -405,6 +421,9 @@ impl Outbox {
     }
 
     pub async fn backlog(&self) -> Result<Backlog, Error> {
+        if self.kept.is_some() {
+            return self.backlog_kept().await;
+        }
         let (rows, oldest_seconds): (i64, Option<f64>) = sqlx::query_as(AssertSqlSafe(self.backlog.as_str()))
             .fetch_one(&self.pool)
             .await
