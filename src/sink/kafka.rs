@@ -290,12 +290,14 @@ impl Sink for Kafka {
             let mut producers = self.producers.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *producers, fresh)
         };
-        self.said_adrift.store(false, Ordering::Relaxed);
         if let Some((code, reason)) = old.main.client().fatal_error() {
             info!(?code, reason, "the producer that is thrown away had failed");
         }
         // Purging and closing waits for librdkafka's threads.
         tokio::task::spawn_blocking(move || drop(old)).await.ok();
+        // What the old ones said of themselves is not true of the new ones.
+        self.mailbox.adrift.store(false, Ordering::Release);
+        self.said_adrift.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -307,13 +309,23 @@ impl Sink for Kafka {
         let (settings, shared) = (self.settings.clone(), self.admin.clone());
         async move {
             let admin = shared.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let facts = look_up(admin, topic, &settings.create_topics, within).await;
+            let facts = look_up(&admin, topic, &settings.create_topics, within).await;
             // One that knows no broker any more (see `Statistics`) would never answer again, and
             // cannot be told from one that only has to wait.
             if let Err(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::OperationTimedOut) = facts
                 && let Ok(fresh) = settings.client().create()
             {
-                *shared.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+                // Closing one waits for librdkafka's threads.
+                let replace = move || {
+                    let mut current = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    // Another question may have had the same answer.
+                    if Arc::ptr_eq(&current, &admin) {
+                        *current = Arc::new(fresh);
+                    }
+                    drop(current);
+                    drop(admin);
+                };
+                tokio::task::spawn_blocking(replace).await.ok();
             }
             facts
         }
@@ -321,7 +333,7 @@ impl Sink for Kafka {
 }
 
 async fn look_up(
-    admin: Arc<Admin>,
+    admin: &Arc<Admin>,
     topic: String,
     create: &CreateTopics,
     within: Duration,
@@ -330,12 +342,12 @@ async fn look_up(
     let counted = tokio::task::spawn_blocking(move || partition_count(&asking, &name, within));
     let partitions = match counted.await.unwrap_or(Err(RDKafkaErrorCode::Fail)) {
         Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) if create.enabled => {
-            create_topic(&admin, &topic, create, within).await?;
+            create_topic(admin, &topic, create, within).await?;
             create.partitions
         }
         answer => answer?,
     };
-    let (max_message_bytes, compacted) = settings_of(&admin, &topic, within.min(LIMIT_WITHIN)).await;
+    let (max_message_bytes, compacted) = settings_of(admin, &topic, within.min(LIMIT_WITHIN)).await;
     Ok(TopicFacts { partitions, max_message_bytes, compacted })
 }
 

@@ -212,6 +212,8 @@ async fn a_topic_that_is_deleted_and_made_again_loses_nothing_that_was_not_there
 async fn a_cluster_that_says_it_has_no_brokers_is_found_again() {
     let world = World::new("nobrokers").await;
     let topic = world.create_topic("events", 3, &[]).await;
+    let (during, after) =
+        (world.create_topic("during", 1, &[]).await, world.create_topic("after", 1, &[]).await);
     let (impostor, address) = Impostor::start();
     let config = world.config_for(&world.url, &address, "[{ name: outbox }]", "");
     world.install(&config).await;
@@ -227,7 +229,13 @@ async fn a_cluster_that_says_it_has_no_brokers_is_found_again() {
     // Nothing is to be sent when it happens, and then there is.
     relay.wait_for("answered with no brokers");
     world.sql(&insert(101, 200)).await;
+    // Topics that the relay has to ask about: the client that asks forgets the brokers as well.
+    let new = |topic: &str| format!("{INSERT} VALUES ('{topic}', 'k', '1')");
+    world.sql(&new(&during)).await;
+    relay.wait_for("kafka topic cannot be written to");
     impostor.is_honest();
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    world.sql(&new(&after)).await;
     world.until("SELECT count(*) FROM outbox", 0).await;
     let mut last = std::collections::HashMap::new();
     let mut consumer = world.consumer(&topic);
