@@ -18,7 +18,9 @@ use crate::{
 const FULL_SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// How often open transactions are looked for, while rows come.
 const HORIZON_EVERY: Duration = Duration::from_millis(100);
-/// Payload bytes that one read may bring along.
+/// Payload bytes that one read may bring along, and no more than this share of the window: the driver has
+/// them beside the window, and the bound on memory is told in windows.
+const READ_SHARE: usize = 4;
 const READ_BYTES: usize = 4 << 20;
 
 impl Task {
@@ -32,7 +34,7 @@ impl Task {
         if !enough && !idle {
             return None;
         }
-        let bytes = READ_BYTES.min(room.bytes).max(1);
+        let bytes = READ_BYTES.min(window.limit().bytes / READ_SHARE).min(room.bytes).max(1);
         let typical = (2.0 * self.state.payload_mean).max(1024.0);
         let rows = (bytes as f64 / typical) as usize;
         let rows = rows.clamp(1, batch.min(room.events).max(1));
