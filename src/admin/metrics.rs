@@ -115,12 +115,14 @@ const END_TO_END: Described = histogram(
 const OLDEST_PENDING_AGE: Described = gauge(
     "whippet_oldest_pending_age_seconds",
     &["table"],
-    "Age of the oldest row that waits, by the database's clock; held rows apart. 0 when none waits.",
+    "Age of the oldest row that waits, by the database's clock; held rows apart. Where only the log has the \
+     rows: of those that were read. 0 when none waits.",
 );
 const PENDING_EVENTS: Described = gauge(
     "whippet_pending_events",
     &["table"],
-    "Rows that wait in the table, counted up to 100000; held rows apart. Owner only.",
+    "Rows that wait in the table, counted up to 100000; held rows apart. Where only the log has the rows: \
+     those that were read and are not settled. Owner only.",
 );
 const PARKED_KEYS: Described =
     gauge("whippet_parked_keys", &["table"], "Keys that are parked until an operator releases them.");

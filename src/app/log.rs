@@ -11,6 +11,7 @@ use crate::{
     coordinate::Lease,
     source::{
         database::{Database, TableSpec},
+        log::Unsettled,
         table::LogEnd,
     },
 };
@@ -47,6 +48,7 @@ mod postgres {
             table: &Table,
             spec: &TableSpec,
             waits: watch::Receiver<f64>,
+            unsettled: watch::Sender<Unsettled>,
         ) -> Option<LogEnd> {
             let polls = match table.capture {
                 Capture::Poll => return None,
@@ -55,7 +57,7 @@ mod postgres {
             };
             let (lines, end) = mpsc::unbounded_channel();
             self.all_poll = Some(self.all_poll.unwrap_or(true) && polls);
-            self.followers.push(Follower { spec: spec.clone(), lines, waits });
+            self.followers.push(Follower { spec: spec.clone(), lines, waits, unsettled });
             Some(LogEnd { lines: end, polls, again: self.again.clone() })
         }
 
@@ -109,7 +111,13 @@ pub(super) struct Log {}
 
 #[cfg(not(feature = "postgres"))]
 impl Log {
-    pub fn follow(&mut self, _: &Table, _: &TableSpec, _: watch::Receiver<f64>) -> Option<LogEnd> {
+    pub fn follow(
+        &mut self,
+        _: &Table,
+        _: &TableSpec,
+        _: watch::Receiver<f64>,
+        _: watch::Sender<Unsettled>,
+    ) -> Option<LogEnd> {
         None
     }
 

@@ -38,6 +38,7 @@ use crate::{
     source::{
         Command, Feed, Source as _,
         database::{Database, Rows, TableSpec, answered},
+        log::Unsettled,
         table::TableSource,
     },
 };
@@ -55,7 +56,7 @@ pub struct App {
     keeper: Keeper,
     admin: Option<(Admin, TcpListener)>,
     /// The tables, and where it is told how long the oldest row of each has waited.
-    specs: Vec<(TableSpec, watch::Sender<f64>)>,
+    watched: Vec<Watched>,
     log: Log,
     metrics: Arc<Metrics>,
     board: Arc<Board>,
@@ -87,14 +88,15 @@ impl App {
         let (events, intake) = mpsc::channel(BATCHES_ON_THE_WAY);
 
         let mut log = Log::default();
-        let (mut tables, mut pollers, mut sources, mut specs) = (vec![], vec![], vec![], vec![]);
+        let (mut tables, mut pollers, mut sources, mut watched) = (vec![], vec![], vec![], vec![]);
         for (index, table) in config.tables.iter().enumerate() {
             let retry = policy(&table.retry);
             let rules = Rules::compile(&record_spec(table, store.is_some()))
                 .with_context(|| format!("tables[{index}] ({})", table.name))?;
             let spec = table_spec(table, &rules);
             let (waits, waited) = watch::channel(0.0);
-            let end = log.follow(table, &spec, waited);
+            let (unsettled, only_in_log) = watch::channel(Unsettled::default());
+            let end = log.follow(table, &spec, waited, unsettled);
             let (tell, commands) = mpsc::unbounded_channel::<Command>();
             sources.push(tell);
             let feed = Feed {
@@ -115,7 +117,7 @@ impl App {
             };
             pollers.push((source, feed));
             let spec_of_table = spec.clone();
-            specs.push((spec, waits));
+            watched.push(Watched { spec, waits, only_in_log });
             tables.push(Arc::new(Table {
                 name: table.name.clone(),
                 rules,
@@ -147,11 +149,10 @@ impl App {
         let admin = match config.admin.listen {
             Some(listen) => {
                 let listener = server::bind(listen).await?;
-                let tables = specs.iter().zip(&relay.sources);
-                let tables =
-                    tables.map(|((spec, _), source): (&(TableSpec, _), &mpsc::UnboundedSender<Command>)| {
-                        verbs::Table { spec: spec.clone(), source: source.downgrade() }
-                    });
+                let tables = watched.iter().zip(&relay.sources);
+                let tables = tables.map(|(table, source): (&Watched, &mpsc::UnboundedSender<Command>)| {
+                    verbs::Table { spec: table.spec.clone(), source: source.downgrade() }
+                });
                 let desk = Arc::new(Desk {
                     database: database.clone(),
                     tables: tables.collect(),
@@ -163,7 +164,7 @@ impl App {
             None => None,
         };
         let grace = config.shutdown.grace;
-        Ok(App { database, pollers, relay, keeper, admin, specs, log, metrics, board, grace })
+        Ok(App { database, pollers, relay, keeper, admin, watched, log, metrics, board, grace })
     }
 
     /// The state as `/status` shows it.
@@ -188,7 +189,7 @@ impl App {
         let after_sources = CancellationToken::new();
         let log = self.log.spawn(after_sources.clone());
         let mut helpers = JoinSet::new();
-        for (index, table) in self.specs.into_iter().enumerate() {
+        for (index, table) in self.watched.into_iter().enumerate() {
             helpers.spawn(watch_backlog(
                 self.database.clone(),
                 table,
@@ -242,10 +243,19 @@ impl App {
     }
 }
 
+/// A table whose backlog is measured.
+struct Watched {
+    spec: TableSpec,
+    /// Told how long the oldest row has waited, in seconds.
+    waits: watch::Sender<f64>,
+    /// What waits, where there is no table to be asked.
+    only_in_log: watch::Receiver<Unsettled>,
+}
+
 /// Measures what waits in a table, apart from the poller: it has to show when the poller is stuck.
 async fn watch_backlog(
     database: Database,
-    (spec, waits): (TableSpec, watch::Sender<f64>),
+    Watched { spec, waits, only_in_log }: Watched,
     table: TableIx,
     lease: watch::Receiver<Lease>,
     board: Arc<Board>,
@@ -275,7 +285,8 @@ async fn watch_backlog(
             }
         };
         match answered("measure the backlog", measured).await {
-            Ok(Some((backlog, parked))) => {
+            Ok(Some((mut backlog, parked))) => {
+                backlog.add(*only_in_log.borrow());
                 metrics.oldest_parked_age.with_label_values(&[&spec.name]).set(parked.unwrap_or(0.0));
                 let oldest = backlog.oldest_seconds.unwrap_or(0.0);
                 metrics

@@ -62,7 +62,7 @@ async fn nothing_passes_an_event_that_the_broker_refuses() {
     let mut consumer = world.consumer(&topic);
     consumer.read(2);
     world.until("SELECT count(*) FROM outbox", 0).await;
-    world.alter_topic(&topic, "max.message.bytes", "10000").await;
+    world.lower_limit(&topic, 2, 10_000).await;
     let mut script = String::from("BEGIN;");
     for round in 0..50 {
         script += &format!(
@@ -75,7 +75,7 @@ async fn nothing_passes_an_event_that_the_broker_refuses() {
     world.until("SELECT count(*) FROM outbox", 150).await;
     let seen = consumer.read_to_end();
     assert!(
-        seen.iter().all(|record| !record.key.as_deref().unwrap().starts_with(b"bad")),
+        seen.iter().all(|record| !record.key.as_deref().unwrap_or_default().starts_with(b"bad")),
         "an event passed the refused one before it"
     );
     // First appearances of the innocent key are in order, and all there; repeats may follow.
@@ -150,7 +150,7 @@ async fn nothing_passes_the_first_batch_of_a_new_producer() {
             .await;
         let mut consumer = world.consumer(&topic);
         consumer.read(1);
-        world.alter_topic(&topic, "max.message.bytes", "10000").await;
+        world.lower_limit(&topic, 10, 10_000).await;
         world
             .sql(&format!(
                 "INSERT INTO outbox (topic, key, payload, part) SELECT '{topic}', 'k' || p,
@@ -160,7 +160,11 @@ async fn nothing_passes_the_first_batch_of_a_new_producer() {
             .await;
         world.until(&format!("SELECT count(*) FROM whippet.holds WHERE topic = '{topic}'"), 54).await;
         assert_eq!(
-            consumer.read_to_end().iter().filter(|record| record.partition != 9).count(),
+            consumer
+                .read_to_end()
+                .iter()
+                .filter(|record| record.partition != 9 && record.key.is_some())
+                .count(),
             0,
             "round {round}"
         );

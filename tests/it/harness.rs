@@ -16,6 +16,7 @@ use rdkafka::{
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer as _},
     message::Headers as _,
+    types::RDKafkaErrorCode,
 };
 use sqlx::{
     AssertSqlSafe, Connection as _, PgConnection, PgPool,
@@ -37,6 +38,11 @@ pub fn service(variable: &str) -> String {
 
 pub fn kafka() -> String {
     service("WHIPPET_TEST_KAFKA")
+}
+
+/// What a test takes in `scripts/test`, or in `scripts/soak`, which has more time and room.
+pub fn in_soak<T>(here: T, soak: T) -> T {
+    if std::env::var_os("WHIPPET_SOAK").is_some() { soak } else { here }
 }
 
 /// Runs `scripts/services VERB NAME`.
@@ -158,6 +164,32 @@ impl World {
         results.into_iter().for_each(|result| {
             result.unwrap();
         });
+    }
+
+    /// Lowers `max.message.bytes`, and waits until every partition goes by it: the broker takes it up a little
+    /// after it has said yes. What it takes before that is there, as records without a key.
+    pub async fn lower_limit(&self, topic: &str, partitions: i32, bytes: usize) {
+        use rdkafka::producer::{FutureProducer, FutureRecord};
+        self.alter_topic(topic, "max.message.bytes", &bytes.to_string()).await;
+        let probe: FutureProducer = ClientConfig::new()
+            .set("bootstrap.servers", kafka())
+            .set("message.timeout.ms", "30000")
+            .create()
+            .unwrap();
+        let payload = vec![0; bytes + 1];
+        for partition in 0..partitions {
+            loop {
+                let record = FutureRecord::<(), _>::to(topic).partition(partition).payload(&payload);
+                match probe.send(record, Duration::ZERO).await {
+                    Ok(_) => self.pause().await,
+                    Err((error, _)) => {
+                        let code = error.rdkafka_error_code();
+                        assert_eq!(code, Some(RDKafkaErrorCode::MessageSizeTooLarge), "{error}");
+                        break;
+                    }
+                }
+            }
+        }
     }
 
     pub async fn delete_topic(&self, topic: &str) {

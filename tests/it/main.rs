@@ -28,5 +28,6 @@ mod stream;
 mod stream_changes;
 mod stream_faults;
 mod stream_rows;
+mod stream_servers;
 mod stream_sizes;
 mod verbs;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::{
-    harness::{Relay, Seen, World},
+    harness::{Relay, Seen, World, in_soak},
     stream_rows::*,
 };
 
@@ -55,8 +55,9 @@ async fn a_huge_transaction_is_published_in_order_within_the_memory_that_is_prom
 }
 
 /// One transaction writes this many rows of 1 KiB to another table before it writes one to the outbox, and
-/// again as many after it.
+/// again as many after it: four times as many in `scripts/soak`.
 async fn a_row_among_much_else(name: &str, publication: &str, rows: u32) {
+    let rows = in_soak(rows, 4 * rows);
     let world = World::new(name).await;
     let topic = world.create_topic("events", 1, &[]).await;
     world.sql(publication.replace("NAME", &world.name).as_str()).await;

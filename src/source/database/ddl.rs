@@ -79,7 +79,9 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
             "CREATE TABLE IF NOT EXISTS {schema}.slots (
   name text PRIMARY KEY,
   system_identifier text NOT NULL,
-  made timestamptz NOT NULL DEFAULT now()
+  timeline bigint NOT NULL,
+  publication text NOT NULL,
+  noted timestamptz NOT NULL DEFAULT now()
 )"
         ),
         format!("CREATE INDEX IF NOT EXISTS holds_by_key ON {schema}.holds (table_name, topic, key)"),

@@ -26,7 +26,7 @@ use crate::{
     source::{
         ClosedKey, Gates, Hold,
         hold::{Filter, Held, Outcome, Over, Request},
-        log::Moment,
+        log::{Moment, Unsettled},
     },
 };
 
@@ -186,6 +186,18 @@ pub struct Backlog {
     /// Capped: see [`BACKLOG_CAP`].
     pub rows: u64,
     pub oldest_seconds: Option<f64>,
+}
+
+impl Backlog {
+    /// Adds what only the log has.
+    pub fn add(&mut self, unsettled: Unsettled) {
+        self.rows += unsettled.rows;
+        let age = unsettled.since.map(|since| since.elapsed().as_secs_f64());
+        self.oldest_seconds = match (self.oldest_seconds, age) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
+        };
+    }
 }
 
 /// Rows that one statement deletes because they are old.

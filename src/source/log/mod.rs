@@ -14,6 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
@@ -73,6 +74,14 @@ impl Progress {
     pub fn set_current(&self) {
         self.current.store(true, Ordering::Release);
     }
+}
+
+/// What only the log has of a table, and is not settled: read, and not published or held.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unsettled {
+    pub rows: u64,
+    /// When the oldest was committed.
+    pub since: Option<Instant>,
 }
 
 /// Rows of one table, in the order of the log.

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tracing::warn;
@@ -18,7 +19,7 @@ use crate::{
     relay::core::window_bytes,
     source::{
         database::{Rows, TableSpec},
-        log::{At, Lsn, Progress, Streamed},
+        log::{At, Lsn, Progress, Streamed, Unsettled},
     },
 };
 
@@ -88,6 +89,7 @@ impl Transaction {
 #[derive(Debug)]
 struct Open {
     end: Lsn,
+    committed_ms: i64,
     /// For each table: how many of its rows must be settled.
     marks: Vec<(usize, u64)>,
 }
@@ -103,6 +105,8 @@ pub struct Decoder {
     touched: Vec<usize>,
     open: VecDeque<Open>,
     confirmed: Lsn,
+    /// How much the server's clock is ahead of ours.
+    ahead_ms: i64,
     rows: usize,
     bytes: usize,
     changed: bool,
@@ -122,6 +126,7 @@ impl Decoder {
             touched: Vec::new(),
             open: VecDeque::new(),
             confirmed: Lsn::default(),
+            ahead_ms: 0,
             rows: 0,
             bytes: 0,
             changed: false,
@@ -169,7 +174,8 @@ impl Decoder {
     fn frame(&mut self, frame: &[u8]) -> Result<(), Malformed> {
         let message = match Frame::parse(frame)? {
             Frame::Data(message) => Message::parse(message)?,
-            Frame::Keepalive { wal_end, .. } => {
+            Frame::Keepalive { wal_end, clock, .. } => {
+                self.ahead_ms = (clock - micros_now()) / 1000;
                 if self.transaction.is_none() {
                     self.reached(wal_end);
                 }
@@ -280,8 +286,22 @@ impl Decoder {
         self.routes.iter().filter_map(|route| Some((&route.spec, route.table.as_ref()?)))
     }
 
+    /// The rows of a table that came and are not settled, and how old the oldest is, by the server's clock.
+    pub fn unsettled(&self, table: usize) -> Unsettled {
+        let route = &self.routes[table];
+        let settled = route.progress.settled();
+        let waits = |open: &&Open| open.marks.iter().any(|(of, count)| *of == table && settled < *count);
+        // Else they are in the transaction that is being read.
+        let first = self.open.iter().find(waits).map(|open| open.committed_ms);
+        let first = first.or(self.transaction.map(|transaction| transaction.committed_ms));
+        let rows = route.came.saturating_sub(settled);
+        let now = micros_now() / 1000 + POSTGRES_EPOCH_SECONDS * 1000 + self.ahead_ms;
+        let age = first.filter(|_| rows > 0).map(|first| Duration::from_millis((now - first).max(0) as u64));
+        Unsettled { rows, since: age.and_then(|age| Instant::now().checked_sub(age)) }
+    }
+
     fn commit(&mut self, end: Lsn) {
-        self.transaction = None;
+        let committed_ms = self.transaction.take().map_or(0, |transaction| transaction.committed_ms);
         if self.touched.is_empty() {
             return self.reached(end);
         }
@@ -298,7 +318,7 @@ impl Decoder {
                     }
                 }
             }
-            _ => self.open.push_back(Open { end, marks }),
+            _ => self.open.push_back(Open { end, committed_ms, marks }),
         }
     }
 

@@ -19,8 +19,9 @@ pub struct Malformed(&'static str);
 pub enum Frame<'a> {
     /// A message of pgoutput.
     Data(&'a [u8]),
-    /// Everything up to `wal_end` was sent, as far as it concerns us.
-    Keepalive { wal_end: Lsn, reply: bool },
+    /// Everything up to `wal_end` was sent, as far as it concerns us. With the server's clock, in
+    /// microseconds since 2000-01-01.
+    Keepalive { wal_end: Lsn, clock: i64, reply: bool },
 }
 
 impl<'a> Frame<'a> {
@@ -34,8 +35,8 @@ impl<'a> Frame<'a> {
             }
             b'k' => {
                 let wal_end = Lsn(rest.u64()?);
-                rest.take(8)?;
-                Ok(Frame::Keepalive { wal_end, reply: rest.u8()? != 0 })
+                let clock = rest.u64()?.cast_signed();
+                Ok(Frame::Keepalive { wal_end, clock, reply: rest.u8()? != 0 })
             }
             _ => Err(Malformed("a replication message")),
         }

@@ -1,17 +1,20 @@
-//! What a stream needs in the server: the settings, the publication, the slot. Made where they are missing
-//! and that is allowed; else a sentence says what is wrong and what mends it.
+//! What a stream needs in the server: the settings, the slot, and the `publication`. Made where they are
+//! missing and that is allowed; else a sentence says what is wrong and what mends it.
+
+use std::fmt;
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tracing::{info, warn};
 
 use super::{
+    publication::Wanted,
     rows::{Known, Type},
     wire,
 };
 use crate::{
     config,
     source::{
-        database::{Error, Postgres, Rows, TableSpec, answered, ddl, literal, quoted, quoted_table},
+        database::{Error, Postgres, Rows, TableSpec, answered, literal, quoted, quoted_table},
         log::{Lsn, Moment},
     },
 };
@@ -67,14 +70,43 @@ struct Found {
     lost: Option<String>,
 }
 
+/// Which server, and which of its histories: a standby that is promoted begins another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub system_identifier: String,
+    pub timeline: i64,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "system {}, timeline {}", self.system_identifier, self.timeline)
+    }
+}
+
+/// What the log was read from last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Noted {
+    identity: Identity,
+    /// The version of the publication.
+    publication: String,
+}
+
+/// What there is to be read.
+pub struct Prepared {
+    /// Each table's number and columns; `None` where it has none.
+    pub tables: Vec<Option<(u32, Vec<Known>)>>,
+    /// The version of the publication.
+    pub publication: String,
+}
+
 struct Server {
     wal_level: String,
     is_standby: bool,
     version: i32,
-    system_identifier: String,
+    identity: Identity,
 }
 
-fn sql(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
+pub(super) fn sql(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
     move |source| Error::Sql { doing, source }
 }
 
@@ -85,9 +117,9 @@ impl Slot {
         &self,
         specs: &[TableSpec],
         replaceable: bool,
-        system_identifier: &str,
-    ) -> Result<Vec<Option<(u32, Vec<Known>)>>, Obstacle> {
-        let server = self.server(system_identifier).await?;
+        identity: Identity,
+    ) -> Result<Prepared, Obstacle> {
+        let server = self.server(identity).await?;
         let (mut found, mut tables) = (Vec::new(), Vec::new());
         for spec in specs {
             if matches!(spec.rows, Rows::Messages { .. }) {
@@ -96,7 +128,7 @@ impl Slot {
             }
             match self.columns(spec).await? {
                 Some((oid, known)) => {
-                    tables.push((quoted_table(&spec.name), i64::from(oid)));
+                    tables.push(Wanted::new(spec, oid, &known));
                     found.push(Some((oid, known)));
                 }
                 // Its rows stay where they are, wherever that is.
@@ -104,15 +136,42 @@ impl Slot {
                 None => return Err(Obstacle::Setup(missing(spec))),
             }
         }
-        let changed = self.publish(&tables).await?;
-        let is_new = self.have_slot(&server, replaceable).await?;
-        if let (Some(xid), false) = (changed, is_new) {
-            self.outlive(&xid).await?;
+        self.publish(&tables).await?;
+        let noted = self.noted().await?;
+        let is_new = self.have_slot(&server, replaceable, noted.as_ref()).await?;
+        let now = Noted { identity: server.identity, publication: self.version().await? };
+        if noted.as_ref() != Some(&now) {
+            self.follows_a_change(noted.as_ref(), &now, is_new).await?;
+            self.note(&now).await?;
         }
-        Ok(found)
+        Ok(Prepared { tables: found, publication: now.publication })
     }
 
-    async fn server(&self, system_identifier: &str) -> Result<Server, Obstacle> {
+    /// What is to be done, and said, where the server or the publication is not what it was.
+    async fn follows_a_change(
+        &self,
+        before: Option<&Noted>,
+        now: &Noted,
+        slot_is_new: bool,
+    ) -> Result<(), Obstacle> {
+        if let Some(before) = before
+            && before.identity != now.identity
+        {
+            warn!(
+                slot = self.settings.slot,
+                before = %before.identity,
+                now = %now.identity,
+                "another server has taken over: its log is read, and what only the one before had committed is gone"
+            );
+        }
+        // A new slot has waited for them.
+        if !slot_is_new && before.is_none_or(|before| before.publication != now.publication) {
+            self.outlive_writers().await?;
+        }
+        Ok(())
+    }
+
+    async fn server(&self, identity: Identity) -> Result<Server, Obstacle> {
         let ask = sqlx::query_as(
             "SELECT current_setting('wal_level') AS wal_level, pg_is_in_recovery() AS is_standby, \
              current_setting('server_version_num')::int AS version",
@@ -121,8 +180,7 @@ impl Slot {
             ask.fetch_one(&self.database.pool()).await.map_err(sql("ask the server"))
         })
         .await?;
-        let system_identifier = system_identifier.to_owned();
-        let server = Server { wal_level, is_standby, version, system_identifier };
+        let server = Server { wal_level, is_standby, version, identity };
         if server.is_standby {
             return Err(Obstacle::Setup("the server is a standby: it cannot be streamed from".into()));
         }
@@ -164,117 +222,24 @@ impl Slot {
         Ok(Some((oid, columns.into_iter().map(known).collect())))
     }
 
-    /// Whether the tables still have these numbers, and are still published.
-    pub async fn has_still(&self, tables: &[(String, Option<i64>)]) -> Result<bool, Error> {
-        let (names, oids): (Vec<&str>, Vec<Option<i64>>) =
-            tables.iter().map(|(name, oid)| (name.as_str(), *oid)).unzip();
-        answered("look for the tables", async {
-            sqlx::query_scalar(
-                "SELECT NOT EXISTS (SELECT FROM unnest($1::text[], $2::bigint[]) AS t(name, oid) \
-                 WHERE to_regclass(t.name)::oid::bigint IS DISTINCT FROM t.oid OR (t.oid IS NOT NULL AND NOT EXISTS ( \
-                   SELECT FROM pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname \
-                   JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename \
-                   WHERE p.pubname = $3 AND c.oid::bigint = t.oid)))",
-            )
-            .bind(&names)
-            .bind(&oids)
-            .bind(&self.settings.publication)
-            .fetch_one(&self.database.pool())
-            .await
-            .map_err(sql("look for the tables"))
-        })
-        .await
-    }
-
-    /// Has the tables in the publication. Returns a transaction's number where it had to be changed: what
-    /// older ones insert may not be published yet.
-    async fn publish(&self, tables: &[(String, i64)]) -> Result<Option<String>, Obstacle> {
-        let name = &self.settings.publication;
-        let pool = self.database.pool();
-        let there: Option<bool> = answered("look for the publication", async {
-            sqlx::query_scalar("SELECT pubinsert FROM pg_publication WHERE pubname = $1")
-                .bind(name)
-                .fetch_optional(&pool)
-                .await
-                .map_err(sql("look for the publication"))
-        })
-        .await?;
-        if there == Some(false) {
-            return Err(Obstacle::Setup(format!(
-                "publication {name} publishes no inserts: ALTER PUBLICATION {} SET (publish = 'insert')",
-                quoted(name)
-            )));
-        }
-        let published: Vec<i64> = answered("look for the publication", async {
-            sqlx::query_scalar(
-                "SELECT c.oid::bigint FROM pg_publication_tables p \
-                 JOIN pg_namespace n ON n.nspname = p.schemaname \
-                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE p.pubname = $1",
-            )
-            .bind(name)
-            .fetch_all(&pool)
-            .await
-            .map_err(sql("look for the publication"))
-        })
-        .await?;
-        let missing: Vec<String> =
-            tables.iter().filter(|(_, oid)| !published.contains(oid)).map(|(name, _)| name.clone()).collect();
-        if there.is_some() && missing.is_empty() {
-            return Ok(None);
-        }
-        let statement = match there {
-            None => ddl::create_publication(name, &missing),
-            Some(_) => format!("ALTER PUBLICATION {} ADD TABLE {}", quoted(name), missing.join(", ")),
-        };
-        if !self.settings.create {
-            return Err(Obstacle::Setup(format!(
-                "publication {name} does not have every table, and source.stream.create is false: run as the \
-                 owner of the tables: {statement}"
-            )));
-        }
-        self.change(&statement).await?;
-        info!(publication = name, statement, "publication changed");
-        let xid: String = answered("number a transaction", async {
-            sqlx::query_scalar("SELECT pg_current_xact_id()::text")
-                .fetch_one(&pool)
-                .await
-                .map_err(sql("number a transaction"))
-        })
-        .await?;
-        Ok(Some(xid))
-    }
-
-    /// Waits until every transaction that is older than this one has ended.
-    async fn outlive(&self, xid: &str) -> Result<(), Obstacle> {
-        loop {
-            let over: bool = answered("look for open transactions", async {
-                sqlx::query_scalar("SELECT pg_snapshot_xmin(pg_current_snapshot()) > $1::xid8")
-                    .bind(xid)
-                    .fetch_one(&self.database.pool())
-                    .await
-                    .map_err(sql("look for open transactions"))
-            })
-            .await?;
-            if over {
-                return Ok(());
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        }
-    }
-
-    async fn have_slot(&self, server: &Server, replaceable: bool) -> Result<bool, Obstacle> {
+    /// Has the slot. Whether it had to be made.
+    async fn have_slot(
+        &self,
+        server: &Server,
+        replaceable: bool,
+        noted: Option<&Noted>,
+    ) -> Result<bool, Obstacle> {
         let name = &self.settings.slot;
-        let made_on = self.made_on().await?;
         let found = self.find().await?;
-        if !replaceable && let Some(made_on) = &made_on {
+        if !replaceable && let Some(Noted { identity: made_on, .. }) = noted {
             // What was in it, and in no table, is gone: nobody is to overlook that.
             let lost = match &found {
                 None => Some(format!("slot {name} is gone")),
                 Some(Found { lost: Some(reason), .. }) => {
                     Some(format!("the server has invalidated slot {name} ({reason})"))
                 }
-                Some(_) if *made_on != server.system_identifier => {
-                    Some(format!("slot {name} was made on another server ({made_on})"))
+                Some(_) if made_on.system_identifier != server.identity.system_identifier => {
+                    Some(format!("slot {name} was made on another server ({})", made_on.system_identifier))
                 }
                 Some(_) => None,
             };
@@ -288,9 +253,6 @@ impl Slot {
         let Some(found) = found else {
             return self.create(server).await.map(|()| true);
         };
-        if made_on.is_none() {
-            self.note(server).await?;
-        }
         if found.plugin.as_deref() != Some("pgoutput") || !found.here {
             return Err(Obstacle::Setup(format!(
                 "slot {name} is there, but is no pgoutput slot of this database: name another in source.stream.slot"
@@ -363,37 +325,47 @@ impl Slot {
         info!(slot = name, "making the slot; the server waits for open transactions");
         self.change(&statement).await?;
         info!(slot = name, failover = !failover.is_empty(), "slot made");
-        self.note(server).await?;
         Ok(())
     }
 
-    /// The server on which the slot was made, as the relay noted it.
-    async fn made_on(&self) -> Result<Option<String>, Error> {
-        let ask =
-            format!("SELECT system_identifier FROM {}.slots WHERE name = $1", quoted(self.database.schema()));
-        answered("look where the slot was made", async {
-            sqlx::query_scalar(AssertSqlSafe(ask))
+    /// What the relay noted when it began to read the log last.
+    async fn noted(&self) -> Result<Option<Noted>, Error> {
+        let doing = "look where the slot was";
+        let ask = format!(
+            "SELECT system_identifier, timeline, publication FROM {}.slots WHERE name = $1",
+            quoted(self.database.schema())
+        );
+        let noted: Option<(String, i64, String)> = answered(doing, async {
+            sqlx::query_as(AssertSqlSafe(ask))
                 .bind(&self.settings.slot)
                 .fetch_optional(&self.database.pool())
                 .await
-                .map_err(sql("look where the slot was made"))
+                .map_err(sql(doing))
         })
-        .await
+        .await?;
+        Ok(noted.map(|(system_identifier, timeline, publication)| Noted {
+            identity: Identity { system_identifier, timeline },
+            publication,
+        }))
     }
 
-    async fn note(&self, server: &Server) -> Result<(), Error> {
+    async fn note(&self, now: &Noted) -> Result<(), Error> {
+        let doing = "note where the slot is";
         let note = format!(
-            "INSERT INTO {}.slots (name, system_identifier) VALUES ($1, $2) \
-             ON CONFLICT (name) DO UPDATE SET system_identifier = excluded.system_identifier, made = now()",
+            "INSERT INTO {}.slots (name, system_identifier, timeline, publication) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (name) DO UPDATE SET system_identifier = excluded.system_identifier, \
+             timeline = excluded.timeline, publication = excluded.publication, noted = now()",
             quoted(self.database.schema())
         );
-        answered("note where the slot was made", async {
+        answered(doing, async {
             sqlx::query(AssertSqlSafe(note))
                 .bind(&self.settings.slot)
-                .bind(&server.system_identifier)
+                .bind(&now.identity.system_identifier)
+                .bind(now.identity.timeline)
+                .bind(&now.publication)
                 .execute(&self.database.pool())
                 .await
-                .map_err(sql("note where the slot was made"))
+                .map_err(sql(doing))
         })
         .await
         .map(drop)
@@ -409,7 +381,7 @@ impl Slot {
     }
 
     /// A statement that may take long, on a connection of its own.
-    async fn change(&self, statement: &str) -> Result<(), Obstacle> {
+    pub(super) async fn change(&self, statement: &str) -> Result<(), Obstacle> {
         let doing = "prepare the stream";
         let mut connection =
             PgConnection::connect_with(&self.database.options()).await.map_err(sql(doing))?;

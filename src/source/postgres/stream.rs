@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -23,9 +23,9 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     decoder::{Decoder, Route},
-    pgoutput::status_update,
-    slot::{Health, Obstacle, Slot, missing},
-    wire::{self, Connection, Message, Reader, Writer},
+    slot::{Health, Identity, Obstacle, Prepared, Slot, missing},
+    upkeep::{Confirmed, feed_back, keep_watch, show},
+    wire::{self, Connection, Message, Reader},
 };
 use crate::{
     admin::metrics::Metrics,
@@ -33,20 +33,16 @@ use crate::{
     relay::retry::Policy,
     source::{
         database::{Rows, TableSpec, quoted_table},
-        log::{Batch, Incoming, Line, Lsn, Progress},
+        log::{Batch, Incoming, Line, Progress, Unsettled},
     },
 };
 
 /// Room for rows between the log and the tables, in KiB: beyond it nothing is decoded. One that is larger
 /// travels alone.
 const ROOM_KIB: u32 = 1024;
-/// How often the server is told how far everything is settled, and how often it is asked to answer.
-const FEEDBACK_EVERY: Duration = Duration::from_millis(100);
-const ASK_EVERY: Duration = Duration::from_secs(1);
 /// A server that says nothing for so long, although it is asked to, is gone.
 const SILENT_AFTER: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-const MEASURE_EVERY: Duration = Duration::from_secs(5);
 const DROP_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// After the log grew too large: it is followed again when no row waits for longer.
 const CAUGHT_UP: f64 = 10.0;
@@ -58,6 +54,8 @@ pub struct Follower {
     pub lines: mpsc::UnboundedSender<Line>,
     /// How long its oldest row has waited, in seconds, as it was last measured.
     pub waits: watch::Receiver<f64>,
+    /// What it waits for, where only the log has its rows.
+    pub unsettled: watch::Sender<Unsettled>,
 }
 
 pub struct Streamer {
@@ -278,9 +276,14 @@ impl Streamer {
         let password = self.slot.database.password().map_err(Obstacle::from)?;
         let settings = wire::Settings { password, ..self.connect.clone() };
         let mut connection = Connection::connect(&settings).await?;
-        let identity = connection.query("IDENTIFY_SYSTEM").await?;
-        let identity = identity.first().and_then(|row| row.first()?.clone()).unwrap_or_default();
-        let tables = self.slot.prepare(&specs, self.is_replaceable(), &identity).await?;
+        // Its first two columns.
+        let answer = connection.query("IDENTIFY_SYSTEM").await?;
+        let column =
+            |index: usize| answer.first().and_then(|row| row.get(index)?.clone()).unwrap_or_default();
+        let identity =
+            Identity { system_identifier: column(0), timeline: column(1).parse().unwrap_or_default() };
+        let Prepared { tables, publication } =
+            self.slot.prepare(&specs, self.is_replaceable(), identity).await?;
         let config = &self.slot.settings;
         let binary = specs.iter().zip(&tables).all(|(spec, table)| {
             table.as_ref().is_none_or(|(_, known)| super::rows::speaks_binary(spec, known))
@@ -331,7 +334,7 @@ impl Streamer {
                 token,
                 self.metrics.clone(),
                 retained.clone(),
-                (numbers, differs.clone()),
+                (numbers, publication, differs.clone()),
             ))),
             differs,
             retained,
@@ -340,78 +343,6 @@ impl Streamer {
         };
         Ok((session, lines))
     }
-}
-
-/// How far everything is settled, for the task that tells the server.
-#[derive(Default)]
-struct Confirmed {
-    at: AtomicU64,
-    /// Tell it now.
-    now: Notify,
-}
-
-/// Tells the server how far everything is settled, whatever else happens; and asks it to answer, so that a
-/// dead connection shows.
-async fn feed_back(mut writer: Writer, confirmed: Arc<Confirmed>) {
-    let mut tick = tokio::time::interval(FEEDBACK_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut told, mut asked) = (0, None::<Instant>);
-    loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            () = confirmed.now.notified() => {}
-        }
-        let at = confirmed.at.load(Ordering::Acquire);
-        let ask = asked.is_none_or(|asked| asked.elapsed() >= ASK_EVERY);
-        if at == told && !ask {
-            continue;
-        }
-        told = at;
-        asked = if ask { Some(Instant::now()) } else { asked };
-        // Microseconds since 2000-01-01, which the server only shows.
-        let now = chrono::Utc::now().timestamp_micros() - 946_684_800_000_000;
-        if writer.send(&status_update(Lsn(at), now, ask)).await.is_err() {
-            // The reader sees it too, and ends the session.
-            return;
-        }
-    }
-}
-
-/// Measures what the server keeps for the slot, writes the heartbeats, and sees whether the tables are still
-/// the same.
-async fn keep_watch(
-    slot: Slot,
-    token: String,
-    metrics: Arc<Metrics>,
-    retained: Arc<AtomicI64>,
-    (tables, differs): (Vec<(String, Option<i64>)>, Arc<Notify>),
-) {
-    let mut measure = tokio::time::interval(MEASURE_EVERY);
-    let mut beat = tokio::time::interval(slot.settings.heartbeat.max(Duration::from_millis(100)));
-    measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut compare = tokio::time::interval_at(Instant::now() + MEASURE_EVERY, MEASURE_EVERY);
-    compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let done = tokio::select! {
-            _ = compare.tick() => slot.has_still(&tables).await.map(|same| if !same { differs.notify_one() }),
-            _ = beat.tick() => slot.beat(&token).await.map(drop),
-            _ = measure.tick() => slot.health().await.map(|health| {
-                let health = health.unwrap_or_default();
-                retained.store(health.retained_bytes, Ordering::Relaxed);
-                show(&metrics, health);
-            }),
-        };
-        if let Err(error) = done {
-            debug!(error = report(&error), "cannot look after the slot");
-        }
-    }
-}
-
-fn show(metrics: &Metrics, health: Health) {
-    metrics.slot_retained_bytes.set(health.retained_bytes);
-    metrics.slot_safe_bytes.set(health.safe_bytes.map_or(f64::INFINITY, |bytes| bytes as f64));
-    metrics.slot_active.set(i64::from(health.active));
 }
 
 struct Session {
@@ -515,6 +446,11 @@ impl Session {
         if waits {
             // Nothing is read while the tables take nothing, so nothing can be heard.
             self.heard = Instant::now();
+        }
+        for (table, follower) in streamer.followers.iter().enumerate() {
+            if !follower.spec.stays() {
+                follower.unsettled.send_replace(self.decoder.unsettled(table));
+            }
         }
         if self.heard.elapsed() > SILENT_AFTER {
             return Some(Ended::Trouble(Obstacle::Setup("the server has stopped answering".into())));
