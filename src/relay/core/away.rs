@@ -1,5 +1,5 @@
 //! The object store is away. What needs it waits in memory, and is held once that fills a quarter of the
-//! window or has lasted for [`PATIENCE`]; its keys with it. Other lanes flow.
+//! window, is in the way of others, or has lasted for [`PATIENCE`]; its keys with it. Other lanes flow.
 //!
 //! A small object that can be put again shows that payloads may be tried again, and a payload that was put
 //! shows that the store is back. In between the trouble is not over: a store, or a way to it, that takes
@@ -164,13 +164,16 @@ impl Core {
     fn look_at_trouble<S: Sink>(&mut self, now: Duration, sink: &S) {
         let limit = self.window.limit();
         let (events, bytes) = self.packing.waiting();
+        // Whatever is read next would wait for it: a row that needs more room than is left.
+        let in_the_way = self.window.is_short() && self.ledger.in_sink() == 0;
         let Some(trouble) = &mut self.packing.trouble else { return };
         if trouble.due.is_some_and(|due| now >= due) {
             trouble.due = None;
             self.effects.probe = true;
         }
         let much = events >= limit.events.div_ceil(4) || bytes >= limit.bytes / 4;
-        if !trouble.tripped && (much || (events > 0 && now >= trouble.since + PATIENCE)) {
+        let long = now >= trouble.since + PATIENCE;
+        if !trouble.tripped && (much || (events > 0 && (long || in_the_way))) {
             trouble.tripped = true;
             warn!(
                 error = trouble.reason,

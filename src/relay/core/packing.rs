@@ -21,7 +21,7 @@ use crate::{
 
 /// What a topic takes is asked about again before a payload is packed or refused by it, if the last answer
 /// is older.
-const KNOWN_FOR: Duration = Duration::from_secs(5);
+const KNOWN_FOR: Duration = Duration::from_secs(2);
 
 /// A payload to be packed.
 #[derive(Clone, Debug)]
