@@ -129,9 +129,15 @@ impl Large {
     /// Lets the relay finish, and has the outside checker compare what the consumer kit hands over with what
     /// was committed: each event once, each after the one before it, and no object too many.
     pub async fn end(&mut self, relay: Relay) -> (Verdict, Vec<Event>) {
-        self.world.until("SELECT count(*) FROM outbox", 0).await;
-        let last = self.insert("last", 0).await;
-        self.world.until("SELECT count(*) FROM outbox", 0).await;
+        self.end_of("outbox", relay).await
+    }
+
+    /// The same where this is the last table that is not empty.
+    pub async fn end_of(&mut self, table: &str, relay: Relay) -> (Verdict, Vec<Event>) {
+        let left = format!("SELECT count(*) FROM {table}");
+        self.world.until(&left, 0).await;
+        let last = self.insert_into(table, "last", Vec::new()).await;
+        self.world.until(&left, 0).await;
         self.until_seen(&[&last]);
         let (code, log) = relay.stop();
         assert_eq!(code, Some(0), "{log}");

@@ -45,7 +45,7 @@ async fn an_upload_that_is_cut_is_made_again_and_others_flow() {
     let large = [stage.insert("one", 2 * MIB).await, stage.insert("parts", 20 * MIB).await];
     let after = [stage.insert("one", 10).await, stage.insert("parts", 10).await];
     relay.wait_for("the object store takes small objects and no payload");
-    for _ in 0..10 {
+    for _ in 0..5 {
         let small = stage.insert("small", 10).await;
         let seen = stage.until_seen(&[&small]);
         assert!(!large.iter().chain(&after).any(|id| has(&seen, id)), "it was not cut, or was overtaken");
@@ -164,10 +164,10 @@ async fn while_a_payload_is_put_slowly_its_key_waits_and_others_flow() {
     let proxy = Proxy::minio();
     let mut stage = Large::set("slow", &[]).await;
     let relay = stage.relay(&stage.config("", &[("endpoint", &proxied())], "")).await;
-    proxy.limit_to(2 * MIB);
+    proxy.limit_to(3 * MIB);
     let large = stage.insert("large", 8 * MIB).await;
     let after = stage.insert("large", 10).await;
-    for _ in 0..20 {
+    for _ in 0..6 {
         let small = stage.insert("small", 10).await;
         let seen = stage.until_seen(&[&small]);
         assert!(!has(&seen, &large) && !has(&seen, &after), "it was not slow, or was overtaken");
