@@ -94,39 +94,40 @@ async fn javas_reader_takes_our_objects_and_uris() {
     }
 }
 
-/// Claim-checked and inline, one after the other, as a relay with no other dialect sends them, and with both.
+/// Claim-checked and inline in one topic: of a table with both dialects, and of one with this alone, whose
+/// objects are encoded.
 #[tokio::test(flavor = "multi_thread")]
 async fn javas_reader_reads_the_relays_own_records() {
-    for (name, dialects, more) in [
-        ("bakdata_both", "[whippet, bakdata]", ""),
-        ("bakdata_alone", "[bakdata]", ""),
-        ("bakdata_zstd", "[bakdata]", ", encode: { codec: zstd }, inline_max: 0"),
+    let mut stage = Large::set("bakdata_relay", &[]).await;
+    let tables = "[{ name: outbox }, { name: alone, payload: { inline_max: 0, \
+                  encode: { codec: zstd }, reference: { dialects: [bakdata] } } }]";
+    let config = stage.world.config(tables, &stage.bucket.config("payloads", &[]));
+    let relay = stage.relay(&config).await;
+    let mut expected = HashMap::new();
+    for (table, key, payload) in [
+        ("outbox", "small", b"small".to_vec()),
+        ("outbox", "large", noise(1, 2 * MIB)),
+        ("outbox", "empty", Vec::new()),
+        ("outbox", "ümlaut ?%#/..", noise(2, 17 * MIB)),
+        ("outbox", "inline", noise(3, 500_000)),
+        ("alone", "alone", b"small".to_vec()),
+        ("alone", "alone, encoded", vec![7; 3 * MIB]),
+        ("alone", "alone, empty", Vec::new()),
     ] {
-        let mut stage = Large::set(name, &[]).await;
-        let config = stage.config(&format!("reference: {{ dialects: {dialects} }}{more}"), &[], "");
-        let relay = stage.relay(&config).await;
-        let mut expected = HashMap::new();
-        for (key, payload) in [
-            ("small", b"small".to_vec()),
-            ("large", noise(1, 2 * MIB)),
-            ("empty", Vec::new()),
-            ("encoded", vec![7; 3 * MIB]),
-            ("ümlaut ?%#/..", noise(2, 17 * MIB)),
-            ("after", noise(3, 500_000)),
-        ] {
-            stage.insert_into("outbox", key, payload.clone()).await;
-            expected.insert(key.to_owned(), payload);
-        }
-        stage.world.sql(&format!("INSERT INTO outbox (topic, key) VALUES ('{}', 'gone')", stage.topic)).await;
-        stage.world.until("SELECT count(*) FROM outbox", 0).await;
-        assert_eq!(relay.stop().0, Some(0));
-        let read_back = read(&stage.topic).unwrap();
-        assert_eq!(read_back.len(), expected.len() + 1, "{name}");
-        for one in read_back {
-            let value = expected.get(one.key.as_deref().unwrap());
-            assert_eq!(one.size, value.map(Vec::len), "{name}: {one:?}");
-            assert_eq!(one.sha256, value.map(|value| sha256(value)), "{name}: {one:?}");
-        }
+        stage.insert_into(table, key, payload.clone()).await;
+        expected.insert(key.to_owned(), payload);
+    }
+    stage.world.sql(&format!("INSERT INTO alone (topic, key) VALUES ('{}', 'gone')", stage.topic)).await;
+    for table in ["outbox", "alone"] {
+        stage.world.until(&format!("SELECT count(*) FROM {table}"), 0).await;
+    }
+    assert_eq!(relay.stop().0, Some(0));
+    let read_back = read(&stage.topic).unwrap();
+    assert_eq!(read_back.len(), expected.len() + 1);
+    for one in read_back {
+        let value = expected.get(one.key.as_deref().unwrap());
+        assert_eq!(one.size, value.map(Vec::len), "{one:?}");
+        assert_eq!(one.sha256, value.map(|value| sha256(value)), "{one:?}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a topic takes: chunks where it is compacted, and a limit that is changed while the relay runs.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use whippet::{consume::Travelled, record::wire};
 
@@ -61,9 +61,12 @@ async fn a_kafka_that_is_away_does_not_keep_a_relay_with_chunks_from_starting() 
     let topic = world.create_topic("events", 1, &[]).await;
     let config = chunks_to(&world, &service("WHIPPET_TEST_KAFKA_PROXIED"), &topic);
     world.install(&config).await;
+    let began = Instant::now();
     let relay = world.relay(&config);
     relay.until_status("/tables/0/state", "running").await;
     assert_eq!(relay.get("/readyz").0, 200);
+    // The question to Kafka is given up after 10 s.
+    assert!(began.elapsed() < Duration::from_secs(8), "it waited for Kafka");
     proxy.heal();
     world.sql("INSERT INTO outbox (key, payload) VALUES ('k', 'small')").await;
     assert_eq!(world.consumer(&topic).read(1).len(), 1);
@@ -140,6 +143,7 @@ async fn around(stage: &mut Large, limit: usize) {
         stage.insert("k", size).await;
         stage.insert("k", 10).await;
     }
+    stage.world.until("SELECT count(*) FROM outbox", 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 //! what contract.md section 5 promises. Nothing here waits; a history is a function of its seed.
 
 mod broker;
+mod large;
 mod table;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -44,6 +45,8 @@ struct World {
     /// Whether the object store can be reached, and whether it takes more than small objects.
     store: bool,
     takes_payloads: bool,
+    /// Payloads that were given to it.
+    tries: usize,
     /// Rebuilds that were asked for and are not done.
     rebuilds: usize,
     leased: bool,
@@ -104,6 +107,7 @@ impl World {
             probes: 0,
             store: true,
             takes_payloads: true,
+            tries: 0,
             rebuilds: 0,
             leased: false,
             give_up,
@@ -279,6 +283,7 @@ impl World {
         }
         let which = self.random.usize(..self.packings.len());
         let Some(Job { ticket, number, payload, packing, .. }) = self.packings.remove(which) else { return };
+        self.tries += usize::from(matches!(packing.oversize, Then::Refer { .. }));
         let refused = || Unpacked::Never { reason: "denied".into(), oversize: false };
         let result = match packing.oversize {
             _ if payload == REFUSED[..] => Err(refused()),
