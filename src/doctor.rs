@@ -7,9 +7,9 @@ use serde::Serialize;
 use tracing::{debug, error, warn};
 
 use crate::{
-    config::{Config, Table},
+    config::{Config, ObjectStore, Oversize, Table},
     record::Template,
-    sink,
+    sink::{self, Cleanup},
     store::{self, Topic},
 };
 
@@ -52,43 +52,99 @@ impl Finding {
     }
 }
 
+/// Chunks and the topics that they go to.
+const CHUNKS: &str = "kafka: chunks";
+
 /// Everything that is checked.
 pub async fn examine(config: &Config) -> Vec<Finding> {
-    let Some(configured) = &config.object_store else {
+    let chunks = config.tables.iter().any(sends_chunks);
+    if config.object_store.is_none() && !chunks {
         return vec![Finding::ok("object store", "none is configured")];
-    };
+    }
     let mut findings = Vec::new();
     let topics = match topics(config).await {
         Ok(topics) => topics,
         Err(error) => {
-            let says = format!("cannot ask how long topics keep their records: {error}");
+            let says = format!("cannot ask what topics keep of their records: {error}");
             findings.push(Finding::warn("kafka: retention", says));
             Vec::new()
         }
     };
-    match configured.open() {
-        Ok(store) => findings.extend(store::check(&store, &topics).await),
-        Err(error) => findings.push(Finding::fail("object store", error)),
+    if chunks {
+        findings.extend(look_at_chunks(&config.tables, &topics));
+    }
+    match config.object_store.as_ref().map(ObjectStore::open) {
+        None => findings.push(Finding::ok("object store", "none is configured")),
+        Some(Ok(store)) => {
+            let kept = |topic: Cleanup| Topic { name: topic.topic, keeps_for: topic.keeps_for };
+            let topics: Vec<Topic> = topics.into_iter().map(kept).collect();
+            findings.extend(store::check(&store, &topics).await);
+        }
+        Some(Err(error)) => findings.push(Finding::fail("object store", error)),
     }
     findings
 }
 
-/// The same in the log of a relay that has started, which goes on whatever is found.
-pub async fn log(config: Config) {
-    for Finding { verdict, check, says } in examine(&config).await {
+/// The same in the log of a relay that has started. It goes on whatever is found, but for this: a topic that
+/// would lose events. Then it returns `false`.
+pub async fn may_run(config: Config) -> bool {
+    let findings = examine(&config).await;
+    let loses = findings.iter().any(|finding| finding.check == CHUNKS && finding.is_fail());
+    for Finding { verdict, check, says } in findings {
         match verdict {
             Verdict::Ok => debug!(check, "{says}"),
             Verdict::Warn => warn!(check, "{says}"),
             Verdict::Fail => error!(check, "{says}"),
         }
     }
+    !loses
 }
 
 /// The topics that the tables' templates fit; one that a column names is known only when its event comes.
-async fn topics(config: &Config) -> Result<Vec<Topic>, KafkaError> {
-    let glob = |table: &Table| Template::parse(table.topic.as_deref()?).ok()?.fill(|_| Some("*"));
-    let globs: Vec<_> =
-        config.tables.iter().filter_map(glob).map(|glob| wildmatch::WildMatch::new(&glob)).collect();
-    let found = sink::retention(&config.kafka, |name| globs.iter().any(|glob| glob.matches(name))).await?;
-    Ok(found.into_iter().map(|(name, keeps_for)| Topic { name, keeps_for }).collect())
+async fn topics(config: &Config) -> Result<Vec<Cleanup>, KafkaError> {
+    let patterns: Vec<_> = config.tables.iter().filter_map(Pattern::of).collect();
+    sink::cleanup(&config.kafka, |name| patterns.iter().any(|pattern| pattern.glob.matches(name))).await
+}
+
+/// The names that a table's template can make.
+struct Pattern {
+    glob: wildmatch::WildMatch,
+    /// Only this one.
+    is_a_name: bool,
+}
+
+impl Pattern {
+    fn of(table: &Table) -> Option<Pattern> {
+        let template = Template::parse(table.topic.as_deref()?).ok()?;
+        let glob = wildmatch::WildMatch::new(&template.fill(|_| Some("*"))?);
+        Some(Pattern { glob, is_a_name: template.columns().next().is_none() })
+    }
+}
+
+fn sends_chunks(table: &Table) -> bool {
+    table.payload.oversize == Some(Oversize::Chunk)
+}
+
+/// The chunks of an event have one key: a compacted topic would keep the last of them.
+fn look_at_chunks(tables: &[Table], topics: &[Cleanup]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for table in tables.iter().filter(|table| sends_chunks(table)) {
+        let Some(Pattern { glob, is_a_name }) = Pattern::of(table) else { continue };
+        for topic in topics.iter().filter(|topic| topic.compacted && glob.matches(&topic.topic)) {
+            let (name, topic) = (&table.name, &topic.topic);
+            let says = format!(
+                "topic {topic} is compacted (cleanup.policy), which would delete all chunks of a key but the \
+                 last: use payload.oversize: claim_check for table {name}, or another topic"
+            );
+            findings.push(match is_a_name {
+                true => Finding::fail(CHUNKS, says),
+                // The table may never have an event for it.
+                false => Finding::warn(CHUNKS, says),
+            });
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHUNKS, "no topic that is known for them is compacted"));
+    }
+    findings
 }

@@ -45,7 +45,8 @@ pub struct TableStatus {
     pub in_flight: u64,
     pub parked_keys: u64,
     pub parked_events: u64,
-    /// Events that the relay releases by itself: their topic cannot be written to, or is paused.
+    /// Events that the relay releases by itself: their topic cannot be written to, the object store is away, or
+    /// they are paused.
     pub held_events: u64,
     /// What an operator paused.
     pub paused: Vec<String>,
@@ -174,7 +175,7 @@ impl Board {
             status.parked_keys = core.parked_keys(table) as u64;
             let held = core.held_counts(table);
             status.parked_events = held.parked;
-            status.held_events = held.topic + held.paused;
+            status.held_events = held.topic + held.store + held.paused;
             status.paused = core.paused(table);
             if let Some(published) = core.last_publish_ms(table) {
                 status.last_publish = chrono::DateTime::from_timestamp_millis(published)

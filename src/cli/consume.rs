@@ -14,19 +14,23 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    DONE, FAILED,
+    BAD_CONFIG, DONE, FAILED,
     run::{runtime, stop_on_signal},
 };
 use crate::{
+    config::{self, Config},
     consume::{Consumer, Event, Headers, RunError, Settings, Start, Travelled},
     store::Store,
 };
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
+    /// A relay's configuration: its Kafka and its object store, where nothing below says otherwise.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Kafka, as host:port, or several with commas between them.
-    #[arg(long, env = "WHIPPET_BOOTSTRAP_SERVERS")]
-    bootstrap_servers: String,
+    #[arg(long, env = "WHIPPET_BOOTSTRAP_SERVERS", required_unless_present = "config")]
+    bootstrap_servers: Option<String>,
     /// May be given several times.
     #[arg(long, required = true)]
     topic: Vec<String>,
@@ -72,8 +76,15 @@ fn pair(text: &str) -> Result<(String, String), String> {
 pub fn consume(arguments: Arguments) -> u8 {
     let filter = EnvFilter::new("error,whippet=warn");
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let config = match arguments.config.as_deref().map(config::load).transpose() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return BAD_CONFIG;
+        }
+    };
     let consumed =
-        runtime().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(print(arguments)));
+        runtime().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(print(arguments, config)));
     match consumed {
         Ok(0) => DONE,
         Ok(unread) => {
@@ -88,16 +99,27 @@ pub fn consume(arguments: Arguments) -> u8 {
 }
 
 /// Until there are enough, or a signal. How many could not be read.
-async fn print(arguments: Arguments) -> anyhow::Result<u64> {
+async fn print(arguments: Arguments, config: Option<Config>) -> anyhow::Result<u64> {
     let options: BTreeMap<String, String> = arguments.object_store_option.into_iter().collect();
-    let store = arguments.object_store.map(|url| Store::open(&url, &options)).transpose();
-    let store = store.context("--object-store")?;
+    let store =
+        match (&arguments.object_store, config.as_ref().and_then(|config| config.object_store.as_ref())) {
+            (Some(url), _) => Some(Store::open(url, &options).context("--object-store")?),
+            (None, Some(configured)) => Some(configured.open()?),
+            (None, None) => None,
+        };
+    let kafka = config.as_ref().map(|config| &config.kafka);
+    let configured = kafka.iter().flat_map(|kafka| &kafka.properties);
+    let mut properties: BTreeMap<String, String> =
+        configured.map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
+    properties.extend(arguments.property);
+    // One of both is there.
+    let servers = arguments.bootstrap_servers.or(kafka.map(|kafka| kafka.bootstrap_servers.clone()));
     let settings = Settings {
         group: arguments.group,
         topics: arguments.topic,
         start: if arguments.from_beginning { Start::Beginning } else { Start::End },
-        properties: arguments.property.into_iter().collect(),
-        ..Settings::new(&arguments.bootstrap_servers, &[])
+        properties,
+        ..Settings::new(&servers.unwrap_or_default(), &[])
     };
     let mut out = output(&arguments.output)?;
     let mut consumer = Consumer::open(&settings, store).await?;

@@ -1,6 +1,6 @@
 //! `run`, `validate` and `schema`.
 
-use std::path::Path;
+use std::{path::Path, pin::pin};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -43,14 +43,21 @@ pub fn run(path: &Path) -> u8 {
             }
         };
         info!(version = env!("CARGO_PKG_VERSION"), tables = config.tables.len(), "whippet starts");
-        if config.object_store.is_some() {
-            tokio::spawn(doctor::log(config.clone()));
-        }
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
-        let left = app.run(stop).await;
+        // Beside it: a Kafka or a store that is away must not delay the start.
+        let checks = tokio::spawn(doctor::may_run(config.clone()));
+        let mut running = pin!(app.run(stop.clone()));
+        let (left, code) = tokio::select! {
+            left = &mut running => (left, DONE),
+            Ok(false) = checks => {
+                error!("this configuration would lose events: the relay stops");
+                stop.cancel();
+                (running.await, FAILED)
+            }
+        };
         info!(events = left.events, unanswered = left.unanswered, "{}", farewell(left.events));
-        DONE
+        code
     })
 }
 

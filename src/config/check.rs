@@ -8,7 +8,7 @@ use super::{
     AfterPublish, Capture, Config, Dialect, Encoding, ObjectStore, Order, Oversize, Payload,
     ReferenceDialect, Rows, Source, Table, Wake, error::Problems,
 };
-use crate::record::Template;
+use crate::{record::Template, store::is_safe_key};
 
 /// The relay's own messages in the log.
 const HEARTBEAT_PREFIX: &str = "whippet.heartbeat";
@@ -165,24 +165,58 @@ fn payload(payload: &Payload, has_store: bool, path: &str, problems: &mut Proble
     if payload.reference.dialects.is_empty() {
         problems.add(&at("reference.dialects"), "expected whippet, bakdata or both: else nobody can read it");
     }
-    if !payload.reference.key.contains("{sha256}") || !payload.reference.key.contains("{id}") {
-        problems.add(
-            &at("reference.key"),
-            "expected {id} and {sha256} in it: a repeat must write the same object, and nothing else may",
-        );
+    if let Err(why) = reference_key(&payload.reference.key) {
+        problems.add(&at("reference.key"), why);
     }
     if payload.chunk.size.is_some_and(|size| size < 1 << 10) {
         problems.add(&at("chunk.size"), "expected auto, or at least 1KiB");
     }
     let moves = payload.oversize.map_or(has_store, |oversize| oversize == Oversize::ClaimCheck);
-    if payload.encode.codec != Encoding::None
-        && moves
-        && payload.reference.dialects.contains(&ReferenceDialect::Bakdata)
-    {
-        problems.warn(
-            &at("encode.codec"),
+    if moves && payload.reference.dialects.contains(&ReferenceDialect::Bakdata) {
+        bakdata(payload, &at("encode.codec"), problems);
+    }
+}
+
+/// The literal text of a key is as safe as what its names become.
+fn reference_key(key: &str) -> Result<(), String> {
+    let template = Template::parse(key).map_err(|error| format!("not a template: {error}"))?;
+    let has = |name: &str| template.columns().any(|column| column == name);
+    if !has("sha256") || !has("id") {
+        let why = "a repeat must write the same object, and nothing else may";
+        return Err(format!("expected {{id}} and {{sha256}} in it: {why}"));
+    }
+    match template.fill(|_| Some("x")) {
+        Some(filled) if is_safe_key(&filled) => Ok(()),
+        _ => {
+            Err("expected A-Z, a-z, 0-9, . _ - and single slashes around its names, none at either end, and \
+                  no . or .. between two: every reader has to make the same of its URI"
+                .into())
+        }
+    }
+}
+
+/// What readers of dialect bakdata cannot decode: lz4 and snappy, which they expect in framings of Kafka's own,
+/// and a payload that is encoded in its record, of which they are not told. Other readers can.
+fn bakdata(payload: &Payload, path: &str, problems: &mut Problems) {
+    let codec = payload.encode.codec;
+    let alone = payload.reference.dialects.len() == 1;
+    match codec {
+        Encoding::None => {}
+        Encoding::Lz4 | Encoding::Snappy if alone => problems.add(
+            path,
+            "readers of dialect bakdata decode gzip and zstd only; use one of those, or let other readers know \
+             by dialect whippet",
+        ),
+        Encoding::Gzip | Encoding::Zstd if alone && payload.inline_max != Some(0) => problems.add(
+            path,
+            "readers of dialect bakdata are not told what is encoded in a record; leave it out, set inline_max: \
+             0, or let other readers know by dialect whippet",
+        ),
+        Encoding::Gzip | Encoding::Zstd if payload.inline_max == Some(0) => {}
+        _ => problems.warn(
+            path,
             "readers of dialect bakdata decode gzip and zstd of objects only: not what is encoded and inline",
-        );
+        ),
     }
 }
 

@@ -8,6 +8,12 @@ kafka: { bootstrap_servers: localhost:9092 }
 tables: [{ name: outbox }]
 ";
 
+/// A table with claim checks, and these keys of `payload`.
+fn with_payload(keys: &str) -> String {
+    let table = format!("{{ name: outbox, payload: {{ {keys} }} }}");
+    MINIMAL.replace("{ name: outbox }", &table) + "object_store: { url: file:///var/lib/payloads }\n"
+}
+
 fn read(text: &str) -> Result<Config, String> {
     read_with(text, &[])
 }
@@ -93,6 +99,49 @@ tables: [{ name: outbox, poll: { batch: \"${BATCH}\" } }]
     assert!(!said.contains("s3cret"), "{said}");
 }
 
+/// The literal text of an object's key: readers of any kind have to make the same of its URI.
+#[test]
+fn only_a_safe_key_is_taken() {
+    let key = |key: &str| read(&with_payload(&format!("reference: {{ key: {key:?} }}")));
+    for good in [
+        "{topic}/{id}-{sha256}",
+        "shop/{tenant}/{id}_{sha256}.json",
+        "{tenant}..{id}/{sha256}",
+        ".{id}{sha256}",
+    ] {
+        key(good).unwrap();
+    }
+    for bad in [
+        "/{id}-{sha256}",
+        "{id}-{sha256}/",
+        "a//{id}-{sha256}",
+        "../{id}-{sha256}",
+        "{id}/../{sha256}",
+        "{id}/./{sha256}",
+        "{id} {sha256}",
+        "{id}\t{sha256}",
+        "{id}%2F{sha256}",
+        "{id}\\{sha256}",
+        "{id}?{sha256}",
+        "ü/{id}-{sha256}",
+        "{{{id}}}-{sha256}",
+    ] {
+        let error = key(bad).unwrap_err();
+        assert!(error.contains("payload.reference.key: expected A-Z, a-z, 0-9"), "{bad}: {error}");
+    }
+}
+
+/// What readers of dialect bakdata can be told, and what others are told beside them.
+#[test]
+fn encoding_for_bakdata_alone_is_taken_where_nothing_of_it_stays_inline() {
+    let alone = "reference: { dialects: [bakdata] }, encode: { codec: gzip }, inline_max: 0";
+    assert_eq!(read(&with_payload(alone)).unwrap().warnings.len(), 0);
+    let both = read(&with_payload("encode: { codec: snappy }")).unwrap();
+    assert!(both.warnings[0].contains("decode gzip and zstd of objects only"), "{:?}", both.warnings);
+    let chunks = "oversize: chunk, reference: { dialects: [bakdata] }, encode: { codec: lz4 }";
+    assert_eq!(read(&with_payload(chunks)).unwrap().warnings.len(), 0, "nothing is a reference");
+}
+
 /// Each broken file with the place and the words of what is said about it.
 #[test]
 fn every_error_names_its_place_and_what_was_expected() {
@@ -155,6 +204,30 @@ fn every_error_names_its_place_and_what_was_expected() {
         (
             with("{ name: outbox }", "{ name: outbox, payload: { oversize: claim_check } }"),
             "tables[0].payload.oversize: claim_check needs object_store",
+        ),
+        (
+            with_payload("reference: { key: \"{topic}/{id}\" }"),
+            "reference.key: expected {id} and {sha256} in it",
+        ),
+        (
+            with_payload("reference: { key: \"{id}-{{sha256}}\" }"),
+            "reference.key: expected {id} and {sha256} in it",
+        ),
+        (
+            with_payload("reference: { key: \"{id}-{sha256\" }"),
+            "reference.key: not a template: a { without its }",
+        ),
+        (
+            with_payload("reference: { dialects: [bakdata] }, encode: { codec: snappy }"),
+            "encode.codec: readers of dialect bakdata decode gzip and zstd only",
+        ),
+        (
+            with_payload("reference: { dialects: [bakdata] }, encode: { codec: lz4 }, inline_max: 0"),
+            "encode.codec: readers of dialect bakdata decode gzip and zstd only",
+        ),
+        (
+            with_payload("reference: { dialects: [bakdata] }, encode: { codec: zstd }"),
+            "encode.codec: readers of dialect bakdata are not told what is encoded in a record",
         ),
         (
             with("{ name: outbox }", "{ name: outbox }, { name: outbox }"),

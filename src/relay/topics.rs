@@ -61,6 +61,8 @@ pub struct Topic {
     pub compacted: bool,
     /// When the broker last said what the topic takes, on the relay's clock.
     pub known_at: Duration,
+    /// The broker is being asked what the topic takes, and events wait for the answer.
+    pub asked_what_it_takes: bool,
     /// Whether the limit was asked for again after a refusal, and is still the same.
     pub asked_for_limit: bool,
     partitions: Vec<Partition>,
@@ -219,6 +221,7 @@ impl Topics {
             max_message_bytes: None,
             compacted: false,
             known_at: Duration::ZERO,
+            asked_what_it_takes: false,
             asked_for_limit: false,
             partitions: Vec::new(),
             cold: 0,

@@ -1,7 +1,10 @@
 //! How much may be in flight, in events and in bytes: claimed by a source before it hands events
 //! over, released when they are settled. This is what bounds the relay's memory.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::sync::Notify;
 
@@ -16,12 +19,19 @@ pub struct Room {
 pub struct Window {
     limit: Room,
     used: Mutex<Room>,
+    /// The last claim found no room.
+    short: AtomicBool,
     freed: Notify,
 }
 
 impl Window {
     pub fn new(limit: Room) -> Arc<Window> {
-        Arc::new(Window { limit, used: Mutex::default(), freed: Notify::new() })
+        Arc::new(Window {
+            limit,
+            used: Mutex::default(),
+            short: AtomicBool::new(false),
+            freed: Notify::new(),
+        })
     }
 
     /// What may still be claimed.
@@ -43,12 +53,18 @@ impl Window {
     pub fn claim(&self, events: usize, bytes: usize) -> bool {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = used.events + events <= self.limit.events && used.bytes + bytes <= self.limit.bytes;
-        if fits || *used == Room::default() {
+        let taken = fits || *used == Room::default();
+        if taken {
             used.events += events;
             used.bytes += bytes;
-            return true;
         }
-        false
+        self.short.store(!taken, Ordering::Relaxed);
+        taken
+    }
+
+    /// Whether a source waits for room.
+    pub fn is_short(&self) -> bool {
+        self.short.load(Ordering::Relaxed)
     }
 
     pub fn release(&self, events: usize, bytes: usize) {
@@ -86,7 +102,9 @@ mod tests {
         assert!(window.claim(2, 60));
         assert!(!window.claim(2, 1), "too many events");
         assert!(!window.claim(1, 41), "too many bytes");
+        assert!(window.is_short());
         assert!(window.claim(1, 40));
+        assert!(!window.is_short());
         assert_eq!(window.room(), Room { events: 0, bytes: 0 });
         window.release(3, 100);
         assert!(window.claim(1, 1_000), "alone");

@@ -10,16 +10,16 @@
 //! - A sink knows no table and no database.
 
 pub mod classify;
+mod cleanup;
 mod kafka;
-mod retention;
 
 use std::{future::Future, time::Duration};
 
 use rdkafka::types::RDKafkaErrorCode;
 
 pub use self::{
+    cleanup::{Cleanup, cleanup},
     kafka::{Kafka, Settings},
-    retention::retention,
 };
 use crate::record::Record;
 

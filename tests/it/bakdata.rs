@@ -15,6 +15,7 @@ use whippet::store::safe_key;
 use crate::{
     bucket::{Bucket, REGION},
     harness::{SOON, World, kafka, path, service},
+    large::{Large, MIB, noise},
 };
 
 /// A record as the application behind the deserializer has it.
@@ -90,6 +91,43 @@ async fn javas_reader_takes_our_objects_and_uris() {
         let value = &expected[one.key.as_deref().unwrap()];
         assert_eq!(one.size, value.as_ref().map(Vec::len), "{one:?}");
         assert_eq!(one.sha256, value.as_deref().map(sha256), "{one:?}");
+    }
+}
+
+/// Claim-checked and inline in one topic: of a table with both dialects, and of one with this alone, whose
+/// objects are encoded.
+#[tokio::test(flavor = "multi_thread")]
+async fn javas_reader_reads_the_relays_own_records() {
+    let mut stage = Large::set("bakdata_relay", &[]).await;
+    let tables = "[{ name: outbox }, { name: alone, payload: { inline_max: 0, \
+                  encode: { codec: zstd }, reference: { dialects: [bakdata] } } }]";
+    let config = stage.world.config(tables, &stage.bucket.config("payloads", &[]));
+    let relay = stage.relay(&config).await;
+    let mut expected = HashMap::new();
+    for (table, key, payload) in [
+        ("outbox", "small", b"small".to_vec()),
+        ("outbox", "large", noise(1, 2 * MIB)),
+        ("outbox", "empty", Vec::new()),
+        ("outbox", "ümlaut ?%#/..", noise(2, 17 * MIB)),
+        ("outbox", "inline", noise(3, 500_000)),
+        ("alone", "alone", b"small".to_vec()),
+        ("alone", "alone, encoded", vec![7; 3 * MIB]),
+        ("alone", "alone, empty", Vec::new()),
+    ] {
+        stage.insert_into(table, key, payload.clone()).await;
+        expected.insert(key.to_owned(), payload);
+    }
+    stage.world.sql(&format!("INSERT INTO alone (topic, key) VALUES ('{}', 'gone')", stage.topic)).await;
+    for table in ["outbox", "alone"] {
+        stage.world.until(&format!("SELECT count(*) FROM {table}"), 0).await;
+    }
+    assert_eq!(relay.stop().0, Some(0));
+    let read_back = read(&stage.topic).unwrap();
+    assert_eq!(read_back.len(), expected.len() + 1);
+    for one in read_back {
+        let value = expected.get(one.key.as_deref().unwrap());
+        assert_eq!(one.size, value.map(Vec::len), "{one:?}");
+        assert_eq!(one.sha256, value.map(|value| sha256(value)), "{one:?}");
     }
 }
 

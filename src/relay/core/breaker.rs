@@ -61,6 +61,7 @@ impl Core {
         sink: &S,
     ) {
         let Some(index) = self.topics.find(name) else { return };
+        let silent = matches!(result, Err(Code::BrokerTransportFailure | Code::OperationTimedOut));
         match result {
             Ok(facts) => self.is_ready(index, facts, now, sink),
             // It was asked about because it stalls.
@@ -75,6 +76,7 @@ impl Core {
                 self.block_topic(Some(index), Some(code), now);
             }
         }
+        self.told_what_it_takes(index, !(silent && self.topics.get(index).is_usable()), now, sink);
     }
 
     fn is_ready<S: Sink>(&mut self, index: u32, facts: TopicFacts, now: Duration, sink: &S) {

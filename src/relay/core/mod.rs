@@ -2,6 +2,7 @@
 //! action and changes state; what has to happen outside is left in [`Effects`]. A test is a list of
 //! actions.
 
+mod away;
 mod breaker;
 mod holds;
 mod packing;
@@ -402,9 +403,14 @@ impl Core {
         let first = self.ledger.get(ticket).map_or(0, |entry| entry.records.sent);
         let last = if cold.is_some() { records.min(first + 1) } else { records };
         for index in first..last {
-            let Ok(prepared) = prepare(rules, &event, packed.map(|packed| (packed, index)), topic_facts)
-            else {
-                return self.try_alone(ticket, lane, event, Step::Send, now);
+            let prepared = match prepare(rules, &event, packed.map(|packed| (packed, index)), topic_facts) {
+                Ok(prepared) => prepared,
+                // The topic takes less than when it was packed.
+                Err(Refused { oversize: true, .. }) if packed.is_some() && index == 0 => {
+                    self.packing.forget(ticket);
+                    return self.pass(ticket, rules, event, now, sink);
+                }
+                Err(_) => return self.try_alone(ticket, lane, event, Step::Send, now),
             };
             if index == 0 {
                 self.metrics.count_dropped(&rules.name, &prepared.dropped);
@@ -438,6 +444,7 @@ impl Core {
         match (acknowledged, tried) {
             (Ok(Acknowledged::Unknown), _) => {}
             (Ok(Acknowledged::Part(warmed)), None) => {
+                fail::fail_point!("mid-chunks", |_| std::process::abort());
                 if let Some((topic, partition)) = warmed {
                     let waited = self.topics.get_mut(topic).warmed(partition);
                     self.pass_all(waited, now, sink);

@@ -158,7 +158,10 @@ impl Broker {
                 false => rest.push_back(sent),
             }
         }
-        let reports = if batch.iter().any(|sent| sent.poisoned) {
+        let reports = if faults && unit == Unit::Suspects && random.u32(0..3) == 0 {
+            // The careful producer is new, and is told that the topic is not there.
+            batch.iter().map(|sent| failed(sent, Code::UnknownTopicOrPartition)).collect()
+        } else if batch.iter().any(|sent| sent.poisoned) {
             self.refused += 1;
             let mut reports: Vec<Report> =
                 batch.iter().map(|sent| failed(sent, Code::PolicyViolation)).collect();

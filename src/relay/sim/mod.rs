@@ -2,6 +2,7 @@
 //! what contract.md section 5 promises. Nothing here waits; a history is a function of its seed.
 
 mod broker;
+mod large;
 mod table;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -41,8 +42,11 @@ struct World {
     look_ups: VecDeque<String>,
     packings: VecDeque<Job>,
     probes: usize,
-    /// Whether the object store can be reached.
+    /// Whether the object store can be reached, and whether it takes more than small objects.
     store: bool,
+    takes_payloads: bool,
+    /// Payloads that were given to it.
+    tries: usize,
     /// Rebuilds that were asked for and are not done.
     rebuilds: usize,
     leased: bool,
@@ -102,6 +106,8 @@ impl World {
             packings: VecDeque::new(),
             probes: 0,
             store: true,
+            takes_payloads: true,
+            tries: 0,
             rebuilds: 0,
             leased: false,
             give_up,
@@ -221,7 +227,8 @@ impl World {
                 }
             }
             92..93 if self.faults => match self.random.u32(0..3) {
-                0 => self.store = !self.store,
+                0 if self.random.bool() => self.store = !self.store,
+                0 => self.takes_payloads = !self.takes_payloads,
                 _ => self.operate(table),
             },
             92..97 => {
@@ -276,10 +283,11 @@ impl World {
         }
         let which = self.random.usize(..self.packings.len());
         let Some(Job { ticket, number, payload, packing, .. }) = self.packings.remove(which) else { return };
+        self.tries += usize::from(matches!(packing.oversize, Then::Refer { .. }));
         let refused = || Unpacked::Never { reason: "denied".into(), oversize: false };
         let result = match packing.oversize {
             _ if payload == REFUSED[..] => Err(refused()),
-            Then::Refer { .. } if !self.store => Err(Unpacked::Away("away".into())),
+            Then::Refer { .. } if !self.store || !self.takes_payloads => Err(Unpacked::Away("away".into())),
             Then::Refer { key, .. } => {
                 let form = Form::Reference { uri: key.with("hash"), size: LARGE, sha256: "hash".into() };
                 Ok(Packed { encoding: None, form })
@@ -305,7 +313,7 @@ impl World {
     fn answer_look_up(&mut self) {
         let Some(topic) = self.look_ups.pop_front() else { return };
         let result = if self.faults && self.random.u32(0..4) == 0 {
-            Err(Code::UnknownTopicOrPartition)
+            Err(if self.random.bool() { Code::UnknownTopicOrPartition } else { Code::BrokerTransportFailure })
         } else {
             let partitions = if topic == "single" { 1 } else { PARTITIONS };
             Ok(TopicFacts { partitions, max_message_bytes: None, compacted: false })
@@ -320,7 +328,7 @@ impl World {
     /// Lets everything end, with no more faults, and looks at what is left.
     fn settle(&mut self, seed: u64) {
         self.faults = false;
-        self.store = true;
+        (self.store, self.takes_payloads) = (true, true);
         for table in &mut self.tables {
             let resume: Vec<Wish> = table.paused.iter().cloned().map(Wish::Resume).collect();
             let unpaused = |wish: &Wish| !matches!(wish, Wish::Pause(_));

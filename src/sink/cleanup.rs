@@ -1,4 +1,4 @@
-//! How long topics keep their records.
+//! What the brokers delete of topics by themselves: old records, or all of a key but the last.
 
 use std::time::Duration;
 
@@ -13,11 +13,21 @@ use crate::config;
 
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// The topics whose names are `wanted`, and how long each keeps its records; `None` for ever.
-pub async fn retention(
+/// How a topic is cleaned up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cleanup {
+    pub topic: String,
+    /// How long it keeps its records; `None`: for ever.
+    pub keeps_for: Option<Duration>,
+    /// Whether it keeps only the last record of a key.
+    pub compacted: bool,
+}
+
+/// How the topics are cleaned up whose names are `wanted`, of those that there are.
+pub async fn cleanup(
     kafka: &config::Kafka,
     wanted: impl Fn(&str) -> bool,
-) -> Result<Vec<(String, Option<Duration>)>, KafkaError> {
+) -> Result<Vec<Cleanup>, KafkaError> {
     let mut client = ClientConfig::new();
     for (name, value) in &kafka.properties {
         client.set(name, value.expose());
@@ -42,15 +52,19 @@ pub async fn retention(
         let answers = admin.describe_configs(&resources, &options).await?;
         // A topic that we may not ask about is left out.
         let known = names.iter().zip(answers);
-        found.extend(known.filter_map(|(name, answer)| Some(((*name).to_owned(), kept(&answer.ok()?)))));
+        found.extend(known.filter_map(|(name, answer)| Some(of(name, &answer.ok()?))));
     }
     Ok(found)
 }
 
 /// A negative `retention.ms` is for ever, and so is the last record of a key in a compacted topic.
-fn kept(topic: &ConfigResource) -> Option<Duration> {
+fn of(name: &str, topic: &ConfigResource) -> Cleanup {
     let value = |name: &str| topic.get(name).and_then(|entry| entry.value.as_deref());
-    let deletes = value("cleanup.policy").is_none_or(|policy| policy.contains("delete"));
+    let policy = value("cleanup.policy").unwrap_or("delete");
     let ms = value("retention.ms").and_then(|ms| ms.parse().ok());
-    ms.filter(|_| deletes).map(Duration::from_millis)
+    Cleanup {
+        topic: name.to_owned(),
+        keeps_for: ms.filter(|_| policy.contains("delete")).map(Duration::from_millis),
+        compacted: policy.contains("compact"),
+    }
 }
