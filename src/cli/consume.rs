@@ -165,13 +165,8 @@ fn line(event: &Event) -> Value {
     line.insert("type".into(), json!(event.kind()));
     line.insert("headers".into(), headers(&event.headers));
     line.insert("context".into(), headers(&event.headers.onward()));
-    let (travelled, chunks) = match event.travelled {
-        Travelled::Inline => ("inline", None),
-        Travelled::Reference => ("reference", None),
-        Travelled::Chunks(count) => ("chunks", Some(count)),
-    };
-    line.insert("travelled".into(), json!(travelled));
-    if let Some(count) = chunks {
+    line.insert("travelled".into(), json!(event.travelled.name()));
+    if let Travelled::Chunks(count) = event.travelled {
         line.insert("chunks".into(), json!(count));
     }
     if let Some(encoding) = &event.still_encoded {
