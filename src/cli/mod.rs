@@ -102,7 +102,7 @@ impl Cli {
             Command::Sql { config: Some(config), .. } => sql::for_config(&config),
             Command::Sql { dialect, preset, .. } => sql::for_preset(dialect.unwrap_or_default(), preset),
             Command::Teardown { config, dry_run, force } => teardown::teardown(&config, dry_run, force),
-            Command::Consume(arguments) => consume::consume(arguments),
+            Command::Consume(arguments) => consume::consume(&arguments),
             Command::Doctor { config, json } => doctor::doctor(&config, json),
             Command::Purge(wanted) => purge::purge(&wanted),
             Command::Schema => run::schema(),

@@ -8,6 +8,7 @@ mod bucket;
 mod checker;
 mod cli;
 mod consume;
+mod consume_config;
 mod crash;
 mod database;
 mod doctor;

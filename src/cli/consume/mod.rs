@@ -1,10 +1,11 @@
 //! `consume`: prints events as a consumer should see them.
 
+mod arguments;
+
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::Context as _;
@@ -13,67 +14,30 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+pub use self::arguments::Arguments;
+use self::arguments::Format;
 use super::{
-    DONE, FAILED,
+    BAD_CONFIG, DONE, FAILED,
     run::{runtime, stop_on_signal},
 };
 use crate::{
-    consume::{Consumer, Event, Headers, RunError, Settings, Start, Travelled},
-    store::Store,
+    config::{self, Config},
+    consume::{Consumer, Event, Headers, RunError, Travelled},
 };
 
-#[derive(Debug, clap::Args)]
-pub struct Arguments {
-    /// Kafka, as host:port, or several with commas between them.
-    #[arg(long, env = "WHIPPET_BOOTSTRAP_SERVERS")]
-    bootstrap_servers: String,
-    /// May be given several times.
-    #[arg(long, required = true)]
-    topic: Vec<String>,
-    /// Commits what was printed for this group, and begins there the next time. Without it all partitions
-    /// are read and nothing is committed.
-    #[arg(long)]
-    group: Option<String>,
-    /// Begin with the oldest record, where the group has committed nothing.
-    #[arg(long)]
-    from_beginning: bool,
-    /// The only store that references are followed to: s3://, gs://, az:// or file://.
-    #[arg(long, value_name = "URL")]
-    object_store: Option<String>,
-    /// An option of the store, as KEY=VALUE.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = pair, requires = "object_store")]
-    object_store_option: Vec<(String, String)>,
-    /// End after so many events.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    max: Option<u64>,
-    /// Where events go.
-    #[arg(long, value_name = "FILE", default_value = "-")]
-    output: PathBuf,
-    /// `json` is a line for each event; `raw` is the payloads and nothing else.
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
-    /// A property of librdkafka, as KEY=VALUE.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
-    property: Vec<(String, String)>,
-}
-
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum Format {
-    #[default]
-    Json,
-    Raw,
-}
-
-fn pair(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
-    pair.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "expected KEY=VALUE".into())
-}
-
-pub fn consume(arguments: Arguments) -> u8 {
+pub fn consume(arguments: &Arguments) -> u8 {
+    let config = match arguments.config.as_deref().map(config::load).transpose() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return BAD_CONFIG;
+        }
+    };
     let filter = EnvFilter::new("error,whippet=warn");
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
-    let consumed =
-        runtime().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(print(arguments)));
+    let consumed = runtime()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(print(arguments, config.as_ref())));
     match consumed {
         Ok(0) => DONE,
         Ok(unread) => {
@@ -88,17 +52,8 @@ pub fn consume(arguments: Arguments) -> u8 {
 }
 
 /// Until there are enough, or a signal. How many could not be read.
-async fn print(arguments: Arguments) -> anyhow::Result<u64> {
-    let options: BTreeMap<String, String> = arguments.object_store_option.into_iter().collect();
-    let store = arguments.object_store.map(|url| Store::open(&url, &options)).transpose();
-    let store = store.context("--object-store")?;
-    let settings = Settings {
-        group: arguments.group,
-        topics: arguments.topic,
-        start: if arguments.from_beginning { Start::Beginning } else { Start::End },
-        properties: arguments.property.into_iter().collect(),
-        ..Settings::new(&arguments.bootstrap_servers, &[])
-    };
+async fn print(arguments: &Arguments, config: Option<&Config>) -> anyhow::Result<u64> {
+    let (settings, store) = (arguments.settings(config), arguments.store(config)?);
     let mut out = output(&arguments.output)?;
     let mut consumer = Consumer::open(&settings, store).await?;
     let stop = CancellationToken::new();
@@ -226,11 +181,5 @@ mod tests {
         assert!(
             line(&tombstone).to_string().ends_with(r#""travelled":"inline","size":null,"payload":null}"#)
         );
-    }
-
-    #[test]
-    fn options_are_pairs() {
-        assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
-        assert!(pair("a").is_err() && pair("=a").is_err());
     }
 }
