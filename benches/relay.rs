@@ -5,10 +5,13 @@
 //! consumer at a steady rate. What is printed was measured in this run.
 
 mod common;
+#[path = "common/rows.rs"]
+mod rows;
 
 use std::time::{Duration, Instant};
 
-use common::{Bench, KEYS, Program, Shape, arrivals, count, median, on_thread, payload, percentiles};
+use common::{Bench, Program, Shape, median, on_thread};
+use rows::{KEYS, arrivals, count, payload, percentiles};
 
 const ROWS: usize = 300_000;
 const PAYLOAD: usize = 256;
