@@ -28,7 +28,7 @@ struct Drain {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     let rounds: usize = std::env::args().find_map(|word| word.parse().ok()).unwrap_or(5);
-    let shape = Shape { rows: ROWS, payload: PAYLOAD, partitions: 6, text: false };
+    let shape = Shape { rows: ROWS, payload: PAYLOAD, partitions: 6, text: false, fetch_wait: "5" };
     let bench = Bench::new(shape).await?;
     let (mut raw, mut delete, mut mark, mut hot, mut latency) = (vec![], vec![], vec![], vec![], vec![]);
     for round in 1..=rounds {

@@ -248,7 +248,7 @@ impl Suite {
         drop_slot(&server).await?;
         let &Options { rows, payload, transaction, .. } = options;
         Ok(Suite {
-            bench: Bench::new(Shape { rows, payload, partitions: 12, text: true }).await?,
+            bench: Bench::new(Shape { rows, payload, partitions: 12, text: true, fetch_wait: "5" }).await?,
             recvlogical: std::env::var("WHIPPET_BENCH_PG_RECVLOGICAL")?,
             jars: format!("{}/*", std::env::var("WHIPPET_BENCH_DEBEZIUM_LIBS")?),
             rows,

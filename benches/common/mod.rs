@@ -28,6 +28,8 @@ pub struct Shape {
     pub partitions: i32,
     /// The column `payload` is text, not bytea.
     pub text: bool,
+    /// How long the broker waits for records before it answers a consumer, in milliseconds.
+    pub fetch_wait: &'static str,
 }
 
 pub struct Bench {
@@ -82,7 +84,7 @@ impl Bench {
             .set("bootstrap.servers", &self.kafka)
             .set("group.id", "none")
             .set("enable.auto.commit", "false")
-            .set("fetch.wait.max.ms", "5")
+            .set("fetch.wait.max.ms", self.shape.fetch_wait)
             .create()?;
         let mut list = TopicPartitionList::new();
         for partition in 0..self.shape.partitions {

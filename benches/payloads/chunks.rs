@@ -12,7 +12,7 @@ use crate::{
     large::{self, Drain, Figure},
 };
 
-const SHAPE: Shape = Shape { rows: 100, payload: 5 << 20, partitions: 6, text: false };
+const SHAPE: Shape = Shape { rows: 100, payload: 5 << 20, partitions: 6, text: false, fetch_wait: "500" };
 
 pub async fn run(rounds: usize) -> anyhow::Result<()> {
     let bench = Bench::new(SHAPE).await?;

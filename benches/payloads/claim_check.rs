@@ -13,7 +13,7 @@ use crate::{
     large::{self, Drain, Figure},
 };
 
-const SHAPE: Shape = Shape { rows: 500, payload: 1 << 20, partitions: 6, text: false };
+const SHAPE: Shape = Shape { rows: 500, payload: 1 << 20, partitions: 6, text: false, fetch_wait: "500" };
 
 pub async fn run(rounds: usize, at_once: usize) -> anyhow::Result<()> {
     bucket::make().await?;
