@@ -5,10 +5,13 @@
 //! consumer at a steady rate. What is printed was measured in this run.
 
 mod common;
+#[path = "common/rows.rs"]
+mod rows;
 
 use std::time::{Duration, Instant};
 
-use common::{Bench, KEYS, Program, Shape, arrivals, count, median, on_thread, payload, percentiles};
+use common::{Bench, Program, Shape, median, on_thread};
+use rows::{KEYS, arrivals, count, payload, percentiles};
 
 const ROWS: usize = 300_000;
 const PAYLOAD: usize = 256;
@@ -25,7 +28,7 @@ struct Drain {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     let rounds: usize = std::env::args().find_map(|word| word.parse().ok()).unwrap_or(5);
-    let shape = Shape { rows: ROWS, payload: PAYLOAD, partitions: 6, text: false };
+    let shape = Shape { rows: ROWS, payload: PAYLOAD, partitions: 6, text: false, fetch_wait: "5" };
     let bench = Bench::new(shape).await?;
     let (mut raw, mut delete, mut mark, mut hot, mut latency) = (vec![], vec![], vec![], vec![], vec![]);
     for round in 1..=rounds {

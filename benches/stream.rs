@@ -9,6 +9,8 @@
 //! The payload is text for all: Debezium's router cannot pass bytes through a converter of strings.
 
 mod common;
+#[path = "common/rows.rs"]
+mod rows;
 
 use std::{
     fs::File,
@@ -18,8 +20,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Bench, KEYS, Program, Shape, arrivals, count, median, on_thread, payload, percentiles};
+use common::{Bench, Program, Shape, median, on_thread};
 use rdkafka::consumer::Consumer as _;
+use rows::{KEYS, arrivals, count, payload, percentiles};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgConnectOptions};
 use tokio::{
@@ -245,7 +248,7 @@ impl Suite {
         drop_slot(&server).await?;
         let &Options { rows, payload, transaction, .. } = options;
         Ok(Suite {
-            bench: Bench::new(Shape { rows, payload, partitions: 12, text: true }).await?,
+            bench: Bench::new(Shape { rows, payload, partitions: 12, text: true, fetch_wait: "5" }).await?,
             recvlogical: std::env::var("WHIPPET_BENCH_PG_RECVLOGICAL")?,
             jars: format!("{}/*", std::env::var("WHIPPET_BENCH_DEBEZIUM_LIBS")?),
             rows,

@@ -6,17 +6,15 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
+    ClientConfig, ClientContext, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer as _},
     message::{BorrowedMessage, DeliveryResult},
-    producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer},
+    producer::{ProducerContext, ThreadedProducer},
 };
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::oneshot;
-
-pub const KEYS: i64 = 1000;
 
 /// No record for so long: the program that should send them does not.
 const STALL: Duration = Duration::from_mins(2);
@@ -30,6 +28,8 @@ pub struct Shape {
     pub partitions: i32,
     /// The column `payload` is text, not bytea.
     pub text: bool,
+    /// How long the broker waits for records before it answers a consumer, in milliseconds.
+    pub fetch_wait: &'static str,
 }
 
 pub struct Bench {
@@ -84,7 +84,7 @@ impl Bench {
             .set("bootstrap.servers", &self.kafka)
             .set("group.id", "none")
             .set("enable.auto.commit", "false")
-            .set("fetch.wait.max.ms", "5")
+            .set("fetch.wait.max.ms", self.shape.fetch_wait)
             .create()?;
         let mut list = TopicPartitionList::new();
         for partition in 0..self.shape.partitions {
@@ -106,61 +106,24 @@ impl Bench {
         Ok(())
     }
 
-    /// The rows that every figure is about, so many in a transaction.
-    pub async fn fill(&self, topic: &str, keys: i64, transaction: usize) -> anyhow::Result<()> {
-        let Shape { rows, payload, text, .. } = self.shape;
-        let padding: Vec<String> =
-            (1..=payload.div_ceil(64)).map(|n| format!("md5((n + {n})::text)")).collect();
-        let json = format!(
-            "rpad('{{\"n\":' || n || ',\"pad\":\"' || md5(n::text), {payload}, {})",
-            padding.join(" || ")
-        );
-        let value = if text { json } else { format!("convert_to({json}, 'UTF8')") };
-        let insert = format!(
-            "DO $$ BEGIN FOR low IN 0 .. {last} BY {transaction} LOOP
-                 INSERT INTO outbox (topic, key, type, payload)
-                 SELECT '{topic}', 'key-' || n % {keys}, 'Benched', {value}
-                 FROM generate_series(low, least(low + {transaction} - 1, {last})) n;
-                 COMMIT;
-             END LOOP; END $$",
-            last = rows - 1,
-        );
-        let mut db = PgConnection::connect(&self.url).await?;
-        // What is checkpointed below need not be waited for at each COMMIT.
-        sqlx::raw_sql("SET synchronous_commit = off").execute(&mut db).await?;
-        sqlx::raw_sql(AssertSqlSafe(insert)).execute(&mut db).await?;
-        db.close().await?;
-        sqlx::raw_sql("VACUUM ANALYZE outbox").execute(&self.db).await?;
-        sqlx::raw_sql("CHECKPOINT").execute(&self.db).await?;
-        Ok(())
-    }
-
-    /// The rows of the outbox from memory, through the same client settings: records a second.
-    pub async fn raw(&self, topic: &str) -> anyhow::Result<f64> {
-        let value = if self.shape.text { "convert_to(payload, 'UTF8')" } else { "payload" };
-        let rows: Vec<(String, Vec<u8>)> =
-            sqlx::query_as(AssertSqlSafe(format!("SELECT key, {value} FROM outbox ORDER BY seq")))
-                .fetch_all(&self.db)
-                .await?;
-        let producer: ThreadedProducer<Quiet> = ClientConfig::new()
+    /// A producer with the relay's own settings, where they have to do with speed.
+    pub fn producer(&self) -> anyhow::Result<ThreadedProducer<Quiet>> {
+        let producer = ClientConfig::new()
             .set("bootstrap.servers", &self.kafka)
             .set("enable.idempotence", "true")
             .set("partitioner", "murmur2_random")
             .set("compression.type", "lz4")
             .set("linger.ms", "1")
             .set("batch.size", "1000000")
+            .set("message.max.bytes", "1000000000")
             .set("queue.buffering.max.messages", "1000000")
+            .set("queue.buffering.max.kbytes", "2097151")
             .create_with_context(Quiet)?;
-        let begin = Instant::now();
-        for (key, payload) in &rows {
-            producer.send(BaseRecord::to(topic).key(key).payload(payload)).map_err(|(error, _)| error)?;
-        }
-        producer.flush(Duration::from_mins(1))?;
-        Ok(rows.len() as f64 / begin.elapsed().as_secs_f64())
+        Ok(producer)
     }
 }
 
-struct Quiet;
+pub struct Quiet;
 
 impl ClientContext for Quiet {}
 
@@ -184,31 +147,8 @@ pub fn on_thread<T: Send + 'static>(
     async move { receiver.await? }
 }
 
-/// Records a second, from the first one seen to the last.
-pub fn count(consumer: &BaseConsumer, rows: usize, on_first: impl FnOnce(Instant)) -> anyhow::Result<f64> {
-    let first = next(consumer, 0, rows)?.1;
-    on_first(first);
-    for seen in 1..rows {
-        next(consumer, seen, rows)?;
-    }
-    Ok(rows as f64 / first.elapsed().as_secs_f64())
-}
-
-/// When each of the records came whose keys are the numbers below `total`.
-pub fn arrivals(consumer: &BaseConsumer, total: usize) -> anyhow::Result<Vec<Option<Instant>>> {
-    let mut seen = vec![None; total];
-    let mut left = total;
-    while left > 0 {
-        let (message, at) = next(consumer, total - left, total)?;
-        let number = message.key().and_then(|key| std::str::from_utf8(key).ok()?.parse::<usize>().ok());
-        if let Some(slot) = number.and_then(|n| seen.get_mut(n)) {
-            left -= usize::from(slot.replace(at).is_none());
-        }
-    }
-    Ok(seen)
-}
-
-fn next(
+/// The next record, and when it came.
+pub fn next(
     consumer: &BaseConsumer,
     seen: usize,
     total: usize,
@@ -222,20 +162,9 @@ fn next(
     }
 }
 
-pub fn payload(n: usize, bytes: usize) -> String {
-    format!("{{\"n\":{n:0>width$}}}", width = bytes - 6)
-}
-
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
-}
-
-/// p50 and p99.
-pub fn percentiles(mut values: Vec<f64>) -> (f64, f64) {
-    values.sort_by(f64::total_cmp);
-    let at = |share: f64| values[((values.len() as f64 * share) as usize).min(values.len() - 1)];
-    (at(0.5), at(0.99))
 }
 
 /// A process that ends with its owner.

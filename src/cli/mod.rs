@@ -37,9 +37,10 @@ enum Command {
         config: PathBuf,
     },
     #[cfg(feature = "sqlite")]
-    /// The whole story with nothing to install: SQLite, a broker inside the process, a consumer.
+    /// The whole story with nothing to install: SQLite, a broker inside the process, a folder for large
+    /// payloads, a consumer.
     Demo {
-        /// Events to write.
+        /// Events to write; two of them are large.
         #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
         events: u32,
         /// Leave the relay and its admin address running until Ctrl-C.
@@ -101,7 +102,7 @@ impl Cli {
             Command::Sql { config: Some(config), .. } => sql::for_config(&config),
             Command::Sql { dialect, preset, .. } => sql::for_preset(dialect.unwrap_or_default(), preset),
             Command::Teardown { config, dry_run, force } => teardown::teardown(&config, dry_run, force),
-            Command::Consume(arguments) => consume::consume(arguments),
+            Command::Consume(arguments) => consume::consume(&arguments),
             Command::Doctor { config, json } => doctor::doctor(&config, json),
             Command::Purge(wanted) => purge::purge(&wanted),
             Command::Schema => run::schema(),

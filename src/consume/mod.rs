@@ -131,6 +131,16 @@ pub enum Travelled {
     Chunks(u32),
 }
 
+impl Travelled {
+    pub fn name(self) -> &'static str {
+        match self {
+            Travelled::Inline => "inline",
+            Travelled::Reference => "reference",
+            Travelled::Chunks(_) => "chunks",
+        }
+    }
+}
+
 /// Where an event, or what should have been one, lies in Kafka.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Place {

@@ -3,7 +3,8 @@
 //! An example application writes orders and outbox rows into a SQLite file, each in one
 //! transaction. The relay, the same that `whippet run` starts, publishes them to a broker inside
 //! this process: librdkafka's mock cluster, which speaks Kafka's protocol and keeps records in
-//! memory. A consumer reads them back, and everything is compared.
+//! memory. Two payloads are too large for a record: one becomes a claim check, in a folder that is
+//! the object store, the other one chunks. The consumer kit reads everything back, and it is compared.
 
 mod reader;
 mod screen;
@@ -29,11 +30,21 @@ use tokio_util::sync::CancellationToken;
 use self::{reader::Received, screen::Screen, shop::Expected};
 use crate::{
     app::App,
-    config::{self, Config},
+    config::{self, Config, ObjectStore},
     source::database::ddl,
 };
 
-const TOPIC: &str = "orders";
+/// An outbox table, and the topic that its events go to.
+#[derive(Debug)]
+struct Outbox {
+    table: &'static str,
+    topic: &'static str,
+}
+
+/// A payload that does not fit into a record becomes a claim check here.
+const ORDERS: Outbox = Outbox { table: "outbox", topic: "orders" };
+/// And chunks here.
+const CONTRACTS: Outbox = Outbox { table: "outbox_in_chunks", topic: "contracts" };
 const PARTITIONS: i32 = 4;
 /// Without a new event for this long, something is wrong.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
@@ -47,6 +58,8 @@ struct Progress {
     rolled_back: usize,
     written: bool,
     received: Vec<Received>,
+    /// Why nothing more is read.
+    unread: Option<String>,
 }
 
 type Shared = Arc<Mutex<Progress>>;
@@ -60,7 +73,10 @@ pub async fn run(events: usize, keep: bool, stop: CancellationToken) -> anyhow::
     let folder = tempfile::Builder::new().prefix("whippet-demo-").tempdir().context("a temporary folder")?;
     let broker: MockCluster<'static, DefaultProducerContext> =
         MockCluster::new(1).context("the broker inside this process")?;
-    broker.create_topic(TOPIC, PARTITIONS, 1).context("the topic")?;
+    for outbox in [ORDERS, CONTRACTS] {
+        broker.create_topic(outbox.topic, PARTITIONS, 1).context("the topics")?;
+    }
+    std::fs::create_dir(folder.path().join("payloads")).context("the folder for payloads")?;
     let config = configuration(folder.path(), &broker.bootstrap_servers())?;
     // Readers and the writer do not wait for each other in WAL mode.
     let options = SqliteConnectOptions::from_str(config.source.url.expose())?
@@ -76,7 +92,9 @@ pub async fn run(events: usize, keep: bool, stop: CancellationToken) -> anyhow::
     let relay = tokio::spawn(app.run(relay_stop.clone()));
     let shared = Shared::default();
     let reading = CancellationToken::new();
-    let reader = reader::start(broker.bootstrap_servers(), shared.clone(), reading.clone())?;
+    let store = config.object_store.as_ref().map(ObjectStore::open).transpose()?;
+    let consumer = reader::open(&broker.bootstrap_servers(), store).await?;
+    let reader = tokio::spawn(reader::run(consumer, shared.clone(), reading.clone()));
     let shop = tokio::spawn(shop::run(database.clone(), events, shared.clone()));
 
     let mut screen = Screen::new(events);
@@ -104,7 +122,7 @@ pub async fn run(events: usize, keep: bool, stop: CancellationToken) -> anyhow::
     relay_stop.cancel();
     relay.await.context("the relay")?;
     reading.cancel();
-    tokio::task::spawn_blocking(move || reader.join()).await.ok();
+    reader.await.context("the consumer")?;
     database.close().await;
     Ok(good)
 }
@@ -126,6 +144,9 @@ async fn watch(
         }
         let progress = lock(shared);
         screen.draw(&progress, &board.status());
+        if let Some(why) = &progress.unread {
+            anyhow::bail!("the consumer cannot read on: {why}");
+        }
         let distinct = progress.received.len();
         if distinct != seen {
             (seen, moved) = (distinct, Instant::now());
@@ -146,11 +167,17 @@ async fn watch(
 /// As a user would write it, but for the free port and the quick polling.
 fn configuration(folder: &Path, broker: &str) -> anyhow::Result<Config> {
     let yaml = format!(
-        "source: {{ url: 'sqlite://{}/shop.db?mode=rwc' }}\n\
+        "source: {{ url: 'sqlite://{folder}/shop.db?mode=rwc' }}\n\
          kafka: {{ bootstrap_servers: '{broker}' }}\n\
+         object_store: {{ url: 'file://{folder}/payloads' }}\n\
          admin: {{ listen: '127.0.0.1:0' }}\n\
-         tables: [{{ name: outbox, poll: {{ max_interval: 20ms }} }}]\n",
-        folder.display()
+         defaults: {{ poll: {{ max_interval: 20ms }} }}\n\
+         tables:\n  \
+           - {{ name: {claim_checks} }}\n  \
+           - {{ name: {chunks}, payload: {{ oversize: chunk }} }}\n",
+        folder = folder.display(),
+        claim_checks = ORDERS.table,
+        chunks = CONTRACTS.table,
     );
     Ok(config::parse("the demo's configuration", &yaml, &BTreeMap::new())?)
 }

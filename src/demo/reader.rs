@@ -1,61 +1,60 @@
-//! The consumer that reads everything back, in a thread of its own.
+//! The consumer that reads everything back: the kit, as an application would use it.
 
-use std::{thread::JoinHandle, time::Duration};
+use std::{collections::BTreeMap, future::ready, time::Instant};
 
-use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
-    message::Headers as _,
-};
 use tokio_util::sync::CancellationToken;
 
-use super::{PARTITIONS, Shared, TOPIC, lock};
+use super::{CONTRACTS, ORDERS, Shared, lock};
+use crate::{
+    consume::{Consumer, Event, Settings, Start, Travelled},
+    record::wire,
+    store::Store,
+};
 
-/// A record as the consumer saw it.
+/// An event as the kit handed it over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
-    pub partition: i32,
-    pub offset: i64,
-    pub key: Vec<u8>,
-    pub payload: Vec<u8>,
-    pub headers: Vec<(String, String)>,
-    pub at: std::time::Instant,
+    pub event: Event,
+    /// Of the payload, where it did not fit into a record.
+    pub sha256: Option<String>,
+    pub at: Instant,
 }
 
 impl Received {
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
+    fn new(event: Event) -> Received {
+        let at = Instant::now();
+        let large = event.payload.as_ref().filter(|_| event.travelled != Travelled::Inline);
+        let sha256 = large.map(|payload| wire::hex(&wire::sha256(payload)));
+        Received { event, sha256, at }
+    }
+
+    pub fn id(&self) -> &str {
+        self.event.id().unwrap_or_default()
+    }
+
+    pub fn key(&self) -> &[u8] {
+        self.event.key.as_deref().unwrap_or_default()
+    }
+
+    pub fn payload(&self) -> &[u8] {
+        self.event.payload.as_deref().unwrap_or_default()
     }
 }
 
-pub fn start(broker: String, shared: Shared, stop: CancellationToken) -> anyhow::Result<JoinHandle<()>> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", broker)
-        .set("group.id", "whippet-demo")
-        .set("enable.auto.commit", "false")
-        .set("fetch.wait.max.ms", "10")
-        .create()?;
-    let mut partitions = TopicPartitionList::new();
-    for partition in 0..PARTITIONS {
-        partitions.add_partition_offset(TOPIC, partition, Offset::Beginning)?;
+pub async fn open(broker: &str, store: Option<Store>) -> anyhow::Result<Consumer> {
+    let properties = BTreeMap::from([("fetch.wait.max.ms".to_owned(), "10".to_owned())]);
+    let settings = Settings {
+        start: Start::Beginning,
+        properties,
+        ..Settings::new(broker, &[ORDERS.topic, CONTRACTS.topic])
+    };
+    Ok(Consumer::open(&settings, store).await?)
+}
+
+/// Reads until `stop`, or until something cannot be read.
+pub async fn run(mut consumer: Consumer, shared: Shared, stop: CancellationToken) {
+    let take = |event: Event| lock(&shared).received.push(Received::new(event));
+    if let Err(error) = consumer.run(&stop, |event| ready(event.map(take))).await {
+        lock(&shared).unread = Some(error.to_string());
     }
-    consumer.assign(&partitions)?;
-    Ok(std::thread::spawn(move || {
-        while !stop.is_cancelled() {
-            let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
-            let text = |value: Option<&[u8]>| String::from_utf8_lossy(value.unwrap_or_default()).into_owned();
-            let headers = message.headers().map_or_else(Vec::new, |headers| {
-                headers.iter().map(|header| (header.key.to_owned(), text(header.value))).collect()
-            });
-            let received = Received {
-                partition: message.partition(),
-                offset: message.offset(),
-                key: message.key().unwrap_or_default().to_vec(),
-                payload: message.payload().unwrap_or_default().to_vec(),
-                headers,
-                at: std::time::Instant::now(),
-            };
-            lock(&shared).received.push(received);
-        }
-    }))
 }

@@ -8,8 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Progress, verdict::Summary};
-use crate::{admin::status::Status, config::Config};
+use super::{Progress, reader::Received, verdict::Summary};
+use crate::{
+    admin::status::Status,
+    config::Config,
+    consume::Travelled,
+    record::wire::{self, hex, sha256},
+};
 
 const LINE_EVERY: Duration = Duration::from_secs(1);
 const BAR: usize = 30;
@@ -39,11 +44,14 @@ impl Screen {
             text,
             "  broker     Kafka protocol inside this process, {broker} (a stand-in, not a real broker)"
         );
+        if let Some(store) = &config.object_store {
+            let _ = writeln!(text, "  payloads   that do not fit into a record: {}, or in chunks", store.url);
+        }
         if let Some(admin) = admin {
             let _ = writeln!(text, "  admin      http://{admin}/status and /metrics");
         }
         let tables: Vec<&str> = config.tables.iter().map(|table| table.name.as_str()).collect();
-        let _ = writeln!(text, "  table      {}\n", tables.join(", "));
+        let _ = writeln!(text, "  tables     {}\n", tables.join(", "));
         print(&text);
     }
 
@@ -75,7 +83,7 @@ impl Screen {
         let (written, seen) = (progress.expected.len(), progress.received.len());
         let seconds = self.started.elapsed().as_secs_f64().max(0.001);
         let (p50, p99) = lags(progress);
-        let table = status.tables.first();
+        let parked: u64 = status.tables.iter().map(|table| table.parked_events).sum();
         let mut text = String::new();
         let mut row = |name: &str, value: String| {
             let _ = writeln!(text, "  {name:<12}{value}");
@@ -83,15 +91,18 @@ impl Screen {
         row("committed", format!("{written:>8}  {}", self.bar(written)));
         row("consumed", format!("{seen:>8}  {}", self.bar(seen)));
         row("rolled back", format!("{:>8}  never to be seen", progress.rolled_back));
-        row("parked", format!("{:>8}", table.map_or(0, |table| table.parked_events)));
+        row("parked", format!("{parked:>8}"));
         row("rate", format!("{:>8.0}  events/s", seen as f64 / seconds));
         row("lag", format!("{p50:>8}  p50, {p99} p99, from commit to consumer"));
+        for (name, travelled) in [("claim check", "reference"), ("chunks", "chunks")] {
+            let large = progress.received.iter().find(|one| one.event.travelled.name() == travelled);
+            row(name, large.map_or_else(|| format!("{:>8}", "-"), in_short));
+        }
         if let Some(last) = progress.received.last() {
-            row(
-                "last event",
-                format!("{} to partition {}", String::from_utf8_lossy(&last.key), last.partition),
-            );
-            for (name, value) in &last.headers {
+            let (key, place) = (String::from_utf8_lossy(last.key()), &last.event.place);
+            row("last event", format!("{} of {key} to {} [{}]", kind(last), place.topic, place.partition));
+            for (name, _) in &last.event.headers.onward().0 {
+                let value = last.event.headers.text(name).unwrap_or_default();
                 row("", self.dim(&format!("{name}: {value}")));
             }
         }
@@ -113,12 +124,11 @@ impl Screen {
                 let _ = writeln!(
                     text,
                     "{} every one of {} committed events came back: in order for each of {} keys, byte for byte, \
-                     with its request context; {} events of rolled-back transactions stayed away; {} repeats.",
+                     with its request context; {} events of rolled-back transactions stayed away.",
                     self.paint("32", "ok:"),
                     summary.events,
                     summary.keys,
                     progress.rolled_back,
-                    summary.repeats
                 );
                 let _ = writeln!(
                     text,
@@ -132,7 +142,39 @@ impl Screen {
                 }
             }
         }
+        let large: Vec<&Received> = progress.received.iter().filter(|one| one.sha256.is_some()).collect();
+        if !large.is_empty() {
+            text.push_str(
+                "\nToo large for a record, and read back by the consumer kit, as `whippet consume` does:\n",
+            );
+        }
+        large.iter().for_each(|one| text.push_str(&self.in_full(progress, one)));
         print(&text);
+    }
+
+    /// An event that did not fit into a record: how it travelled, and that it is what was written.
+    fn in_full(&self, progress: &Progress, one: &Received) -> String {
+        let (event, place) = (&one.event, &one.event.place);
+        let size = one.payload().len();
+        let mut text = String::new();
+        let mut row = |name: &str, value: String| {
+            let _ = writeln!(text, "    {name:<10}{value}");
+        };
+        row("event", format!("{} of {}, {size} bytes", kind(one), String::from_utf8_lossy(one.key())));
+        match event.travelled {
+            Travelled::Chunks(count) => row("sent", format!("in {count} chunks: {place}")),
+            _ => row("sent", format!("as a claim check: {place}")),
+        }
+        if let Some(uri) = event.headers.text(wire::REF_URI) {
+            row("object", uri.to_owned());
+        }
+        let written = progress.expected.iter().find(|written| written.id == one.id());
+        let written = written.map_or_else(String::new, |written| hex(&sha256(&written.payload)));
+        let read = one.sha256.as_deref().unwrap_or_default();
+        let verdict = if read == written { self.paint("32", "equal") } else { self.paint("31", "DIFFERENT") };
+        row("written", format!("sha256 {written}"));
+        row("read back", format!("sha256 {read}  {verdict}"));
+        format!("\n{text}")
     }
 
     pub fn keep(&self, admin: SocketAddr) {
@@ -160,6 +202,20 @@ fn print(text: &str) {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).ok();
 }
 
+fn kind(one: &Received) -> &str {
+    one.event.kind().unwrap_or("event")
+}
+
+/// An event that did not fit into a record, in a line.
+fn in_short(one: &Received) -> String {
+    let how = match one.event.travelled {
+        Travelled::Chunks(count) => format!("in {count} records"),
+        _ => "in the folder".to_owned(),
+    };
+    let digits = one.sha256.as_deref().unwrap_or_default().get(..16).unwrap_or_default();
+    format!("{:>8}  bytes, {how}, read back with sha256 {digits}…", one.payload().len())
+}
+
 /// p50 and p99 from commit to consumer, of the first appearances.
 fn lags(progress: &Progress) -> (String, String) {
     let committed: std::collections::HashMap<&str, Instant> =
@@ -167,7 +223,7 @@ fn lags(progress: &Progress) -> (String, String) {
     let mut lags: Vec<Duration> = progress
         .received
         .iter()
-        .filter_map(|record| Some(record.at.saturating_duration_since(*committed.get(record.header("id")?)?)))
+        .filter_map(|record| Some(record.at.saturating_duration_since(*committed.get(record.id())?)))
         .collect();
     lags.sort_unstable();
     let at = |share: f64| match lags.len() {

@@ -52,10 +52,26 @@ fn a_good_configuration_is_0_and_the_schema_is_json() {
 fn the_demo_succeeds_and_says_what_it_compared() {
     let said = whippet(&["demo", "--events", "300"]);
     assert_eq!(said.status.code(), Some(0), "{}{}", text(&said.stdout), text(&said.stderr));
-    assert!(
-        text(&said.stdout).contains("every one of 300 committed events came back"),
-        "{}",
-        text(&said.stdout)
-    );
+    let stdout = text(&said.stdout);
+    assert!(stdout.contains("every one of 300 committed events came back"), "{stdout}");
     assert!(said.stderr.is_empty(), "{}", text(&said.stderr));
+    // Two were too large for a record: how they travelled, and the checksums on both sides.
+    let after = |begin: &str| -> Vec<&str> {
+        stdout.lines().filter_map(|line| line.trim_start().strip_prefix(begin)).map(str::trim).collect()
+    };
+    let [claim_check, chunks] = after("event ")[..] else { panic!("{stdout}") };
+    let size = |event: &str| event.rsplit(' ').nth(1).unwrap().parse::<usize>().unwrap();
+    assert!(claim_check.starts_with("OrderScanned of customer-") && size(claim_check) > 5 << 20, "{stdout}");
+    assert!(chunks.starts_with("ContractSigned of customer-") && size(chunks) > 3 << 20, "{stdout}");
+    let sent = after("sent ");
+    assert!(
+        sent[0].starts_with("as a claim check: orders [") && sent[1].starts_with("in 4 chunks: contracts [")
+    );
+    assert!(after("object ")[0].starts_with("file:///"), "{stdout}");
+    let (written, read) = (after("written "), after("read back "));
+    assert!(written.len() == 2 && written[0] != written[1], "{stdout}");
+    for (written, read) in written.iter().zip(read) {
+        assert!(written.starts_with("sha256 ") && written.len() == "sha256 ".len() + 64, "{stdout}");
+        assert_eq!(read, format!("{written}  equal"));
+    }
 }

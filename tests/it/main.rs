@@ -9,6 +9,7 @@ mod checker;
 mod cli;
 mod codecs;
 mod consume;
+mod consume_config;
 mod crash;
 mod database;
 mod doctor;

@@ -24,7 +24,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     decoder::{Decoder, Route},
     slot::{Health, Identity, Obstacle, Prepared, Slot, missing},
-    upkeep::{Confirmed, feed_back, keep_watch, show},
+    upkeep::{Confirmed, Watch, feed_back, show},
     wire::{self, Connection, Message, Reader},
 };
 use crate::{
@@ -321,21 +321,24 @@ impl Streamer {
         }
         let token = uuid::Uuid::new_v4().to_string();
         let (confirmed, retained) = (Arc::new(Confirmed::default()), Arc::new(AtomicI64::new(0)));
+        let watch = Watch {
+            slot: self.slot.clone(),
+            token: token.clone(),
+            metrics: self.metrics.clone(),
+            retained: retained.clone(),
+            tables: numbers,
+            publication,
+            differs: differs.clone(),
+        };
         let session = Session {
             reader,
-            decoder: Decoder::new(routes, token.clone()),
+            decoder: Decoder::new(routes, token),
             outlets,
             room: Arc::new(Semaphore::new(ROOM_KIB as usize)),
             changed,
             confirmed: confirmed.clone(),
             _feedback: AbortOnDropHandle::new(tokio::spawn(feed_back(writer, confirmed))),
-            _watch: AbortOnDropHandle::new(tokio::spawn(keep_watch(
-                self.slot.clone(),
-                token,
-                self.metrics.clone(),
-                retained.clone(),
-                (numbers, publication, differs.clone()),
-            ))),
+            _watch: AbortOnDropHandle::new(tokio::spawn(watch.keep())),
             differs,
             retained,
             said_too_much: false,

@@ -62,33 +62,45 @@ pub async fn feed_back(mut writer: Writer, confirmed: Arc<Confirmed>) {
     }
 }
 
-/// Measures what the server keeps for the slot, writes the heartbeats, and sees whether the tables are still
-/// the same.
-pub async fn keep_watch(
-    slot: Slot,
-    token: String,
-    metrics: Arc<Metrics>,
-    retained: Arc<AtomicI64>,
-    (tables, publication, differs): (Vec<(String, Option<i64>)>, String, Arc<Notify>),
-) {
-    let mut measure = tokio::time::interval(MEASURE_EVERY);
-    let mut beat = tokio::time::interval(slot.settings.heartbeat.max(Duration::from_millis(100)));
-    measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut compare = tokio::time::interval_at(Instant::now() + MEASURE_EVERY, MEASURE_EVERY);
-    compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let done = tokio::select! {
-            _ = compare.tick() => slot.has_still(&tables, &publication).await.map(|same| if !same { differs.notify_one() }),
-            _ = beat.tick() => slot.beat(&token).await.map(drop),
-            _ = measure.tick() => slot.health().await.map(|health| {
-                let health = health.unwrap_or_default();
-                retained.store(health.retained_bytes, Ordering::Relaxed);
-                show(&metrics, health);
-            }),
-        };
-        if let Err(error) = done {
-            debug!(error = report(&error), "cannot look after the slot");
+/// What is looked at while the log is read.
+pub struct Watch {
+    pub slot: Slot,
+    /// What our heartbeats of this reading say.
+    pub token: String,
+    pub metrics: Arc<Metrics>,
+    /// What the server keeps of its log, in bytes.
+    pub retained: Arc<AtomicI64>,
+    /// The tables by name, with their numbers, and the version of the publication.
+    pub tables: Vec<(String, Option<i64>)>,
+    pub publication: String,
+    /// Told when these are not what they were.
+    pub differs: Arc<Notify>,
+}
+
+impl Watch {
+    /// Measures what the server keeps for the slot, writes the heartbeats, and sees whether the tables are
+    /// still the same.
+    pub async fn keep(self) {
+        let Watch { slot, token, metrics, retained, tables, publication, differs } = self;
+        let mut measure = tokio::time::interval(MEASURE_EVERY);
+        let mut beat = tokio::time::interval(slot.settings.heartbeat.max(Duration::from_millis(100)));
+        let mut compare = tokio::time::interval_at(Instant::now() + MEASURE_EVERY, MEASURE_EVERY);
+        for interval in [&mut measure, &mut beat, &mut compare] {
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        loop {
+            let done = tokio::select! {
+                _ = compare.tick() => slot.has_still(&tables, &publication).await.map(|same| if !same { differs.notify_one() }),
+                _ = beat.tick() => slot.beat(&token).await.map(drop),
+                _ = measure.tick() => slot.health().await.map(|health| {
+                    let health = health.unwrap_or_default();
+                    retained.store(health.retained_bytes, Ordering::Relaxed);
+                    show(&metrics, health);
+                }),
+            };
+            if let Err(error) = done {
+                debug!(error = report(&error), "cannot look after the slot");
+            }
         }
     }
 }

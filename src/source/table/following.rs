@@ -293,7 +293,7 @@ impl Task {
         let Some(log) = &mut self.log else { return };
         if !matches!(log.phase, Phase::Polling) {
             log.phase = Phase::Polling;
-            self.state.read_from_head(self.outbox.as_ref());
+            self.state.read_from_head(self.outbox.as_deref());
             self.next_read = Instant::now();
             self.interval = self.source.poll.min_interval;
         }

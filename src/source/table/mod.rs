@@ -145,7 +145,7 @@ struct Task {
     log: Option<Following>,
     feed: Feed,
     state: State,
-    outbox: Option<Outbox>,
+    outbox: Option<Arc<Outbox>>,
     interval: Duration,
     next_read: Instant,
     last_record: Instant,
@@ -298,8 +298,8 @@ impl Task {
             return Ok(Next::Told);
         };
         if self.outbox.is_none() {
-            self.outbox =
-                Some(answered("look at the table", self.source.database.outbox(&self.source.spec)).await?);
+            let outbox = self.source.database.outbox(&self.source.spec);
+            self.outbox = Some(Arc::new(answered("look at the table", outbox).await?));
             self.source.board.table_ready(self.feed.table);
             self.can_follow();
         }

@@ -106,14 +106,14 @@ impl Task {
                 }
             }
             if deferred_bytes.is_some() {
-                event = match self.fetch(event).await {
-                    Ok(event) => event,
-                    Err(error) => {
-                        self.source.window.release(1, bytes);
-                        self.send(Yield::Events { generation, events: ready }).await;
-                        return Err(error);
-                    }
+                // What is ready need not wait for this one.
+                self.send(Yield::Events { generation, events: std::mem::take(&mut ready) }).await;
+                let fetched = self.fetch(event).await;
+                let Ok(Some(whole)) = fetched else {
+                    self.source.window.release(1, bytes);
+                    return fetched.map(|_| false);
                 };
+                event = whole;
                 // The row may have changed since its length was read.
                 let now = window_bytes(&event);
                 self.source.window.adjust(bytes, now);
@@ -154,9 +154,7 @@ impl Task {
                 },
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
-            let state = &self.state;
-            let wanted_elsewhere = state.gates_due || !state.wishes.is_empty();
-            if !state.opened || state.stopping || state.halted || wanted_elsewhere {
+            if !self.is_wanted() {
                 return Ok(false);
             }
             let Some(epoch) = self.source.lease.borrow().epoch() else { return Ok(false) };
@@ -165,12 +163,25 @@ impl Task {
         }
     }
 
-    /// The event with its payload.
-    async fn fetch(&mut self, event: Event) -> Result<Event, Error> {
-        match &self.outbox {
-            Some(outbox) => answered("read a large payload", outbox.with_payload(event)).await,
-            None => Ok(event),
+    /// Whether the rest of a read is still to be handed over.
+    fn is_wanted(&self) -> bool {
+        let state = &self.state;
+        let elsewhere = state.gates_due || !state.wishes.is_empty();
+        state.opened && !state.stopping && !state.halted && !elsewhere
+    }
+
+    /// The event with its payload. What got settled is recorded meanwhile, because both take long where
+    /// payloads are large. `None` where the rest of the read is to be forgotten.
+    async fn fetch(&mut self, event: Event) -> Result<Option<Event>, Error> {
+        while let Ok(command) = self.feed.commands.try_recv() {
+            self.take(command);
         }
+        let epoch = self.source.lease.borrow().epoch().filter(|_| self.is_wanted());
+        let (Some(outbox), Some(epoch)) = (self.outbox.clone(), epoch) else { return Ok(None) };
+        let whole = answered("read a large payload", outbox.with_payload(event));
+        let (whole, recorded) = tokio::join!(whole, self.record(epoch, false));
+        recorded?;
+        whole.map(Some)
     }
 
     /// Lets `low` follow the cursor, behind the transactions that are open.

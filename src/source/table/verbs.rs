@@ -112,7 +112,7 @@ impl Task {
         // From the head: what was released lies before anything that is new.
         state.held.clear();
         state.skip_held = gates.held.all() > 0;
-        state.read_from_head(self.outbox.as_ref());
+        state.read_from_head(self.outbox.as_deref());
         self.back_to_the_table();
         self.next_read = Instant::now();
         self.send(Yield::Gates { generation, serial, gates }).await;

@@ -1,10 +1,11 @@
 //! `consume`: prints events as a consumer should see them.
 
+mod arguments;
+
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::Context as _;
@@ -13,69 +14,18 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+pub use self::arguments::Arguments;
+use self::arguments::Format;
 use super::{
     BAD_CONFIG, DONE, FAILED,
     run::{runtime, stop_on_signal},
 };
 use crate::{
     config::{self, Config},
-    consume::{Consumer, Event, Headers, RunError, Settings, Start, Travelled},
-    store::Store,
+    consume::{Consumer, Event, Headers, RunError, Travelled},
 };
 
-#[derive(Debug, clap::Args)]
-pub struct Arguments {
-    /// A relay's configuration: its Kafka and its object store, where nothing below says otherwise.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Kafka, as host:port, or several with commas between them.
-    #[arg(long, env = "WHIPPET_BOOTSTRAP_SERVERS", required_unless_present = "config")]
-    bootstrap_servers: Option<String>,
-    /// May be given several times.
-    #[arg(long, required = true)]
-    topic: Vec<String>,
-    /// Commits what was printed for this group, and begins there the next time. Without it all partitions
-    /// are read and nothing is committed.
-    #[arg(long)]
-    group: Option<String>,
-    /// Begin with the oldest record, where the group has committed nothing.
-    #[arg(long)]
-    from_beginning: bool,
-    /// The only store that references are followed to: s3://, gs://, az:// or file://.
-    #[arg(long, value_name = "URL")]
-    object_store: Option<String>,
-    /// An option of the store, as KEY=VALUE.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = pair, requires = "object_store")]
-    object_store_option: Vec<(String, String)>,
-    /// End after so many events.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    max: Option<u64>,
-    /// Where events go.
-    #[arg(long, value_name = "FILE", default_value = "-")]
-    output: PathBuf,
-    /// `json` is a line for each event; `raw` is the payloads and nothing else.
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
-    /// A property of librdkafka, as KEY=VALUE.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
-    property: Vec<(String, String)>,
-}
-
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum Format {
-    #[default]
-    Json,
-    Raw,
-}
-
-fn pair(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
-    pair.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "expected KEY=VALUE".into())
-}
-
-pub fn consume(arguments: Arguments) -> u8 {
-    let filter = EnvFilter::new("error,whippet=warn");
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+pub fn consume(arguments: &Arguments) -> u8 {
     let config = match arguments.config.as_deref().map(config::load).transpose() {
         Ok(config) => config,
         Err(error) => {
@@ -83,8 +33,11 @@ pub fn consume(arguments: Arguments) -> u8 {
             return BAD_CONFIG;
         }
     };
-    let consumed =
-        runtime().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(print(arguments, config)));
+    let filter = EnvFilter::new("error,whippet=warn");
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let consumed = runtime()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(print(arguments, config.as_ref())));
     match consumed {
         Ok(0) => DONE,
         Ok(unread) => {
@@ -99,28 +52,8 @@ pub fn consume(arguments: Arguments) -> u8 {
 }
 
 /// Until there are enough, or a signal. How many could not be read.
-async fn print(arguments: Arguments, config: Option<Config>) -> anyhow::Result<u64> {
-    let options: BTreeMap<String, String> = arguments.object_store_option.into_iter().collect();
-    let store =
-        match (&arguments.object_store, config.as_ref().and_then(|config| config.object_store.as_ref())) {
-            (Some(url), _) => Some(Store::open(url, &options).context("--object-store")?),
-            (None, Some(configured)) => Some(configured.open()?),
-            (None, None) => None,
-        };
-    let kafka = config.as_ref().map(|config| &config.kafka);
-    let configured = kafka.iter().flat_map(|kafka| &kafka.properties);
-    let mut properties: BTreeMap<String, String> =
-        configured.map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
-    properties.extend(arguments.property);
-    // One of both is there.
-    let servers = arguments.bootstrap_servers.or(kafka.map(|kafka| kafka.bootstrap_servers.clone()));
-    let settings = Settings {
-        group: arguments.group,
-        topics: arguments.topic,
-        start: if arguments.from_beginning { Start::Beginning } else { Start::End },
-        properties,
-        ..Settings::new(&servers.unwrap_or_default(), &[])
-    };
+async fn print(arguments: &Arguments, config: Option<&Config>) -> anyhow::Result<u64> {
+    let (settings, store) = (arguments.settings(config), arguments.store(config)?);
     let mut out = output(&arguments.output)?;
     let mut consumer = Consumer::open(&settings, store).await?;
     let stop = CancellationToken::new();
@@ -187,13 +120,8 @@ fn line(event: &Event) -> Value {
     line.insert("type".into(), json!(event.kind()));
     line.insert("headers".into(), headers(&event.headers));
     line.insert("context".into(), headers(&event.headers.onward()));
-    let (travelled, chunks) = match event.travelled {
-        Travelled::Inline => ("inline", None),
-        Travelled::Reference => ("reference", None),
-        Travelled::Chunks(count) => ("chunks", Some(count)),
-    };
-    line.insert("travelled".into(), json!(travelled));
-    if let Some(count) = chunks {
+    line.insert("travelled".into(), json!(event.travelled.name()));
+    if let Travelled::Chunks(count) = event.travelled {
         line.insert("chunks".into(), json!(count));
     }
     if let Some(encoding) = &event.still_encoded {
@@ -253,11 +181,5 @@ mod tests {
         assert!(
             line(&tombstone).to_string().ends_with(r#""travelled":"inline","size":null,"payload":null}"#)
         );
-    }
-
-    #[test]
-    fn options_are_pairs() {
-        assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
-        assert!(pair("a").is_err() && pair("=a").is_err());
     }
 }
