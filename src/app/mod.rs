@@ -24,7 +24,7 @@ use crate::{
         status::Board,
         verbs::{self, Desk},
     },
-    config::{self, AfterPublish, Config, Jitter},
+    config::{self, AfterPublish, Capture, Config, Dialect, Jitter},
     coordinate::{Keeper, Lease, report},
     event::TableIx,
     record::{LargeSpec, Oversize, Rules, Spec},
@@ -94,14 +94,17 @@ impl App {
                 .with_context(|| format!("tables[{index}] ({})", table.name))?;
             let spec = table_spec(table, &rules);
             let (waits, waited) = watch::channel(0.0);
-            let end = log.follow(table, &spec, waited);
+            let ix = TableIx(u16::try_from(index).context("too many tables")?);
+            let end = match (config.source.dialect(), table.capture) {
+                (Dialect::Mysql, Capture::Auto) => {
+                    board.capture(ix, "poll", "reading the binlog of MySQL is still to come");
+                    None
+                }
+                _ => log.follow(table, &spec, waited),
+            };
             let (tell, commands) = mpsc::unbounded_channel::<Command>();
             sources.push(tell);
-            let feed = Feed {
-                table: TableIx(u16::try_from(index).context("too many tables")?),
-                events: events.clone(),
-                commands,
-            };
+            let feed = Feed { table: ix, events: events.clone(), commands };
             let source = TableSource {
                 log: end,
                 database: database.clone(),

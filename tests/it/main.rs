@@ -1,4 +1,4 @@
-//! The relay as a process, on real PostgreSQL and real Kafka. Start them with `scripts/services up`;
+//! The relay as a process, on real databases and real Kafka. Start them with `scripts/services up`;
 //! `scripts/test` does it by itself.
 
 mod bad_input;
@@ -10,6 +10,7 @@ mod cli;
 mod consume;
 mod crash;
 mod database;
+mod db;
 mod doctor;
 mod failures;
 mod faults;
@@ -18,6 +19,8 @@ mod impostor;
 mod keep;
 mod leases;
 mod load;
+mod mysql;
+mod mysql_rows;
 mod payloads;
 mod proxy;
 mod purge;

@@ -20,6 +20,8 @@ impl Database {
     /// Writes a line; [`Database::install`] has made the table.
     pub async fn audit(&self, line: &Line<'_>) -> Result<(), Error> {
         let table = match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(db) => return db.audit(line).await,
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => format!("{}.{}", quoted(db.schema()), quoted(ddl::AUDIT)),
             #[cfg(feature = "sqlite")]
@@ -43,6 +45,8 @@ impl Database {
             };
         }
         match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(_) => Ok(()),
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => write!(&db.pool()),
             #[cfg(feature = "sqlite")]

@@ -25,6 +25,8 @@ pub struct Remains {
 impl Database {
     pub async fn remains(&self, config: &Config) -> Result<Remains, Error> {
         match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(db) => db.remains().await,
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => db.remains(config).await,
             #[cfg(feature = "sqlite")]
@@ -34,6 +36,8 @@ impl Database {
 
     pub async fn drop_made(&self, made: &Made) -> Result<(), Error> {
         match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(db) => db.drop_made(&made.statement).await,
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => {
                 let done =
@@ -116,6 +120,18 @@ impl Postgres {
                     quoted(schema)
                 ),
             });
+        }
+        Ok(remains)
+    }
+}
+
+#[cfg(feature = "mysql")]
+impl super::mysql::Mysql {
+    async fn remains(&self) -> Result<Remains, Error> {
+        let mut remains = Remains { owner: self.owner().await?, ..Remains::default() };
+        for table in self.own_tables().await? {
+            let statement = format!("DROP TABLE `{table}`");
+            remains.made.push(Made { what: format!("table {table}"), statement });
         }
         Ok(remains)
     }
