@@ -7,9 +7,11 @@ use serde::Serialize;
 use tracing::{debug, error, warn};
 
 use crate::{
+    app,
     config::{Config, Table},
     record::Template,
     sink,
+    source::database::Database,
     store::{self, Topic},
 };
 
@@ -54,6 +56,21 @@ impl Finding {
 
 /// Everything that is checked.
 pub async fn examine(config: &Config) -> Vec<Finding> {
+    let mut findings = source(config).await;
+    findings.extend(store(config).await);
+    findings
+}
+
+async fn source(config: &Config) -> Vec<Finding> {
+    let specs = app::table_specs(config);
+    match (Database::new(&config.source), specs) {
+        (Ok(database), Ok(specs)) => database.examine(&specs).await,
+        (Err(error), _) => vec![Finding::fail("source", error)],
+        (_, Err(error)) => vec![Finding::fail("source", format!("{error:#}"))],
+    }
+}
+
+async fn store(config: &Config) -> Vec<Finding> {
     let Some(configured) = &config.object_store else {
         return vec![Finding::ok("object store", "none is configured")];
     };
@@ -73,9 +90,10 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// The same in the log of a relay that has started, which goes on whatever is found.
+/// What is found about the object store, in the log of a relay that has started, which goes on whatever that
+/// is. What it finds about its source it says by itself.
 pub async fn log(config: Config) {
-    for Finding { verdict, check, says } in examine(&config).await {
+    for Finding { verdict, check, says } in store(&config).await {
         match verdict {
             Verdict::Ok => debug!(check, "{says}"),
             Verdict::Warn => warn!(check, "{says}"),

@@ -42,6 +42,10 @@ my_tls_options() { # NAME
   printf '%s\n' "--ssl-ca=$STATE/$1/tls/ca.crt" "--ssl-cert=$STATE/$1/tls/server.crt" "--ssl-key=$STATE/$1/tls/server.key"
 }
 
+# One that was killed leaves them, and its process id until that is buried: the next one would take them for
+# a server that runs, and refuse.
+my_forget_socket() { rm -f "$STATE/$1"/data/server.{sock,sock.lock,pid}; }
+
 # It says its version to everybody who connects.
 my_answers() { # PORT
   (exec 3<>"/dev/tcp/127.0.0.1/$1" && timeout 2 head -c 5 <&3 | grep -q .) 2>/dev/null
@@ -107,6 +111,7 @@ mariadb_start() {
     mv "$dir/data.new" "$dir/data"
   fi
   mapfile -t options < <(my_options mariadb "$MARIADB_PORT"; my_tls_options mariadb)
+  my_forget_socket mariadb
   spawn mariadb /usr/sbin/mariadbd --no-defaults "${options[@]}" --plugin-dir="$dir/plugin" --gtid-strict-mode=1
 }
 

@@ -62,6 +62,7 @@ mysql_start() {
     my_tls_options mysql
     printf '%s\n' --gtid-mode=ON --enforce-gtid-consistency=ON --binlog-transaction-compression=ON
   )
+  my_forget_socket mysql
   spawn mysql "${command[@]}"
 }
 

@@ -351,6 +351,14 @@ fn large_spec(payload: &config::Payload, has_store: bool) -> LargeSpec {
     }
 }
 
+/// What the sources of a configuration need of their tables.
+pub fn table_specs(config: &Config) -> anyhow::Result<Vec<TableSpec>> {
+    let spec = |table| -> anyhow::Result<TableSpec> {
+        Ok(table_spec(table, &Rules::compile(&record_spec(table, config.object_store.is_some()))?))
+    };
+    config.tables.iter().map(spec).collect()
+}
+
 fn table_spec(table: &config::Table, rules: &Rules) -> TableSpec {
     let columns = &table.columns;
     TableSpec {

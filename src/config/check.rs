@@ -6,7 +6,7 @@ use rdkafka::{ClientConfig, error::KafkaError};
 
 use super::{
     AfterPublish, Capture, Config, Dialect, Encoding, ObjectStore, Order, Oversize, Payload,
-    ReferenceDialect, Rows, Source, Table, Wake, error::Problems,
+    ReferenceDialect, Rows, Source, Table, TlsMode, Wake, error::Problems,
 };
 use crate::record::Template;
 
@@ -111,6 +111,13 @@ fn source(source: &Source, problems: &mut Problems) {
             Dialect::Mysql => problems.add("source.stream", BINLOG_TO_COME),
             Dialect::Sqlite => problems.add("source.stream", "SQLite has no log to be read; leave it out"),
         }
+    }
+    if source.dialect() == Dialect::Mysql && source.tls.mode == TlsMode::VerifyCa {
+        problems.add(
+            "source.tls.mode",
+            "the driver for MySQL checks the name with the certificate: expected verify-full, or require, which \
+             checks neither",
+        );
     }
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if source.relay_schema.is_empty() || !source.relay_schema.chars().all(plain) {

@@ -20,6 +20,7 @@ mod keep;
 mod leases;
 mod load;
 mod mysql;
+mod mysql_access;
 mod mysql_rows;
 mod payloads;
 mod proxy;

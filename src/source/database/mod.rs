@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 
 use crate::{
     config::{self, AfterPublish, Dialect, Order},
+    doctor::Finding,
     event::{Event, Place},
     source::{
         ClosedKey, Gates, Hold,
@@ -289,6 +290,17 @@ impl Database {
             Database::Sqlite(db) => {
                 db.pool.acquire().await.map(drop).map_err(Error::sql("open the database"))
             }
+        }
+    }
+
+    /// What `whippet doctor` finds about the server and these tables. Nothing is asked of the others yet.
+    #[cfg_attr(not(feature = "mysql"), expect(unused_variables, reason = "nothing is asked"))]
+    pub async fn examine(&self, specs: &[TableSpec]) -> Vec<Finding> {
+        match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(db) => db.examine(specs).await,
+            #[cfg(any(feature = "postgres", feature = "sqlite"))]
+            _ => ready(Vec::new()).await,
         }
     }
 

@@ -79,6 +79,13 @@ impl Column {
         }
     }
 
+    /// A piece of the cell: from `$1` on, `$2` of it at most. `None` where the server makes the whole of it
+    /// for that.
+    pub fn piece(&self, alias: &str) -> Option<String> {
+        let is_as_it_is = matches!(self.form(), Form::Bytes | Form::Text);
+        is_as_it_is.then(|| format!("SUBSTRING({}, $1, $2)", self.cell(alias)))
+    }
+
     /// The length of the cell. A document that is longer as text than a value may be has one too.
     pub fn length(&self, alias: &str) -> String {
         let cell = self.cell(alias);
@@ -103,7 +110,7 @@ impl Column {
     }
 
     /// The text of an id as a value of the column, so that its index is of use.
-    pub fn from_id(&self, text: &str) -> String {
+    pub fn of_text(&self, text: &str) -> String {
         match (self.form(), self.full.as_str(), &self.charset, &self.collation) {
             (Form::Bytes, "binary(16)", ..) => format!("UNHEX(REPLACE({text}, '-', ''))"),
             (Form::Bytes, ..) => format!("UNHEX({text})"),
@@ -123,7 +130,7 @@ impl Column {
         if self.is_int() {
             return format!("{name} IN ({})", list(&|place| place.to_string()));
         }
-        let values = list(&|place| self.from_id(&literal(&place.to_string())));
+        let values = list(&|place| self.of_text(&literal(&place.to_string())));
         if self.form() == Form::Bytes {
             return format!("{name} IN ({values})");
         }
@@ -148,6 +155,10 @@ pub(super) struct Catalogue {
     pub engine: String,
     /// The index that a read goes along, quoted; none means that each read sorts the table.
     pub index: Option<String>,
+    /// Whether it passes by what is published.
+    pub has_index_of_what_waits: bool,
+    /// The largest value that the server makes, in bytes.
+    pub packet: u64,
 }
 
 impl Catalogue {
@@ -194,9 +205,18 @@ impl Catalogue {
              ORDER BY index_name <> 'PRIMARY', index_name, seq_in_index"
         );
         let parts: Vec<(String, String)> = connection.query(parts).await.map_err(Error::sql(doing))?;
-        let index =
-            spec.sequence.as_deref().and_then(|order| index(&parts, order, spec.published_at.as_deref()));
-        Ok(Catalogue { columns, engine, index: index.map(quoted) })
+        let (order, published_at) = (spec.sequence.as_deref(), spec.published_at.as_deref());
+        let found = order.and_then(|order| index(&parts, order, published_at));
+        let of_all = order.and_then(|order| index(&parts, order, None));
+        let packet: Option<u64> =
+            connection.query_first("SELECT @@max_allowed_packet").await.map_err(Error::sql(doing))?;
+        Ok(Catalogue {
+            columns,
+            engine,
+            has_index_of_what_waits: found.is_some() && (published_at.is_none() || found != of_all),
+            index: found.map(quoted),
+            packet: packet.unwrap_or_default(),
+        })
     }
 }
 

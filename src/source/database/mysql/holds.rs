@@ -61,7 +61,7 @@ pub(super) fn dialect<'a>(
         outbox: quoted_table(&spec.name),
         seq: quoted(&place.name),
         seq_text: place_text,
-        as_seq: Box::new(|text| place.from_id(text)),
+        as_seq: Box::new(|text| place.of_text(text)),
         place_is_int: place.is_int(),
         between_3_4: |column| {
             format!("{column} BETWEEN FROM_UNIXTIME($3 / 1000) AND FROM_UNIXTIME($4 / 1000)")

@@ -1,6 +1,7 @@
 //! MySQL 8 and later, and MariaDB 10.6 and later: the pool, the lease and the relay's own tables.
 
 mod columns;
+mod doctor;
 mod gaps;
 mod holds;
 mod outbox;
@@ -36,7 +37,9 @@ const RENEW_AT_MOST_EVERY: Duration = Duration::from_secs(5);
 
 /// What every session of the relay has, whatever the server's defaults are: no gaps are locked, times are
 /// UTC, a text that does not fit is an error.
-const SESSION: [&str; 2] = [
+const SESSION: [&str; 3] = [
+    // Constants of both kinds then have the same collation.
+    "SET NAMES utf8mb4",
     "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
     "SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES', autocommit = 1",
 ];
@@ -70,8 +73,8 @@ fn tls(tls: &config::Tls) -> Option<SslOpts> {
     match tls.mode {
         TlsMode::Disable => None,
         TlsMode::Prefer | TlsMode::Require => Some(options.with_danger_accept_invalid_certs(true)),
-        TlsMode::VerifyCa => Some(options.with_danger_skip_domain_validation(true)),
-        TlsMode::VerifyFull => Some(options),
+        // `check` refuses the first: this driver has no way to leave the name out (docs/decisions/0008).
+        TlsMode::VerifyCa | TlsMode::VerifyFull => Some(options),
     }
 }
 
@@ -134,6 +137,7 @@ impl Mysql {
     /// this is also where a rotated password is taken up.
     pub async fn install(&self) -> Result<(), Error> {
         let mut connection = self.connect().await?;
+        doctor::refuse(&mut connection).await?;
         self.make_tables(&mut connection).await?;
         connection.disconnect().await.map_err(Error::sql(CONNECT))
     }
@@ -149,8 +153,8 @@ impl Mysql {
         let mut connected = Conn::new(options.clone()).await;
         let has_no_tls = matches!(
             &connected,
-            Err(mysql_async::Error::Driver(DriverError::NoClientSslFlagFromServer))
-                | Err(mysql_async::Error::Io(IoError::Tls(_)))
+            Err(mysql_async::Error::Driver(DriverError::NoClientSslFlagFromServer)
+                | mysql_async::Error::Io(IoError::Tls(_)))
         );
         if has_no_tls && self.tls.mode == TlsMode::Prefer {
             options = options.ssl_opts(None);

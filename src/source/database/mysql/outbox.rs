@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mysql_async::Pool;
+use mysql_async::{IsolationLevel, Pool, TxOpts};
 use sqlx::AssertSqlSafe;
 
 use super::{
@@ -27,6 +27,8 @@ use crate::{
 
 /// Numbers that came by other ways than from the counter are found at least this often.
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(10);
+/// The first piece of a payload that is read in pieces.
+const FIRST_PIECE: i64 = 1 << 20;
 /// Holds that one statement writes.
 const HOLDS_AT_ONCE: usize = 500;
 
@@ -42,6 +44,9 @@ pub struct Outbox {
     pub(super) place_is_int: bool,
     place: Column,
     max_payload: u64,
+    /// The first piece of a large payload, and the largest, in characters or bytes.
+    piece: i64,
+    largest_piece: i64,
     gone: Mutex<Numbers>,
     sql: Sql,
 }
@@ -61,7 +66,11 @@ struct Sql {
     read: String,
     end: String,
     end_skipping_held: String,
-    payload: String,
+    table: String,
+    /// The payload's length.
+    length: String,
+    /// The payload, and whether it is a piece of it.
+    payload: (String, bool),
     /// Then places, and the end, whose `$1` is the epoch.
     record: String,
     fence: String,
@@ -119,14 +128,17 @@ impl Outbox {
                 column.millis("o.")
             )
         });
+        let payload = of(&spec.payload);
         let sql = Sql {
             read: format!("SELECT {list} FROM {table} o{along} WHERE "),
             end: format!("{pending}{order} LIMIT "),
             end_skipping_held: format!("{pending}{unheld}{order} LIMIT "),
-            payload: format!(
-                "SELECT {} FROM {table} o WHERE ",
-                of(&spec.payload).map_or("NULL".to_owned(), |column| column.cell("o."))
-            ),
+            payload: match payload.and_then(|column| column.piece("o.")) {
+                Some(piece) => (piece, true),
+                None => (payload.map_or("NULL".to_owned(), |column| column.cell("o.")), false),
+            },
+            table: table.clone(),
+            length: payload.map_or("NULL".to_owned(), |column| column.length("o.")),
             record: match mark {
                 Some(column) => {
                     format!("UPDATE {table} SET {column} = UTC_TIMESTAMP(6) WHERE {column} IS NULL AND ")
@@ -154,6 +166,8 @@ impl Outbox {
             ),
             epoch,
         };
+        // A character has four bytes at most.
+        let largest_piece = (catalogue.packet / 8).cast_signed().max(256);
         let own = |name: &str| db.own(name);
         let id = of(&spec.id).map_or("NULL".into(), |column| column.id("o."));
         let dialect = dialect(&own, spec, place, id, text_of("o."));
@@ -168,6 +182,8 @@ impl Outbox {
             place_is_int: place.is_int(),
             place: place.clone(),
             max_payload: spec.max_payload as u64,
+            piece: FIRST_PIECE.min(largest_piece),
+            largest_piece,
             gone: Mutex::new(Numbers { gone: Gone::default(), looked_at_all: Instant::now() }),
             sql,
         })
@@ -248,15 +264,42 @@ impl Outbox {
         })
     }
 
+    /// The payload comes in pieces: the driver has several copies of what it reads. They grow, because the
+    /// server reads all of it for each.
     pub async fn with_payload(&self, event: Event) -> Result<Event, Error> {
         let doing = "read a large payload";
+        let Some(index) = self.payload_index else { return Ok(event) };
         let places = self.place.among("o.", std::slice::from_ref(&event.place));
-        let text = format!("{}{places} LIMIT 1", self.sql.payload);
-        let row =
-            sql::query(AssertSqlSafe(&text)).fetch_optional(&self.pool).await.map_err(Error::sql(doing))?;
-        let payload = row.as_ref().and_then(|row| row.bytes(0));
-        let whole = self.payload_index.map(|index| event.row.with(index, payload));
-        Ok(Event { row: whole.unwrap_or_default(), ..event })
+        let (what, in_pieces) = &self.sql.payload;
+        let text = format!("SELECT {what} FROM {} o WHERE {places} LIMIT 1", self.sql.table);
+        let mut one_state = TxOpts::default();
+        one_state.with_isolation_level(IsolationLevel::RepeatableRead).with_readonly(true);
+        let mut tx = self.pool.start_transaction(one_state).await.map_err(Error::sql(doing))?;
+        let (length, cells) = (self.sql.length.as_str(), 0..self.columns);
+        let length = format!("SELECT {length} FROM {} o WHERE {places} LIMIT 1", self.sql.table);
+        let length: Option<Option<u64>> = sql::query_scalar(AssertSqlSafe(&length))
+            .fetch_optional(&mut tx)
+            .await
+            .map_err(Error::sql(doing))?;
+        let length = length.flatten().unwrap_or(0).min(self.max_payload) as usize;
+        let mut row = event::Row::with_capacity(self.columns, event.row.bytes() + length);
+        cells.clone().take(index).for_each(|column| row.push(event.row.get(column)));
+        row.push(None);
+        let (mut from, mut most) = (1, self.piece);
+        loop {
+            let query = sql::query(AssertSqlSafe(&text)).bind(from).bind(most);
+            let piece = query.fetch_optional(&mut tx).await.map_err(Error::sql(doing))?;
+            let Some(piece) = piece.as_ref().and_then(|piece| piece.bytes(0)) else { break };
+            row.extend_last(piece);
+            if !in_pieces || (piece.len() as i64) < most {
+                break;
+            }
+            from += most;
+            most = most.max(from / 8).min(self.largest_piece);
+        }
+        tx.commit().await.map_err(Error::sql(doing))?;
+        cells.skip(index + 1).for_each(|column| row.push(event.row.get(column)));
+        Ok(Event { row, ..event })
     }
 
     /// The statement that deletes or marks these rows, and its fence.

@@ -95,8 +95,8 @@ impl Done {
     }
 }
 
-pub(super) fn query(text: AssertSqlSafe<&str>) -> Query {
-    Query { text: text.0.to_owned(), values: Vec::new() }
+pub(super) fn query(AssertSqlSafe(text): AssertSqlSafe<&str>) -> Query {
+    Query { text: text.to_owned(), values: Vec::new() }
 }
 
 impl Query {
