@@ -1,6 +1,8 @@
 //! What the schema cannot say: values that have to fit each other, and librdkafka's properties.
 
-use std::{collections::BTreeSet, path::Path, str::FromStr as _, time::Duration};
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+use std::str::FromStr as _;
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use rdkafka::{ClientConfig, error::KafkaError};
 

@@ -1,6 +1,6 @@
 //! The databases of the tests, by the scheme of their URL: a pool beside the relay, and single sessions.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use mysql_async::prelude::Queryable as _;
 use sqlx::{
@@ -94,13 +94,6 @@ impl Db {
         }
     }
 
-    pub fn my(&self) -> &mysql_async::Pool {
-        match self {
-            Db::Mysql(pool) => pool,
-            Db::Postgres(_) => panic!("this test is about MySQL"),
-        }
-    }
-
     pub async fn sql(&self, script: &str) -> Result<(), Failed> {
         match self {
             Db::Postgres(pool) => {
@@ -153,7 +146,10 @@ impl Session {
 
     /// Bytes as a literal.
     pub fn bytes(&self, bytes: &[u8]) -> String {
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = bytes.iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
         match self {
             Session::Postgres(_) => format!("decode('{hex}', 'hex')"),
             Session::Mysql(_) => format!("x'{hex}'"),

@@ -16,9 +16,11 @@ pub use postgres::Postgres;
 mod sqlite;
 pub mod teardown;
 
-#[cfg(any(feature = "mysql", feature = "sqlite"))]
-use std::future::ready;
-use std::{convert::Infallible, future::Future, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Future, ready},
+    time::Duration,
+};
 
 use tokio::sync::Notify;
 
