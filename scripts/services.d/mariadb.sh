@@ -11,7 +11,8 @@ my_options() { # NAME PORT
     "--socket=$STATE/$1/data/server.sock" "--pid-file=$STATE/$1/data/server.pid" \
     --log-bin=binlog --binlog-format=ROW --binlog-row-metadata=FULL "--server-id=$2" \
     --sync-binlog=1 --innodb-flush-log-at-trx-commit=1 --innodb-buffer-pool-size=256M \
-    --character-set-server=utf8mb4 --max-allowed-packet=64M --max-connections=200 --skip-name-resolve
+    --character-set-server=utf8mb4 --max-allowed-packet=64M --max-connections=200 --skip-name-resolve \
+    --default-time-zone=+02:00 # nobody may rely on it
   my_user
 }
 

@@ -36,6 +36,7 @@ pub(super) fn scope_of(word: &str, topic: String, key: Vec<u8>) -> Scope {
 }
 
 /// What becomes of a hold that is there already: one that was released may be held again.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) fn hold_again(spec: &TableSpec) -> String {
     match spec.is_kept() {
         false => "NOTHING".into(),
@@ -312,12 +313,15 @@ impl HoldsSql {
 }
 
 /// The same, of dialects that take an alias and the table itself in a DELETE.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) fn delete(holds: &str, _table: &str, condition: &str) -> String {
     format!("DELETE FROM {holds} AS h WHERE {condition}")
 }
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) const OR_NOTHING: &str = "ON CONFLICT DO NOTHING";
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) fn or_topic(_replays: &str) -> String {
     "ON CONFLICT (table_name, place) DO UPDATE SET topic = excluded.topic".into()
 }

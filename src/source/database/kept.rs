@@ -4,7 +4,7 @@
 use std::future::ready;
 use std::time::Duration;
 
-use super::{Error, Found, Limits, Outbox, holds::RELEASED};
+use super::{Error, Found, Limits, Outbox};
 use crate::source::{
     kept::{Frontier, Recorded},
     log::Snapshot,
@@ -24,12 +24,13 @@ pub struct Ended {
     pub skipped: Vec<i64>,
 }
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 impl Ended {
     /// Of places with the states of their holds.
     pub(super) fn of(rows: Vec<(String, String)>) -> Ended {
         let mut ended = Ended::default();
         for (place, state) in rows {
-            let list = if state == RELEASED { &mut ended.released } else { &mut ended.skipped };
+            let list = if state == super::holds::RELEASED { &mut ended.released } else { &mut ended.skipped };
             list.extend(place.parse::<i64>());
         }
         ended
@@ -53,6 +54,10 @@ macro_rules! keeping {
     };
 }
 
+#[cfg_attr(
+    not(any(feature = "postgres", feature = "sqlite")),
+    expect(unused_variables, reason = "no dialect of this build keeps rows")
+)]
 impl Outbox {
     /// The frontier as it was written down; `None` where it never was.
     pub async fn frontier(&self) -> Result<Option<Recorded>, Error> {

@@ -139,6 +139,7 @@ impl TableSpec {
     }
 
     /// Whether rows can be kept by this order column.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     fn check_kept(&self, place: &str, kind: &str, is_int: bool) -> Result<(), Error> {
         if is_int || !self.is_kept() {
             return Ok(());

@@ -23,6 +23,10 @@ pub struct Remains {
 }
 
 impl Database {
+    #[cfg_attr(
+        not(any(feature = "postgres", feature = "sqlite")),
+        expect(unused_variables, reason = "its tables have one name")
+    )]
     pub async fn remains(&self, config: &Config) -> Result<Remains, Error> {
         match self {
             #[cfg(feature = "mysql")]
@@ -55,6 +59,7 @@ impl Database {
 }
 
 /// The relay's own tables, without the prefix that some dialects give them.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 const TABLES: [&str; 6] = ["leases", "holds", "pauses", "replays", "watermarks", "milestones"];
 
 #[cfg(feature = "postgres")]
