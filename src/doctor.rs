@@ -7,9 +7,11 @@ use serde::Serialize;
 use tracing::{debug, error, warn};
 
 use crate::{
+    app,
     config::{Config, ObjectStore, Oversize, Table},
     record::Template,
     sink::{self, Cleanup},
+    source::database::Database,
     store::{self, Topic},
 };
 
@@ -57,6 +59,22 @@ const CHUNKS: &str = "kafka: chunks";
 
 /// Everything that is checked.
 pub async fn examine(config: &Config) -> Vec<Finding> {
+    let mut findings = source(config).await;
+    findings.extend(large_payloads(config).await);
+    findings
+}
+
+async fn source(config: &Config) -> Vec<Finding> {
+    let specs = app::table_specs(config);
+    match (Database::new(&config.source), specs) {
+        (Ok(database), Ok(specs)) => database.examine(&specs).await,
+        (Err(error), _) => vec![Finding::fail("source", error)],
+        (_, Err(error)) => vec![Finding::fail("source", format!("{error:#}"))],
+    }
+}
+
+/// Where payloads go that are too large for a record.
+async fn large_payloads(config: &Config) -> Vec<Finding> {
     let chunks = config.tables.iter().any(sends_chunks);
     if config.object_store.is_none() && !chunks {
         return vec![Finding::ok("object store", "none is configured")];
@@ -85,10 +103,11 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// The same in the log of a relay that has started. It goes on whatever is found, but for this: a topic that
-/// would lose events. Then it returns `false`.
+/// What is found about large payloads, in the log of a relay that has started; what it finds about its source
+/// it says by itself. It goes on whatever is found, but for this: a topic that would lose events. Then it
+/// returns `false`.
 pub async fn may_run(config: Config) -> bool {
-    let findings = examine(&config).await;
+    let findings = large_payloads(&config).await;
     let loses = findings.iter().any(|finding| finding.check == CHUNKS && finding.is_fail());
     for Finding { verdict, check, says } in findings {
         match verdict {

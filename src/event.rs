@@ -163,6 +163,16 @@ impl Row {
         row
     }
 
+    /// Adds a piece to the column that was pushed last.
+    pub fn extend_last(&mut self, piece: &[u8]) {
+        let bytes = self.bytes.own();
+        bytes.extend_from_slice(piece);
+        let end = u32::try_from(bytes.len()).expect("a row above 4 GiB is parked unread");
+        if let Some(last) = self.cells.last_mut() {
+            *last = Cell { end, null: false };
+        }
+    }
+
     /// The size of all columns, in bytes: what the windows count.
     pub fn bytes(&self) -> usize {
         self.bytes.as_slice().len()
@@ -184,6 +194,9 @@ mod tests {
         assert_eq!(row.get(2), Some(&b""[..]));
         assert_eq!(row.get(3), Some(&b"four"[..]));
         assert_eq!(row.bytes(), 7);
+        row.push(None);
+        [&b"fi"[..], b"ve"].into_iter().for_each(|piece| row.extend_last(piece));
+        assert_eq!((row.get(3), row.get(4)), (Some(&b"four"[..]), Some(&b"five"[..])));
     }
 
     #[test]

@@ -1,11 +1,13 @@
 # Toxiproxy between the relay and its services, for network faults: one proxy each for Kafka,
-# PostgreSQL, pg17 and MinIO. Kafka has a listener of its own that advertises the proxy.
+# PostgreSQL, pg17, MariaDB, MySQL and MinIO. Kafka has a listener of its own that advertises the proxy.
 
 TOXIPROXY_VERSION=2.12.0
 TOXIPROXY_PORT=${WHIPPET_TOXIPROXY_PORT:-18474}
 TOXIPROXY_KAFKA_PORT=${WHIPPET_TOXIPROXY_KAFKA_PORT:-19096}
 TOXIPROXY_PG_PORT=${WHIPPET_TOXIPROXY_PG_PORT:-15433}
 TOXIPROXY_PG17_PORT=${WHIPPET_TOXIPROXY_PG17_PORT:-15434}
+TOXIPROXY_MARIADB_PORT=${WHIPPET_TOXIPROXY_MARIADB_PORT:-15308}
+TOXIPROXY_MYSQL_PORT=${WHIPPET_TOXIPROXY_MYSQL_PORT:-15309}
 TOXIPROXY_MINIO_PORT=${WHIPPET_TOXIPROXY_MINIO_PORT:-19001}
 TOXIPROXY=$TOOLS/bin/toxiproxy-server
 
@@ -28,6 +30,8 @@ toxiproxy_start() {
   { "name": "kafka", "listen": "127.0.0.1:$TOXIPROXY_KAFKA_PORT", "upstream": "127.0.0.1:$KAFKA_PROXIED_PORT", "enabled": true },
   { "name": "postgres", "listen": "127.0.0.1:$TOXIPROXY_PG_PORT", "upstream": "127.0.0.1:$PG_PORT", "enabled": true },
   { "name": "pg17", "listen": "127.0.0.1:$TOXIPROXY_PG17_PORT", "upstream": "127.0.0.1:$PG17_PORT", "enabled": true },
+  { "name": "mariadb", "listen": "127.0.0.1:$TOXIPROXY_MARIADB_PORT", "upstream": "127.0.0.1:$MARIADB_PORT", "enabled": true },
+  { "name": "mysql", "listen": "127.0.0.1:$TOXIPROXY_MYSQL_PORT", "upstream": "127.0.0.1:$MYSQL_PORT", "enabled": true },
   { "name": "minio", "listen": "127.0.0.1:$TOXIPROXY_MINIO_PORT", "upstream": "127.0.0.1:$MINIO_PORT", "enabled": true }
 ]
 JSON
@@ -50,5 +54,7 @@ toxiproxy_env() {
   echo "export WHIPPET_TEST_KAFKA_PROXIED=127.0.0.1:$TOXIPROXY_KAFKA_PORT"
   echo "export WHIPPET_TEST_PG_PROXIED_PORT=$TOXIPROXY_PG_PORT"
   echo "export WHIPPET_TEST_PG17_PROXIED_PORT=$TOXIPROXY_PG17_PORT"
+  echo "export WHIPPET_TEST_MARIADB_PROXIED_PORT=$TOXIPROXY_MARIADB_PORT"
+  echo "export WHIPPET_TEST_MYSQL_PROXIED_PORT=$TOXIPROXY_MYSQL_PORT"
   echo "export WHIPPET_TEST_S3_PROXIED=http://127.0.0.1:$TOXIPROXY_MINIO_PORT"
 }

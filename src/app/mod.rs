@@ -24,7 +24,7 @@ use crate::{
         status::Board,
         verbs::{self, Desk},
     },
-    config::{self, AfterPublish, Config, Jitter},
+    config::{self, AfterPublish, Capture, Config, Dialect, Jitter},
     coordinate::{Keeper, Lease, report},
     event::TableIx,
     record::{LargeSpec, Oversize, Rules, Spec},
@@ -96,14 +96,17 @@ impl App {
             let spec = table_spec(table, &rules);
             let (waits, waited) = watch::channel(0.0);
             let (unsettled, only_in_log) = watch::channel(Unsettled::default());
-            let end = log.follow(table, &spec, waited, unsettled);
+            let ix = TableIx(u16::try_from(index).context("too many tables")?);
+            let end = match (config.source.dialect(), table.capture) {
+                (Dialect::Mysql, Capture::Auto) => {
+                    board.capture(ix, "poll", "reading the binlog of MySQL is still to come");
+                    None
+                }
+                _ => log.follow(table, &spec, waited, unsettled),
+            };
             let (tell, commands) = mpsc::unbounded_channel::<Command>();
             sources.push(tell);
-            let feed = Feed {
-                table: TableIx(u16::try_from(index).context("too many tables")?),
-                events: events.clone(),
-                commands,
-            };
+            let feed = Feed { table: ix, events: events.clone(), commands };
             let source = TableSource {
                 log: end,
                 database: database.clone(),
@@ -357,6 +360,14 @@ fn large_spec(payload: &config::Payload, has_store: bool) -> LargeSpec {
         silverback: chunks.contains(&config::ChunkDialect::Silverback),
         linkedin: chunks.contains(&config::ChunkDialect::Linkedin),
     }
+}
+
+/// What the sources of a configuration need of their tables.
+pub fn table_specs(config: &Config) -> anyhow::Result<Vec<TableSpec>> {
+    let spec = |table| -> anyhow::Result<TableSpec> {
+        Ok(table_spec(table, &Rules::compile(&record_spec(table, config.object_store.is_some()))?))
+    };
+    config.tables.iter().map(spec).collect()
 }
 
 fn table_spec(table: &config::Table, rules: &Rules) -> TableSpec {

@@ -14,6 +14,8 @@ use crate::{
 pub enum Dialect {
     #[default]
     Postgres,
+    /// MySQL and MariaDB.
+    Mysql,
     Sqlite,
 }
 
@@ -30,6 +32,7 @@ pub fn for_config(path: &Path) -> u8 {
 pub fn for_preset(dialect: Dialect, preset: Preset) -> u8 {
     let url = match dialect {
         Dialect::Postgres => "postgres://whippet@localhost/app",
+        Dialect::Mysql => "mysql://whippet@localhost/app",
         Dialect::Sqlite => "sqlite://app.db",
     };
     let preset = match preset {

@@ -1,17 +1,21 @@
 //! What the schema cannot say: values that have to fit each other, and librdkafka's properties.
 
-use std::{collections::BTreeSet, path::Path, str::FromStr as _, time::Duration};
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+use std::str::FromStr as _;
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use rdkafka::{ClientConfig, error::KafkaError};
 
 use super::{
     AfterPublish, Capture, Config, Dialect, Encoding, ObjectStore, Order, Oversize, Payload,
-    ReferenceDialect, Rows, Source, Table, Wake, error::Problems,
+    ReferenceDialect, Rows, Source, Table, TlsMode, Wake, error::Problems,
 };
 use crate::{record::Template, store::is_safe_key};
 
 /// The relay's own messages in the log.
 const HEARTBEAT_PREFIX: &str = "whippet.heartbeat";
+const BINLOG_TO_COME: &str =
+    "reading the binlog of MySQL is still to come: the table is polled; leave it out";
 
 pub(super) fn check(config: &Config, problems: &mut Problems) {
     source(&config.source, problems);
@@ -59,12 +63,23 @@ fn source(source: &Source, problems: &mut Problems) {
                 problems.add("source.url", "not a URL such as sqlite:///var/lib/app/shop.db");
             }
         }
-        Some("mysql" | "mariadb") => {
-            problems
-                .add("source.url", "MySQL and MariaDB are still to come; expected postgres:// or sqlite://");
+        Some("mysql") if cfg!(feature = "mysql") => {
+            #[cfg(feature = "mysql")]
+            match mysql_async::Opts::from_url(url) {
+                Ok(options) if options.db_name().is_none_or(str::is_empty) => {
+                    problems.add("source.url", "expected a database in it: mysql://user@host:3306/database");
+                }
+                Ok(_) => {}
+                // What it says names a parameter, and never its value.
+                Err(error) => problems.add("source.url", url_problem(&error)),
+            }
         }
-        _ => problems
-            .add("source.url", "expected postgres://user@host:5432/database or sqlite://path/to/file.db"),
+        Some("mariadb") => problems.add("source.url", "write mysql:// for MariaDB too"),
+        _ => problems.add(
+            "source.url",
+            "expected postgres://user@host:5432/database, mysql://user@host:3306/database or \
+             sqlite://path/to/file.db",
+        ),
     }
     for (key, file) in [
         ("source.password_file", &source.password_file),
@@ -93,13 +108,33 @@ fn source(source: &Source, problems: &mut Problems) {
         if stream.heartbeat < Duration::from_millis(100) {
             problems.add("source.stream.heartbeat", "expected at least 100ms");
         }
-        if source.dialect() != Dialect::Postgres {
-            problems.add("source.stream", "only PostgreSQL's log can be read; leave it out");
+        match source.dialect() {
+            Dialect::Postgres => {}
+            Dialect::Mysql => problems.add("source.stream", BINLOG_TO_COME),
+            Dialect::Sqlite => problems.add("source.stream", "SQLite has no log to be read; leave it out"),
         }
+    }
+    if source.dialect() == Dialect::Mysql && source.tls.mode == TlsMode::VerifyCa {
+        problems.add(
+            "source.tls.mode",
+            "the driver for MySQL checks the name with the certificate: expected verify-full, or require, which \
+             checks neither",
+        );
     }
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if source.relay_schema.is_empty() || !source.relay_schema.chars().all(plain) {
         problems.add("source.relay_schema", "expected letters, digits and _");
+    }
+}
+
+#[cfg(feature = "mysql")]
+fn url_problem(error: &mysql_async::UrlError) -> String {
+    match error {
+        mysql_async::UrlError::UnknownParameter { param } => format!("there is no parameter {param}"),
+        mysql_async::UrlError::InvalidParamValue { param, .. } => {
+            format!("parameter {param} has a wrong value")
+        }
+        _ => "not a URL such as mysql://user@host:3306/database".into(),
     }
 }
 
@@ -265,11 +300,13 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
     if table.poll.max_interval.is_zero() {
         problems.add(&at("poll.max_interval"), "a pause of nothing would keep the database busy for nothing");
     }
-    if table.poll.wake == Wake::Notify && dialect == Dialect::Sqlite {
+    if table.poll.wake == Wake::Notify && dialect != Dialect::Postgres {
         problems.add(&at("poll.wake"), "notify needs PostgreSQL");
     }
-    if table.capture != Capture::Poll && dialect != Dialect::Postgres {
-        problems.add(&at("capture"), "only PostgreSQL's log can be read; expected poll");
+    match (table.capture, dialect) {
+        (Capture::Poll, _) | (_, Dialect::Postgres) | (Capture::Auto, Dialect::Mysql) => {}
+        (Capture::Stream, Dialect::Mysql) => problems.add(&at("capture"), BINLOG_TO_COME),
+        (_, Dialect::Sqlite) => problems.add(&at("capture"), "SQLite has no log to be read; expected poll"),
     }
     if table.retention.published.is_some() && table.after_publish == AfterPublish::Delete {
         problems.add(&at("retention.published"), "published rows stay with after_publish: mark or keep only");
@@ -288,6 +325,11 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
 
 /// What tells which rows are published, where nothing is written into them.
 fn keep(table: &Table, dialect: Dialect, at: &dyn Fn(&str) -> String, problems: &mut Problems) {
+    if dialect == Dialect::Mysql {
+        let says = "MySQL does not tell which rows a read could not see yet; expected delete or mark";
+        problems.add(&at("after_publish"), says);
+        return;
+    }
     if table.columns.sequence.is_none() {
         problems
             .missing(&at("columns.sequence"), "the integer order column that after_publish: keep goes by");
@@ -300,6 +342,6 @@ fn keep(table: &Table, dialect: Dialect, at: &dyn Fn(&str) -> String, problems: 
         (Dialect::Sqlite, Some(_)) => {
             problems.add(&at("columns.tx"), "SQLite's rows are kept by their number; leave it out");
         }
-        (Dialect::Postgres, Some(_)) | (Dialect::Sqlite, None) => {}
+        (Dialect::Postgres, Some(_)) | (Dialect::Sqlite, None) | (Dialect::Mysql, _) => {}
     }
 }

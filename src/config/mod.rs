@@ -74,7 +74,8 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// postgres://user@host:5432/database or sqlite://path/to/file.db
+    /// postgres://user@host:5432/database, mysql://user@host:3306/database (MySQL and MariaDB) or
+    /// sqlite://path/to/file.db
     pub url: Secret,
     /// Holds the password; read again whenever connecting failed, so that it can be rotated.
     #[serde(default)]
@@ -88,7 +89,7 @@ pub struct Source {
     #[serde(default = "Source::max_connections")]
     #[schemars(range(min = 2, max = 100))]
     pub max_connections: u32,
-    /// Where the relay keeps its own tables. SQLite: the prefix of their names.
+    /// Where the relay keeps its own tables. MySQL and SQLite: the prefix of their names.
     #[serde(default = "Source::relay_schema")]
     pub relay_schema: String,
 }
@@ -129,6 +130,8 @@ impl Default for Stream {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     Postgres,
+    /// MySQL and MariaDB.
+    Mysql,
     Sqlite,
 }
 
@@ -143,9 +146,10 @@ impl Source {
 
     /// By the scheme of the URL; `check` has refused all others.
     pub fn dialect(&self) -> Dialect {
-        match self.url.expose().starts_with("sqlite:") {
-            true => Dialect::Sqlite,
-            false => Dialect::Postgres,
+        match self.url.expose().split_once(':') {
+            Some(("sqlite", _)) => Dialect::Sqlite,
+            Some(("mysql", _)) => Dialect::Mysql,
+            _ => Dialect::Postgres,
         }
     }
 }

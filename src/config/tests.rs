@@ -236,8 +236,31 @@ fn every_error_names_its_place_and_what_was_expected() {
         (with("[{ name: outbox }]", "[]"), "tables: expected at least 1 element(s)"),
         (with("tables: [{ name: outbox }]\n", ""), "tables: missing; expected a list"),
         (
-            with("postgres://relay@localhost/shop", "mysql://x/y"),
-            "w.yaml:1:16: source.url: MySQL and MariaDB are still to come",
+            with("postgres://relay@localhost/shop", "mariadb://x/y"),
+            "w.yaml:1:16: source.url: write mysql:// for MariaDB too",
+        ),
+        (with("postgres://relay@localhost/shop", "mysql://x"), "source.url: expected a database in it"),
+        (
+            with("postgres://relay@localhost/shop", "\"mysql://x/y?pool=7\""),
+            "source.url: there is no parameter pool",
+        ),
+        (
+            with("postgres://relay@localhost/shop", "mysql://x/y, tls: { mode: verify-ca }"),
+            "source.tls.mode: the driver for MySQL checks the name with the certificate",
+        ),
+        (
+            with("postgres://relay@localhost/shop", "mysql://x/y, stream: {}"),
+            "source.stream: reading the binlog of MySQL is still to come",
+        ),
+        (
+            with("postgres://relay@localhost/shop", "mysql://x/y")
+                .replace("{ name: outbox }", "{ name: outbox, capture: stream }"),
+            "tables[0].capture: reading the binlog of MySQL is still to come",
+        ),
+        (
+            with("postgres://relay@localhost/shop", "mysql://x/y")
+                .replace("{ name: outbox }", "{ name: outbox, after_publish: keep }"),
+            "tables[0].after_publish: MySQL does not tell",
         ),
         (with("postgres://relay@localhost/shop", "\"sqlite::memory:\""), "source.url: a database in memory"),
         (

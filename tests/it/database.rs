@@ -44,7 +44,7 @@ async fn a_database_that_restarts_or_drops_connections_is_survived() {
     world.until("SELECT count(*) FROM outbox", 0).await;
     tokio::task::spawn_blocking(|| services("restart", "postgres")).await.unwrap();
     // The test's own pool has dead connections as well.
-    while sqlx::query("SELECT 1").execute(&world.db).await.is_err() {}
+    while sqlx::query("SELECT 1").execute(world.db.pg()).await.is_err() {}
     world.sql(&batch(&topic, 2001, 3000)).await;
     world.until("SELECT count(*) FROM outbox", 0).await;
     assert_eq!((relay.get("/livez").0, relay.get("/readyz").0), (200, 200));

@@ -18,10 +18,9 @@ use rdkafka::{
     message::Headers as _,
     types::RDKafkaErrorCode,
 };
-use sqlx::{
-    AssertSqlSafe, Connection as _, PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+
+use crate::db::Db;
+pub use crate::db::run_on;
 
 /// The longest that anything but the long tests may take.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -56,27 +55,12 @@ pub fn services_with(verb: &str, name: &str, environment: &[(&str, &str)]) {
     assert!(status.success(), "{script} {verb} {name}: {status}");
 }
 
-/// Runs SQL on a server from where nobody can wait, one statement after the other.
-pub fn run_on(server: &str, statements: &[&str]) -> Result<(), sqlx::Error> {
-    let run = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut connection = PgConnection::connect(server).await?;
-            for statement in statements {
-                sqlx::query(AssertSqlSafe(*statement)).execute(&mut connection).await?;
-            }
-            Ok(())
-        })
-    };
-    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
-}
-
 /// A database, and topics under a prefix, of one test alone.
 pub struct World {
     server: String,
     pub name: String,
     pub url: String,
-    pub db: PgPool,
+    pub db: Db,
     pub folder: tempfile::TempDir,
     admin: AdminClient<DefaultClientContext>,
 }
@@ -89,12 +73,8 @@ impl World {
     /// On this server.
     pub async fn on(server: &str, name: &str) -> World {
         let name = format!("it_{name}_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
-        let mut connection = PgConnection::connect(server).await.unwrap();
-        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut connection).await.unwrap();
-        let (address, _) = server.rsplit_once('/').unwrap();
-        let url = format!("{address}/{name}");
-        let options: PgConnectOptions = url.parse().unwrap();
-        let db = PgPoolOptions::new().max_connections(32).connect_with(options).await.unwrap();
+        let url = Db::create(server, &name).await;
+        let db = Db::open(&url).await;
         World {
             server: server.to_owned(),
             name,
@@ -107,14 +87,11 @@ impl World {
 
     /// Runs a script of SQL.
     pub async fn sql(&self, script: &str) {
-        sqlx::raw_sql(AssertSqlSafe(script))
-            .execute(&self.db)
-            .await
-            .unwrap_or_else(|e| panic!("{script}: {e}"));
+        self.db.sql(script).await.unwrap_or_else(|e| panic!("{script}: {e}"));
     }
 
     pub async fn number(&self, sql: &str) -> i64 {
-        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.db).await.unwrap()
+        self.db.number(sql).await.unwrap_or_else(|e| panic!("{sql}: {e}"))
     }
 
     /// Waits until a query returns this number.
@@ -252,7 +229,7 @@ impl Drop for World {
         if std::thread::panicking() {
             return;
         }
-        run_on(&self.server, &[&format!("DROP DATABASE {} WITH (FORCE)", self.name)]).unwrap();
+        Db::drop(&self.server, &self.name);
     }
 }
 

@@ -8,10 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::{Connection as _, PgConnection};
-
 use crate::{
     checker::{Verdict, Written, check},
+    db::{Failed, Session},
     harness::{SOON, World},
 };
 
@@ -47,8 +46,9 @@ pub struct Load {
 impl Load {
     pub async fn start(world: &World, topic: &str, plan: Plan, seed: u64) -> Load {
         let keys = plan.keys;
-        world.sql(&format!("CREATE TABLE keys AS SELECT key FROM generate_series(0, {keys} - 1) key")).await;
-        world.sql("CREATE UNIQUE INDEX ON keys (key)").await;
+        world.sql("CREATE TABLE turns (number integer PRIMARY KEY)").await;
+        let numbers: Vec<String> = (0..keys).map(|key| format!("({key})")).collect();
+        world.sql(&format!("INSERT INTO turns VALUES {}", numbers.join(","))).await;
         eprintln!("seed {seed}");
         let shared = Arc::new(Shared {
             url: world.url.clone(),
@@ -103,7 +103,7 @@ impl Load {
 /// One writer: transactions of a few rows. When the server goes away, it waits until there is one again.
 async fn write(shared: Arc<Shared>, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut connection = PgConnection::connect(&shared.url).await.unwrap();
+    let mut session = Session::open(&shared.url).await.unwrap();
     // Half of the writers serialise each key by a row lock taken before the INSERT.
     let locks = seed.is_multiple_of(2);
     loop {
@@ -120,13 +120,14 @@ async fn write(shared: Arc<Shared>, seed: u64) {
             keys.sort_unstable();
         }
         let mut written = Vec::new();
-        let done = transact(&shared, &mut connection, &mut random, number, &keys, locks, &mut written).await;
+        let done = transact(&shared, &mut session, &mut random, number, &keys, locks, &mut written).await;
         let committed = match done {
             Ok(committed) => committed,
             Err(error) => {
-                assert!(is_gone(&error), "{error}");
-                connection = connect_again(&shared.url).await;
-                has_committed(&mut connection, number).await.then(Instant::now)
+                // A deadlock, or a wait that was too long, is neither.
+                assert!(error.is_gone, "{error}");
+                session = connect_again(&shared.url).await;
+                has_committed(&mut session, number).await.then(Instant::now)
             }
         };
         written.iter_mut().for_each(|row| row.committed = committed);
@@ -137,27 +138,21 @@ async fn write(shared: Arc<Shared>, seed: u64) {
 /// One transaction, with a pause between INSERT and COMMIT. Returns when it had committed, if so.
 async fn transact(
     shared: &Shared,
-    connection: &mut PgConnection,
+    session: &mut Session,
     random: &mut fastrand::Rng,
     number: u64,
     keys: &[u32],
     locks: bool,
     written: &mut Vec<Written>,
-) -> Result<Option<Instant>, sqlx::Error> {
+) -> Result<Option<Instant>, Failed> {
     let Plan { pause_ms, poison, .. } = shared.plan;
-    let mut transaction = connection.begin().await?;
-    sqlx::query("INSERT INTO transactions VALUES ($1)")
-        .bind(number as i64)
-        .execute(&mut *transaction)
-        .await?;
+    session.run("BEGIN").await?;
+    session.run(&format!("INSERT INTO transactions VALUES ({number})")).await?;
     if locks {
-        let mut distinct: Vec<i32> = keys.iter().map(|key| *key as i32).collect();
+        let mut distinct = keys.to_vec();
         distinct.dedup();
         for key in distinct {
-            sqlx::query("SELECT 1 FROM keys WHERE key = $1 FOR UPDATE")
-                .bind(key)
-                .execute(&mut *transaction)
-                .await?;
+            session.run(&format!("SELECT 1 FROM turns WHERE number = {key} FOR UPDATE")).await?;
         }
     }
     for (nth, key) in keys.iter().enumerate() {
@@ -171,41 +166,29 @@ async fn transact(
             committed: None,
         };
         let bad = poison.is_some_and(|one_in| random.u32(0..one_in) == 0);
-        sqlx::query(
-            "INSERT INTO outbox (id, topic, key, payload, headers) VALUES ($1::text::uuid, $2, $3, $4, $5::json)",
-        )
-        .bind(&row.id)
-        .bind(&shared.topic)
-        .bind(&row.key)
-        .bind(&row.payload)
-        .bind(bad.then_some("[\"not an object\"]"))
-        .execute(&mut *transaction)
-        .await?;
+        let (id, topic, key, payload) = (&row.id, &shared.topic, &row.key, session.bytes(&row.payload));
+        let headers = if bad { "'[\"not an object\"]'" } else { "NULL" };
+        let (columns, values) =
+            (session.columns(), format!("'{id}', '{topic}', '{key}', {payload}, {headers}"));
+        session.run(&format!("INSERT INTO outbox ({columns}) VALUES ({values})")).await?;
         written.push(row);
     }
     // Mostly short, sometimes long: rows with lower numbers commit after higher ones.
     let pause = if random.u32(0..50) == 0 { random.u64(0..=pause_ms * 7) } else { random.u64(0..=pause_ms) };
     tokio::time::sleep(Duration::from_millis(pause)).await;
     if random.u32(0..20) == 0 {
-        transaction.rollback().await?;
+        session.run("ROLLBACK").await?;
         return Ok(None);
     }
-    transaction.commit().await?;
+    session.run("COMMIT").await?;
     Ok(Some(Instant::now()))
 }
 
-/// Whether it was the connection or the server, not the statement.
-fn is_gone(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    // admin_shutdown, crash_shutdown, cannot_connect_now
-    matches!(error, sqlx::Error::Io(_)) || matches!(code.as_deref(), Some("57P01" | "57P02" | "57P03"))
-}
-
-async fn connect_again(url: &str) -> PgConnection {
+async fn connect_again(url: &str) -> Session {
     let deadline = Instant::now() + SOON;
     loop {
-        match PgConnection::connect(url).await {
-            Ok(connection) => return connection,
+        match Session::open(url).await {
+            Ok(session) => return session,
             Err(error) => {
                 assert!(Instant::now() < deadline, "{error}");
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -216,7 +199,7 @@ async fn connect_again(url: &str) -> PgConnection {
 
 /// What became of a transaction whose end nobody heard. One that is still open is waited for: it has
 /// the number.
-async fn has_committed(connection: &mut PgConnection, number: u64) -> bool {
-    let ours = sqlx::query("INSERT INTO transactions VALUES ($1) ON CONFLICT DO NOTHING");
-    ours.bind(number as i64).execute(connection).await.unwrap().rows_affected() == 0
+async fn has_committed(session: &mut Session, number: u64) -> bool {
+    let ours = format!("INSERT INTO transactions VALUES ({number}) {}", session.or_nothing());
+    session.run(&ours).await.unwrap() == 0
 }

@@ -1,4 +1,4 @@
-//! The relay as a process, on real PostgreSQL and real Kafka. Start them with `scripts/services up`;
+//! The relay as a process, on real databases and real Kafka. Start them with `scripts/services up`;
 //! `scripts/test` does it by itself.
 
 mod bad_input;
@@ -12,6 +12,7 @@ mod consume;
 mod consume_config;
 mod crash;
 mod database;
+mod db;
 mod doctor;
 mod failures;
 mod faults;
@@ -21,6 +22,9 @@ mod keep;
 mod large;
 mod leases;
 mod load;
+mod mysql;
+mod mysql_access;
+mod mysql_rows;
 mod payload_limits;
 mod payloads;
 mod proxy;

@@ -16,6 +16,11 @@ impl Proxy {
         Proxy::whole("postgres")
     }
 
+    /// To MariaDB or MySQL, by their services' names.
+    pub fn to(server: &str) -> Proxy {
+        Proxy::whole(if server == "mysql" { "mysql" } else { "mariadb" })
+    }
+
     /// To the object store.
     pub fn minio() -> Proxy {
         Proxy::whole("minio")

@@ -25,7 +25,7 @@ impl Writer {
     /// Rows have one key, and number `n` in key and payload where it belongs.
     fn start(world: &World, insert: &str) -> Writer {
         let (stop, insert) = (Arc::new(AtomicBool::new(false)), insert.to_owned());
-        let (asked, db) = (stop.clone(), world.db.clone());
+        let (asked, db) = (stop.clone(), world.db.pg().clone());
         let task = tokio::spawn(async move {
             let mut inserted = Vec::new();
             for n in 0.. {

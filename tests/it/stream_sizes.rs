@@ -112,7 +112,7 @@ async fn a_row_of_100_mb_arrives_whole_and_one_above_the_limit_is_parked_unread(
     let mut consumer = world.consumer(&topic);
     let seen = consumer.read(4);
     let expected: Vec<u8> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT large({LARGE})")))
-        .fetch_one(&world.db)
+        .fetch_one(world.db.pg())
         .await
         .unwrap();
     assert!(seen[1].payload.as_deref() == Some(&expected), "bytes differ");

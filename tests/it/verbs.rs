@@ -178,8 +178,10 @@ async fn published_rows_are_replayed_by_id_number_or_time() {
         assert!(again.header("whippet-replay").is_some_and(|when| when.ends_with('Z')));
         assert_eq!(first.header("whippet-replay"), None);
     }
-    let id: String =
-        sqlx::query_scalar("SELECT id::text FROM outbox WHERE seq = 5").fetch_one(&world.db).await.unwrap();
+    let id: String = sqlx::query_scalar("SELECT id::text FROM outbox WHERE seq = 5")
+        .fetch_one(world.db.pg())
+        .await
+        .unwrap();
     assert_eq!(relay.operate(&world, &["replay", "--id", &id, "--topic", &other])["events"], 1);
     assert_eq!(texts(world.consumer(&other).read(1)), ["5"]);
     let times = ["replay", "--from", "2020-01-01T00:00:00Z", "--topic", &other];

@@ -1,8 +1,8 @@
 //! A line in the audit log for what an operator does beside a relay, under no lease.
 
-use sqlx::AssertSqlSafe;
-
-use super::{Database, Error, ddl, quoted};
+use super::{Database, Error};
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+use super::{ddl, quoted};
 
 /// What was done, by whom, and to how many.
 #[derive(Clone, Debug)]
@@ -19,35 +19,39 @@ pub struct Line<'a> {
 impl Database {
     /// Writes a line; [`Database::install`] has made the table.
     pub async fn audit(&self, line: &Line<'_>) -> Result<(), Error> {
-        let table = match self {
-            #[cfg(feature = "postgres")]
-            Database::Postgres(db) => format!("{}.{}", quoted(db.schema()), quoted(ddl::AUDIT)),
-            #[cfg(feature = "sqlite")]
-            Database::Sqlite(_) => quoted(ddl::AUDIT),
-        };
-        let sql = format!(
-            "INSERT INTO {table} (who, action, table_name, what, why, keys, events) VALUES ($1, $2, $3, $4, $5, 0, $6)"
-        );
-        macro_rules! write {
-            ($pool:expr) => {
-                sqlx::query(AssertSqlSafe(sql))
-                    .bind(line.who)
-                    .bind(line.action)
-                    .bind(line.subject)
-                    .bind(line.what)
-                    .bind(line.why)
-                    .bind(line.events.cast_signed())
-                    .execute($pool)
-                    .await
-                    .map(drop)
-            };
-        }
         match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(db) => db.audit(line).await,
             #[cfg(feature = "postgres")]
-            Database::Postgres(db) => write!(&db.pool()),
+            Database::Postgres(db) => {
+                let table = format!("{}.{}", quoted(db.schema()), quoted(ddl::AUDIT));
+                write!(&table, line, &db.pool())
+            }
             #[cfg(feature = "sqlite")]
-            Database::Sqlite(db) => write!(&db.pool),
+            Database::Sqlite(db) => write!(&quoted(ddl::AUDIT), line, &db.pool),
         }
-        .map_err(Error::sql("write the audit log"))
     }
 }
+
+/// Writes a line into a table with this quoted name.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+macro_rules! write {
+    ($table:expr, $line:expr, $pool:expr) => {
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "INSERT INTO {} (who, action, table_name, what, why, keys, events) VALUES ($1, $2, $3, $4, $5, 0, $6)",
+            $table
+        )))
+        .bind($line.who)
+        .bind($line.action)
+        .bind($line.subject)
+        .bind($line.what)
+        .bind($line.why)
+        .bind($line.events.cast_signed())
+        .execute($pool)
+        .await
+        .map(drop)
+        .map_err(Error::sql("write the audit log"))
+    };
+}
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+use write;

@@ -1,6 +1,8 @@
 //! The tables: the outbox of a preset, and the relay's own. What `whippet sql` prints and what the
 //! relay makes by itself where it may.
 
+mod mysql;
+
 use super::{
     holds::{RELEASED, SKIPPED},
     literal, quoted, quoted_table,
@@ -9,6 +11,7 @@ use crate::{
     config::{AfterPublish, Capture, Config, Dialect, Rows, Table, Wake},
     record::Template,
 };
+pub use mysql::{relay_table_names, relay_tables_mysql};
 
 /// The audit log has this name in every dialect.
 pub const AUDIT: &str = "whippet_audit";
@@ -227,6 +230,9 @@ pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
 pub fn script(config: &Config) -> String {
     let dialect = config.source.dialect();
     let schema = &config.source.relay_schema;
+    if dialect == Dialect::Mysql {
+        return joined(mysql::script(config));
+    }
     let mut script = vec![heading("The outbox")];
     for table in config.tables.iter().filter(|table| table.message_prefix().is_none()) {
         script.extend(outbox(table, dialect));
@@ -235,12 +241,16 @@ pub fn script(config: &Config) -> String {
     script.push(heading("The relay's own tables; it makes them by itself where it may"));
     script.extend(match dialect {
         Dialect::Postgres => relay_tables_postgres(schema),
-        Dialect::Sqlite => relay_tables_sqlite(schema),
+        Dialect::Sqlite | Dialect::Mysql => relay_tables_sqlite(schema),
     });
     if dialect == Dialect::Postgres {
         script.push(heading("What the relay's role may do: no more than this"));
         script.extend(grants(config));
     }
+    joined(script)
+}
+
+fn joined(script: Vec<String>) -> String {
     let mut text = String::new();
     for statement in script {
         text.push_str(&statement);

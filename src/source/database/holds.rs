@@ -1,10 +1,10 @@
-//! The statements about holds, pauses, replays and the audit log, as both dialects take them:
+//! The statements about holds, pauses, replays and the audit log, as all dialects take them:
 //! parameters `$1`, `$2`; everything that differs is a field of [`Dialect`].
 //!
 //! One relay changes a table's holds, and that only in transactions that begin with
 //! [`HoldsSql::fence`]: an owner that lost its lease changes nothing.
 
-use super::{LEASE_NAME, TableSpec, literal, quoted};
+use super::{LEASE_NAME, TableSpec};
 use crate::{config::Order, source::hold::Scope};
 
 pub(super) const APPLY: &str = "carry out an operator's verb";
@@ -36,6 +36,7 @@ pub(super) fn scope_of(word: &str, topic: String, key: Vec<u8>) -> Scope {
 }
 
 /// What becomes of a hold that is there already: one that was released may be held again.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) fn hold_again(spec: &TableSpec) -> String {
     match spec.is_kept() {
         false => "NOTHING".into(),
@@ -51,7 +52,18 @@ pub(super) fn hold_again(spec: &TableSpec) -> String {
 pub(super) struct Dialect<'a> {
     /// Quoted name of one of the relay's own tables.
     pub own: &'a dyn Fn(&str) -> String,
+    pub quoted: fn(&str) -> String,
+    pub literal: fn(&str) -> String,
+    /// The types that parameters are cast to.
+    pub text: &'static str,
     pub bytes: &'static str,
+    pub int: &'static str,
+    /// Deletes what a condition on `h` is true for, of one table: the condition may look at the holds too.
+    pub delete: fn(holds: &str, table: &str, condition: &str) -> String,
+    /// How an INSERT ends that changes nothing where the row is there.
+    pub or_nothing: &'static str,
+    /// How an INSERT into the replays ends: what is there gets the new topic.
+    pub or_topic: fn(replays: &str) -> String,
     /// Keeps the lease's row as it is until the transaction ends.
     pub lock: &'static str,
     /// `$4` is a part of the column.
@@ -64,13 +76,14 @@ pub(super) struct Dialect<'a> {
     pub seq: String,
     pub seq_text: String,
     /// The text of a place as a value of the order column.
-    pub as_seq: fn(&str, &str) -> String,
-    pub seq_type: String,
+    pub as_seq: Box<dyn Fn(&str) -> String + 'a>,
     pub place_is_int: bool,
     /// The condition that a column with the time of publishing is between `$3` and `$4`, in ms.
     pub between_3_4: fn(&str) -> String,
     /// Where released events go, if not into their table, which they never left.
     pub released: Option<String>,
+    /// The column of the id, as text.
+    pub id: String,
     /// The condition that the id is among `$5`.
     pub among_5: fn(&str) -> String,
     /// The condition that a row is published, where rows are kept.
@@ -117,8 +130,8 @@ impl HoldsSql {
         let own = dialect.own;
         let (holds, pauses, replays) = (own("holds"), own("pauses"), own("replays"));
         let (leases, audit) = (own("leases"), own("audit"));
-        let name = literal(&spec.name);
-        let bytes = dialect.bytes;
+        let (name, key) = ((dialect.literal)(&spec.name), (dialect.quoted)("key"));
+        let Dialect { text, bytes, int, .. } = dialect;
         // Where rows are kept, what becomes of a hold is written down until their frontier has it.
         let kept = spec.is_kept();
         let of_table = |alias: &str| match kept {
@@ -127,10 +140,10 @@ impl HoldsSql {
         };
         let matches = |alias: &str| {
             format!(
-                "{mine} AND (CAST($1 AS text) IS NULL OR {alias}.event_id = $1) \
+                "{mine} AND (CAST($1 AS {text}) IS NULL OR {alias}.event_id = $1) \
                  AND (CAST($2 AS {bytes}) IS NULL OR {alias}.key = $2) \
-                 AND (CAST($3 AS text) IS NULL OR {alias}.topic = $3) \
-                 AND (CAST($4 AS text) IS NULL OR {alias}.cause = $4 OR {part})",
+                 AND (CAST($3 AS {text}) IS NULL OR {alias}.topic = $3) \
+                 AND (CAST($4 AS {text}) IS NULL OR {alias}.cause = $4 OR {part})",
                 mine = of_table(alias),
                 part = (dialect.contains_4)(&format!("{alias}.reason")),
             )
@@ -163,7 +176,7 @@ impl HoldsSql {
             )
         };
         let release = |condition: String| {
-            let delete = format!("DELETE FROM {holds} AS h WHERE {condition}");
+            let delete = (dialect.delete)(&holds, &name, &condition);
             match &dialect.released {
                 None if kept => format!("UPDATE {holds} AS h SET state = '{RELEASED}' WHERE {condition}"),
                 None => delete,
@@ -177,15 +190,19 @@ impl HoldsSql {
         let keyed = if spec.order == Order::Table { "" } else { " AND h.key IS NOT NULL" };
         let published = match &spec.published_at {
             Some(column) => {
-                let column = format!("o.{}", quoted(column));
+                let column = format!("o.{}", (dialect.quoted)(column));
                 Some((format!("{column} IS NOT NULL"), (dialect.between_3_4)(&column)))
             }
             // By time is refused before: a kept row has none.
-            None => dialect.settled.clone().map(|settled| (settled, "CAST($4 AS bigint) IS NULL".to_owned())),
+            None => dialect.settled.clone().map(|settled| (settled, format!("CAST($4 AS {int}) IS NULL"))),
         };
         let of_topic = if spec.order == Order::Table { "$1 <> ''" } else { "h.topic = $1" };
         HoldsSql {
-            fence: format!("SELECT epoch FROM {leases} WHERE name = {}{}", literal(LEASE_NAME), dialect.lock),
+            fence: format!(
+                "SELECT epoch FROM {leases} WHERE name = {}{}",
+                (dialect.literal)(LEASE_NAME),
+                dialect.lock
+            ),
             closed_keys: format!(
                 "SELECT DISTINCT h.topic, h.key, h.cause = 'store' FROM {holds} h \
                  WHERE {} AND (h.state = 'parked' OR h.cause = 'store'){keyed}",
@@ -199,7 +216,7 @@ impl HoldsSql {
                 "SELECT DISTINCT h.topic FROM {holds} h WHERE {} AND h.cause = 'topic'",
                 of_table("h")
             ),
-            pauses: format!("SELECT p.scope, p.topic, p.key FROM {pauses} p WHERE p.table_name = {name}"),
+            pauses: format!("SELECT p.scope, p.topic, p.{key} FROM {pauses} p WHERE p.table_name = {name}"),
             list: format!(
                 "SELECT h.place, h.event_id, h.topic, h.key, h.state, h.cause, h.reason, h.attempts, {moment}, \
                    {age} FROM {holds} h WHERE {matches} ORDER BY h.since, length(h.place), h.place LIMIT $5",
@@ -218,7 +235,7 @@ impl HoldsSql {
             skipped_places: format!("SELECT h.place FROM {holds} h WHERE {}", matches("h")),
             skip: match kept {
                 true => format!("UPDATE {holds} AS h SET state = '{SKIPPED}' WHERE {}", matches("h")),
-                false => format!("DELETE FROM {holds} AS h WHERE {}", matches("h")),
+                false => (dialect.delete)(&holds, &name, &matches("h")),
             },
             release_orphans: release(format!(
                 "{} AND h.cause = 'behind' AND NOT EXISTS ( \
@@ -229,11 +246,11 @@ impl HoldsSql {
             release_topic: release(format!("{} AND h.cause = 'topic' AND {of_topic}", of_table("h"))),
             release_store: release(format!("{} AND h.cause = 'store'", of_table("h"))),
             pause: format!(
-                "INSERT INTO {pauses} (table_name, scope, topic, key) VALUES ({name}, $1, $2, $3) \
-                 ON CONFLICT DO NOTHING"
+                "INSERT INTO {pauses} (table_name, scope, topic, {key}) VALUES ({name}, $1, $2, $3) {}",
+                dialect.or_nothing
             ),
             resume: format!(
-                "DELETE FROM {pauses} WHERE table_name = {name} AND scope = $1 AND topic = $2 AND key = $3"
+                "DELETE FROM {pauses} WHERE table_name = {name} AND scope = $1 AND topic = $2 AND {key} = $3"
             ),
             release_paused: release(format!(
                 "{} AND h.cause = 'paused' AND {}",
@@ -241,25 +258,26 @@ impl HoldsSql {
                 of_scope("h")
             )),
             audit: format!(
-                "INSERT INTO {audit} (who, action, table_name, what, why, keys, events) \
-                 VALUES ($1, $2, {name}, $3, $4, $5, $6)"
+                "INSERT INTO {audit} (who, action, table_name, what, why, {}, events) \
+                 VALUES ($1, $2, {name}, $3, $4, $5, $6)",
+                (dialect.quoted)("keys")
             ),
             replays_by_time: spec.published_at.is_some(),
             replay: published.map(|(published, times)| {
                 let numbers = match dialect.place_is_int {
                     true => format!("o.{} BETWEEN $1 AND $2", dialect.seq),
                     // Refused before: there is no order column.
-                    false => "CAST($2 AS bigint) IS NULL".to_owned(),
+                    false => format!("CAST($2 AS {int}) IS NULL"),
                 };
                 format!(
                     "INSERT INTO {replays} (table_name, place, topic) \
-                     SELECT {name}, {seq}, CAST($6 AS text) FROM {outbox} o WHERE {published} \
-                       AND (CAST($1 AS bigint) IS NULL OR {numbers}) \
-                       AND (CAST($3 AS bigint) IS NULL OR {times}) AND {ids} \
-                     ON CONFLICT (table_name, place) DO UPDATE SET topic = excluded.topic",
+                     SELECT {name}, {seq}, CAST($6 AS {text}) FROM {outbox} o WHERE {published} \
+                       AND (CAST($1 AS {int}) IS NULL OR {numbers}) \
+                       AND (CAST($3 AS {int}) IS NULL OR {times}) AND {ids} {or_topic}",
+                    or_topic = (dialect.or_topic)(&replays),
                     seq = dialect.seq_text,
                     outbox = dialect.outbox,
-                    ids = (dialect.among_5)(&format!("o.{}", quoted(&spec.id))),
+                    ids = (dialect.among_5)(&dialect.id),
                 )
             }),
             has_replays: format!("SELECT count(*) FROM {replays} WHERE table_name = {name}"),
@@ -273,7 +291,7 @@ impl HoldsSql {
             "SELECT {columns} FROM {outbox} o WHERE o.{seq} = {place}",
             outbox = dialect.outbox,
             seq = dialect.seq,
-            place = (dialect.as_seq)("CAST($1 AS text)", &dialect.seq_type),
+            place = (dialect.as_seq)(&format!("CAST($1 AS {})", dialect.text)),
         )
     }
 
@@ -288,10 +306,24 @@ impl HoldsSql {
             requested = (dialect.moment)("r.requested"),
             outbox = dialect.outbox,
             seq = dialect.seq,
-            place = (dialect.as_seq)("r.place", &dialect.seq_type),
-            name = literal(&spec.name),
+            place = (dialect.as_seq)("r.place"),
+            name = (dialect.literal)(&spec.name),
         )
     }
+}
+
+/// The same, of dialects that take an alias and the table itself in a DELETE.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(super) fn delete(holds: &str, _table: &str, condition: &str) -> String {
+    format!("DELETE FROM {holds} AS h WHERE {condition}")
+}
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(super) const OR_NOTHING: &str = "ON CONFLICT DO NOTHING";
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(super) fn or_topic(_replays: &str) -> String {
+    "ON CONFLICT (table_name, place) DO UPDATE SET topic = excluded.topic".into()
 }
 
 /// Binds what a filter asks for as `$1` to `$4`.
@@ -308,7 +340,7 @@ macro_rules! matching {
 /// Rows that a statement changed.
 macro_rules! execute {
     ($tx:expr, $sql:expr $(, $value:expr)*) => {
-        sqlx::query(AssertSqlSafe($sql.as_str()))
+        sql::query(AssertSqlSafe($sql.as_str()))
             $(.bind($value))*
             .execute(&mut *$tx)
             .await
@@ -319,7 +351,7 @@ macro_rules! execute {
 
 macro_rules! execute_matching {
     ($tx:expr, $sql:expr, $filter:expr) => {
-        matching!(sqlx::query(AssertSqlSafe($sql.as_str())), $filter)
+        matching!(sql::query(AssertSqlSafe($sql.as_str())), $filter)
             .execute(&mut *$tx)
             .await
             .map_err(Error::sql(APPLY))?
@@ -329,7 +361,7 @@ macro_rules! execute_matching {
 
 macro_rules! count {
     ($tx:expr, $sql:expr, $filter:expr) => {{
-        let count: i64 = matching!(sqlx::query_scalar(AssertSqlSafe($sql.as_str())), $filter)
+        let count: i64 = matching!(sql::query_scalar(AssertSqlSafe($sql.as_str())), $filter)
             .fetch_one(&mut *$tx)
             .await
             .map_err(Error::sql(APPLY))?;
@@ -338,9 +370,10 @@ macro_rules! count {
 }
 pub(super) use {count, execute, execute_matching, matching};
 
-/// What an outbox does with holds: the same calls in both dialects, on different types.
+/// What an outbox does with holds: the same calls in all dialects, on different types. Where it is used,
+/// `sql` is the driver.
 macro_rules! hold_methods {
-    (database: $db:ty, row: $row:ty, begin: $begin:literal, inline: $inline:ty, ids: $ids:path) => {
+    (transaction: $tx:ty, row: $row:ty, error: $error:ty, begin: $begin:path, inline: $inline:ty, ids: $ids:path) => {
         impl Outbox {
             /// Hands the closed keys to `piece`, some at a time, then returns the rest of the gates.
             pub async fn gates<F: Future<Output = ()>>(
@@ -349,7 +382,7 @@ macro_rules! hold_methods {
             ) -> Result<(Gates, u64), Error> {
                 let read = || Error::sql("read what is held");
                 {
-                    let mut rows = sqlx::query_as(AssertSqlSafe(self.holds.closed_keys.as_str())).fetch(&self.pool);
+                    let mut rows = sql::query_as(AssertSqlSafe(self.holds.closed_keys.as_str())).fetch(&self.pool);
                     let mut keys: Vec<ClosedKey> = Vec::new();
                     while let Some(key) =
                         answered("read what is held", async { rows.try_next().await.map_err(read()) }).await?
@@ -362,23 +395,23 @@ macro_rules! hold_methods {
                     piece(keys).await;
                 }
                 let mut held = Counts::default();
-                let counts: Vec<(String, i64)> = sqlx::query_as(AssertSqlSafe(self.holds.counts.as_str()))
+                let counts: Vec<(String, i64)> = sql::query_as(AssertSqlSafe(self.holds.counts.as_str()))
                     .fetch_all(&self.pool)
                     .await
                     .map_err(read())?;
                 for (cause, events) in counts {
                     held.add(Counts::named(&cause, events.unsigned_abs()));
                 }
-                let topics = sqlx::query_scalar(AssertSqlSafe(self.holds.held_topics.as_str()))
+                let topics = sql::query_scalar(AssertSqlSafe(self.holds.held_topics.as_str()))
                     .fetch_all(&self.pool)
                     .await
                     .map_err(read())?;
-                let paused: Vec<(String, String, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(self.holds.pauses.as_str()))
+                let paused: Vec<(String, String, Vec<u8>)> = sql::query_as(AssertSqlSafe(self.holds.pauses.as_str()))
                     .fetch_all(&self.pool)
                     .await
                     .map_err(read())?;
                 let paused = paused.into_iter().map(|(scope, topic, key)| scope_of(&scope, topic, key)).collect();
-                let replays: i64 = sqlx::query_scalar(AssertSqlSafe(self.holds.has_replays.as_str()))
+                let replays: i64 = sql::query_scalar(AssertSqlSafe(self.holds.has_replays.as_str()))
                     .fetch_one(&self.pool)
                     .await
                     .map_err(read())?;
@@ -387,7 +420,7 @@ macro_rules! hold_methods {
 
             /// Held events, the oldest first.
             pub async fn list(&self, filter: &Filter, limit: i64) -> Result<Vec<Held>, Error> {
-                let rows = matching!(sqlx::query(AssertSqlSafe(self.holds.list.as_str())), filter)
+                let rows = matching!(sql::query(AssertSqlSafe(self.holds.list.as_str())), filter)
                     .bind(limit)
                     .fetch_all(&self.pool)
                     .await
@@ -395,7 +428,7 @@ macro_rules! hold_methods {
                 rows.iter().map(|row| self.held(row)).collect::<Result<_, _>>().map_err(Error::sql("list what is held"))
             }
 
-            fn held(&self, row: &$row) -> Result<Held, sqlx::Error> {
+            fn held(&self, row: &$row) -> Result<Held, $error> {
                 let (key, key_hex) = key_for_people(row.try_get(3)?);
                 Ok(Held {
                     table: self.name.clone(),
@@ -416,7 +449,7 @@ macro_rules! hold_methods {
 
             /// How long the oldest parked event has been parked, in seconds.
             pub async fn oldest_parked(&self) -> Result<Option<f64>, Error> {
-                sqlx::query_scalar(AssertSqlSafe(self.holds.oldest_parked.as_str()))
+                sql::query_scalar(AssertSqlSafe(self.holds.oldest_parked.as_str()))
                     .fetch_one(&self.pool)
                     .await
                     .map_err(Error::sql("look for the oldest parked event"))
@@ -428,9 +461,9 @@ macro_rules! hold_methods {
                 let mut tx = self.fenced(epoch, doing).await?;
                 let release = match over {
                     Over::Topic(topic) => {
-                        sqlx::query(AssertSqlSafe(self.holds.release_topic.as_str())).bind(topic.as_str())
+                        sql::query(AssertSqlSafe(self.holds.release_topic.as_str())).bind(topic.as_str())
                     }
-                    Over::Store => sqlx::query(AssertSqlSafe(self.holds.release_store.as_str())),
+                    Over::Store => sql::query(AssertSqlSafe(self.holds.release_store.as_str())),
                 };
                 let done = release.execute(&mut *tx).await.map_err(Error::sql(doing))?;
                 tx.commit().await.map_err(Error::sql(doing))?;
@@ -461,7 +494,7 @@ macro_rules! hold_methods {
                     Verb::Skip(filter) => {
                         let keys = count!(tx, &self.holds.count_skipped_keys, filter);
                         let places: Vec<String> =
-                            matching!(sqlx::query_scalar(AssertSqlSafe(self.holds.skipped_places.as_str())), filter)
+                            matching!(sql::query_scalar(AssertSqlSafe(self.holds.skipped_places.as_str())), filter)
                                 .fetch_all(&mut *tx)
                                 .await
                                 .map_err(Error::sql(APPLY))?;
@@ -485,7 +518,7 @@ macro_rules! hold_methods {
                         return Err(Error::Setup("this table has no order column: give ids, or times".into()));
                     }
                     let (sequences, times) = (replay.sequences.unzip(), replay.times.unzip());
-                        let done = sqlx::query(AssertSqlSafe(sql.as_str()))
+                        let done = sql::query(AssertSqlSafe(sql.as_str()))
                             .bind(sequences.0)
                             .bind(sequences.1)
                             .bind(times.0)
@@ -502,7 +535,7 @@ macro_rules! hold_methods {
                     tx.rollback().await.map_err(Error::sql(APPLY))?;
                     return Ok(outcome);
                 }
-                sqlx::query(AssertSqlSafe(self.holds.audit.as_str()))
+                sql::query(AssertSqlSafe(self.holds.audit.as_str()))
                     .bind(request.who.as_str())
                     .bind(request.verb.name())
                     .bind(request.verb.describe())
@@ -521,7 +554,7 @@ macro_rules! hold_methods {
             /// The payload of a row for a person to read.
         pub async fn payload_text(&self, place: &str) -> Result<String, Error> {
             let doing = "read a payload";
-            let row = sqlx::query(AssertSqlSafe(self.read_one.as_str()))
+            let row = sql::query(AssertSqlSafe(self.read_one.as_str()))
                 .bind(place)
                 .bind(<$inline>::from(SHOWN_AT_MOST))
                 .fetch_optional(&self.pool)
@@ -540,19 +573,19 @@ macro_rules! hold_methods {
         /// Published rows that are to be published again, in order. Forgets those that are gone.
             pub async fn replays(&self, limits: Limits) -> Result<Vec<Found>, Error> {
                 let doing = "read what is to be replayed";
-                let rows = sqlx::query(AssertSqlSafe(self.read_replays.as_str()))
+                let rows = sql::query(AssertSqlSafe(self.read_replays.as_str()))
                     .bind(i64::try_from(limits.rows).unwrap_or(i64::MAX))
                     .bind(<$inline>::try_from(limits.inline_bytes).unwrap_or(<$inline>::MAX))
                     .fetch_all(&self.pool)
                     .await
                     .map_err(Error::sql(doing))?;
                 if rows.is_empty() {
-                    sqlx::query(AssertSqlSafe(self.holds.forget_replays.as_str()))
+                    sql::query(AssertSqlSafe(self.holds.forget_replays.as_str()))
                         .execute(&self.pool)
                         .await
                         .map_err(Error::sql(doing))?;
                 }
-                let found = |row: &$row| {
+                let found = |row: &$row| -> Result<Found, $error> {
                     let mut found = self.decode(row)?;
                     let replay = Replay { topic: row.try_get(FIXED + self.columns)?, requested: row.try_get(FIXED + self.columns + 1)? };
                     found.event.replay = Some(Box::new(replay));
@@ -562,9 +595,9 @@ macro_rules! hold_methods {
             }
 
             /// A transaction in which the lease is, and stays, of this epoch.
-            pub(super) async fn fenced(&self, epoch: i64, doing: &'static str) -> Result<Transaction<'static, $db>, Error> {
-                let mut tx = self.pool.begin_with($begin).await.map_err(Error::sql(doing))?;
-                let current: Option<i64> = sqlx::query_scalar(AssertSqlSafe(self.holds.fence.as_str()))
+            pub(super) async fn fenced(&self, epoch: i64, doing: &'static str) -> Result<$tx, Error> {
+                let mut tx = $begin(&self.pool).await.map_err(Error::sql(doing))?;
+                let current: Option<i64> = sql::query_scalar(AssertSqlSafe(self.holds.fence.as_str()))
                     .fetch_optional(&mut *tx)
                     .await
                     .map_err(Error::sql(doing))?;

@@ -6,6 +6,8 @@ pub mod audit;
 pub mod ddl;
 mod holds;
 mod kept;
+#[cfg(feature = "mysql")]
+mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
@@ -14,14 +16,17 @@ pub use postgres::Postgres;
 mod sqlite;
 pub mod teardown;
 
-#[cfg(feature = "sqlite")]
-use std::future::ready;
-use std::{convert::Infallible, future::Future, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Future, ready},
+    time::Duration,
+};
 
 use tokio::sync::Notify;
 
 use crate::{
     config::{self, AfterPublish, Dialect, Order},
+    doctor::Finding,
     event::{Event, Place},
     source::{
         ClosedKey, Gates, Hold,
@@ -43,8 +48,18 @@ pub enum Error {
     Sql {
         doing: &'static str,
         #[source]
-        source: sqlx::Error,
+        source: Fault,
     },
+}
+
+/// What a driver says.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    #[error(transparent)]
+    Sqlx(#[from] sqlx::Error),
+    #[cfg(feature = "mysql")]
+    #[error(transparent)]
+    Mysql(#[from] mysql_async::Error),
 }
 
 /// How long the database may take for one answer.
@@ -64,17 +79,19 @@ impl Error {
     pub fn needs_another_connection(&self) -> bool {
         match self {
             Error::NoAnswer(_) => true,
-            Error::Sql { source, .. } => {
+            Error::Sql { source: Fault::Sqlx(source), .. } => {
                 let code = source.as_database_error().and_then(|error| error.code());
                 matches!(code.as_deref(), Some("25006" | "57P01" | "57P02" | "57P03"))
                     || matches!(source, sqlx::Error::PoolTimedOut)
             }
+            #[cfg(feature = "mysql")]
+            Error::Sql { source: Fault::Mysql(source), .. } => mysql::needs_another_connection(source),
             Error::Setup(_) | Error::Fenced(_) => false,
         }
     }
 
-    fn sql(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
-        move |source| Error::Sql { doing, source }
+    fn sql<E: Into<Fault>>(doing: &'static str) -> impl FnOnce(E) -> Error {
+        move |source| Error::Sql { doing, source: source.into() }
     }
 }
 
@@ -122,6 +139,7 @@ impl TableSpec {
     }
 
     /// Whether rows can be kept by this order column.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     fn check_kept(&self, place: &str, kind: &str, is_int: bool) -> Result<(), Error> {
         if is_int || !self.is_kept() {
             return Ok(());
@@ -219,6 +237,8 @@ pub const LEASE_NAME: &str = "source";
 /// A database, by its dialect.
 #[derive(Clone, Debug)]
 pub enum Database {
+    #[cfg(feature = "mysql")]
+    Mysql(mysql::Mysql),
     #[cfg(feature = "postgres")]
     Postgres(Postgres),
     #[cfg(feature = "sqlite")]
@@ -228,6 +248,8 @@ pub enum Database {
 /// One outbox table of a database.
 #[derive(Debug)]
 pub enum Outbox {
+    #[cfg(feature = "mysql")]
+    Mysql(mysql::Outbox),
     #[cfg(feature = "postgres")]
     Postgres(postgres::Outbox),
     #[cfg(feature = "sqlite")]
@@ -238,6 +260,8 @@ pub enum Outbox {
 macro_rules! each {
     ($self:expr, $inner:ident => $call:expr) => {
         match $self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql($inner) => $call,
             #[cfg(feature = "postgres")]
             Self::Postgres($inner) => $call,
             #[cfg(feature = "sqlite")]
@@ -246,16 +270,18 @@ macro_rules! each {
     };
 }
 
-use each;
-
 impl Database {
     /// Prepares a pool; connects when it is used.
     pub fn new(source: &config::Source) -> Result<Database, Error> {
         match source.dialect() {
+            #[cfg(feature = "mysql")]
+            Dialect::Mysql => Ok(Database::Mysql(mysql::Mysql::new(source)?)),
             #[cfg(feature = "postgres")]
             Dialect::Postgres => Ok(Database::Postgres(Postgres::new(source)?)),
             #[cfg(feature = "sqlite")]
             Dialect::Sqlite => Ok(Database::Sqlite(sqlite::Sqlite::new(source)?)),
+            #[cfg(not(feature = "mysql"))]
+            Dialect::Mysql => Err(Error::Setup("this build has no support for MySQL".into())),
             #[cfg(not(feature = "postgres"))]
             Dialect::Postgres => Err(Error::Setup("this build has no support for PostgreSQL".into())),
             #[cfg(not(feature = "sqlite"))]
@@ -271,6 +297,8 @@ impl Database {
     /// Connects, with the password as it is now; makes nothing.
     pub async fn connect(&self) -> Result<(), Error> {
         match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(db) => db.connect().await.map(drop),
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => db.connect().await.map(drop),
             #[cfg(feature = "sqlite")]
@@ -280,9 +308,22 @@ impl Database {
         }
     }
 
+    /// What `whippet doctor` finds about the server and these tables. Nothing is asked of the others yet.
+    #[cfg_attr(not(feature = "mysql"), expect(unused_variables, reason = "nothing is asked"))]
+    pub async fn examine(&self, specs: &[TableSpec]) -> Vec<Finding> {
+        match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(db) => db.examine(specs).await,
+            #[cfg(any(feature = "postgres", feature = "sqlite"))]
+            _ => ready(Vec::new()).await,
+        }
+    }
+
     /// Throws all connections away: the next ones may lead to another server.
     pub fn renew(&self) {
         match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(db) => db.renew(),
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => db.renew(),
             // A file.
@@ -299,6 +340,8 @@ impl Database {
     /// This moment of the database: what it sees, every later read sees.
     pub async fn moment(&self) -> Result<Moment, Error> {
         match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(_) => ready(Err(Error::Setup("MySQL's log cannot be read".into()))).await,
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => db.moment().await,
             #[cfg(feature = "sqlite")]
@@ -314,6 +357,8 @@ impl Database {
     /// Checks the table against the catalogue and makes its statements.
     pub async fn outbox(&self, spec: &TableSpec) -> Result<Outbox, Error> {
         match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(db) => Ok(Outbox::Mysql(db.outbox(spec).await?)),
             #[cfg(feature = "postgres")]
             Database::Postgres(db) if spec.stays() => Ok(Outbox::Postgres(db.outbox(spec).await?)),
             #[cfg(feature = "postgres")]
@@ -406,6 +451,10 @@ impl Outbox {
     /// The places of held events from this one on, for events without a row: the log may bring them again.
     pub async fn held_from(&self, place: &Place) -> Result<Vec<Place>, Error> {
         match self {
+            #[cfg(feature = "mysql")]
+            Outbox::Mysql(_) => {
+                ready(Err(Error::Setup(format!("MySQL's log could not bring {place} again")))).await
+            }
             #[cfg(feature = "postgres")]
             Outbox::Postgres(outbox) => outbox.held_from(place).await,
             #[cfg(feature = "sqlite")]
@@ -437,7 +486,7 @@ impl Outbox {
     }
 }
 
-/// A double-quoted identifier, safe in any statement of both dialects.
+/// A double-quoted identifier, safe in any statement of PostgreSQL and SQLite.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -23,8 +23,14 @@ pub struct Remains {
 }
 
 impl Database {
+    #[cfg_attr(
+        not(any(feature = "postgres", feature = "sqlite")),
+        expect(unused_variables, reason = "its tables have one name")
+    )]
     pub async fn remains(&self, config: &Config) -> Result<Remains, Error> {
         match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(db) => db.remains().await,
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => db.remains(config).await,
             #[cfg(feature = "sqlite")]
@@ -34,6 +40,8 @@ impl Database {
 
     pub async fn drop_made(&self, made: &Made) -> Result<(), Error> {
         match self {
+            #[cfg(feature = "mysql")]
+            Database::Mysql(db) => db.drop_made(&made.statement).await,
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => {
                 let done =
@@ -51,6 +59,7 @@ impl Database {
 }
 
 /// The relay's own tables, without the prefix that some dialects give them.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 const TABLES: [&str; 6] = ["leases", "holds", "pauses", "replays", "watermarks", "milestones"];
 
 #[cfg(feature = "postgres")]
@@ -116,6 +125,18 @@ impl Postgres {
                     quoted(schema)
                 ),
             });
+        }
+        Ok(remains)
+    }
+}
+
+#[cfg(feature = "mysql")]
+impl super::mysql::Mysql {
+    async fn remains(&self) -> Result<Remains, Error> {
+        let mut remains = Remains { owner: self.owner().await?, ..Remains::default() };
+        for table in self.own_tables().await? {
+            let statement = format!("DROP TABLE `{table}`");
+            remains.made.push(Made { what: format!("table {table}"), statement });
         }
         Ok(remains)
     }

@@ -66,6 +66,30 @@ impl Runs {
         }
     }
 
+    /// The first number of each run, and its last.
+    pub fn ranges(&self) -> impl Iterator<Item = (i64, i64)> {
+        self.0.iter().map(|(first, last)| (*first, *last))
+    }
+
+    /// Adds the numbers from `first` to `last`.
+    pub fn insert_range(&mut self, first: i64, last: i64) {
+        let mut run = (first, last);
+        let touches = |one: &(i64, i64), run: &(i64, i64)| {
+            one.0 <= run.1.saturating_add(1) && run.0 <= one.1.saturating_add(1)
+        };
+        while let Some(other) = self
+            .0
+            .range(..=run.1.saturating_add(1))
+            .next_back()
+            .map(|(f, l)| (*f, *l))
+            .filter(|one| touches(one, &run))
+        {
+            self.0.remove(&other.0);
+            run = (run.0.min(other.0), run.1.max(other.1));
+        }
+        self.0.insert(run.0, run.1);
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = i64> {
         self.0.iter().flat_map(|(first, last)| *first..=*last)
     }
@@ -138,12 +162,17 @@ mod tests {
     proptest! {
         /// Against a set.
         #[test]
-        fn they_are_a_set(steps in prop::collection::vec((0..4_u8, 0..40_i64), 0..200), high: bool) {
+        fn they_are_a_set(steps in prop::collection::vec((0..5_u8, 0..40_i64), 0..200), high: bool) {
             let (mut runs, mut set) = (Runs::default(), BTreeSet::new());
             let at = |n: i64| if high { i64::MAX - n } else { i64::MIN + n };
             for (what, n) in steps {
-                let n = at(n);
+                let (step, n) = (n, at(n));
                 match what {
+                    4 => {
+                        let (first, last) = (n.min(at(step / 2)), n.max(at(step / 2)));
+                        runs.insert_range(first, last);
+                        set.extend(first..=last);
+                    }
                     0 | 1 => {
                         runs.insert(n);
                         set.insert(n);

@@ -107,7 +107,7 @@ struct Server {
 }
 
 pub(super) fn sql(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
-    move |source| Error::Sql { doing, source }
+    move |source: sqlx::Error| Error::Sql { doing, source: source.into() }
 }
 
 impl Slot {
@@ -395,7 +395,7 @@ impl Slot {
                     "this role may not do it ({source}): run `whippet sql` as the owner of the database, and \
                      ALTER ROLE … REPLICATION for this role; the statement was: {statement}"
                 ))),
-                _ => Err(Obstacle::Database(Error::Sql { doing, source })),
+                _ => Err(Obstacle::Database(Error::Sql { doing, source: source.into() })),
             },
         }
     }

@@ -4,8 +4,8 @@ use std::future::Future;
 
 use futures_util::TryStreamExt as _;
 use sqlx::{
-    AssertSqlSafe, Postgres, Row as _, Transaction,
-    postgres::{PgArguments, PgRow},
+    self as sql, AssertSqlSafe, Postgres, Row as _, Transaction,
+    postgres::{PgArguments, PgPool, PgRow},
     query::Query,
 };
 
@@ -13,10 +13,10 @@ use super::{
     super::{
         Error, Found, Limits, TableSpec, answered, ddl,
         holds::{
-            APPLY, Dialect, FIXED, KEYS_AT_ONCE, SHOWN_AT_MOST, count, execute, execute_matching,
-            hold_methods, matching, scope_of, words_of,
+            APPLY, Dialect, FIXED, KEYS_AT_ONCE, OR_NOTHING, SHOWN_AT_MOST, count, delete, execute,
+            execute_matching, hold_methods, matching, or_topic, scope_of, words_of,
         },
-        quoted, quoted_table,
+        literal, quoted, quoted_table,
     },
     Outbox,
     outbox::ranges,
@@ -33,12 +33,19 @@ pub(super) fn dialect<'a>(
     own: &'a dyn Fn(&str) -> String,
     spec: &TableSpec,
     place: &str,
-    place_type: &str,
+    place_type: &'a str,
     settled: Option<String>,
 ) -> Dialect<'a> {
     Dialect {
         own,
+        quoted,
+        literal,
+        text: "text",
         bytes: "bytea",
+        int: "bigint",
+        delete,
+        or_nothing: OR_NOTHING,
+        or_topic,
         lock: " FOR SHARE",
         contains_4: |column| format!("position($4 in {column}) > 0"),
         moment: |column| format!("to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"),
@@ -46,8 +53,7 @@ pub(super) fn dialect<'a>(
         outbox: quoted_table(&spec.name),
         seq: quoted(place),
         seq_text: format!("o.{}::text", quoted(place)),
-        as_seq: |text, of_type| format!("{text}::{of_type}"),
-        seq_type: place_type.to_owned(),
+        as_seq: Box::new(move |text| format!("{text}::{place_type}")),
         place_is_int: matches!(place_type, "bigint" | "integer" | "smallint"),
         between_3_4: |column| {
             format!(
@@ -56,6 +62,7 @@ pub(super) fn dialect<'a>(
             )
         },
         released: (!spec.stays()).then(|| own("released")),
+        id: format!("o.{}", quoted(&spec.id)),
         among_5: |column| format!("(CAST($5 AS text[]) IS NULL OR {column}::text = ANY($5))"),
         settled,
     }
@@ -72,7 +79,18 @@ fn ids(ids: &[String]) -> Option<Vec<String>> {
     (!ids.is_empty()).then(|| ids.to_vec())
 }
 
-hold_methods!(database: Postgres, row: PgRow, begin: "BEGIN", inline: i32, ids: ids);
+async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    pool.begin().await
+}
+
+hold_methods!(
+    transaction: Transaction<'static, Postgres>,
+    row: PgRow,
+    error: sqlx::Error,
+    begin: begin,
+    inline: i32,
+    ids: ids
+);
 
 impl Outbox {
     /// Binds places as a statement takes them; those that are no number where all are numbers are left out.

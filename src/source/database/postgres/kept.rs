@@ -285,7 +285,7 @@ impl Outbox {
             let seen = snapshot(row.try_get(0)?)?;
             Ok(Looked { found: row.try_get(1)?, seen })
         };
-        looked().map_err(Error::sql(doing))
+        looked().map_err(Error::sql::<sqlx::Error>(doing))
     }
 
     pub async fn settle(&self, recorded: &Recorded, epoch: i64) -> Result<(), Error> {
@@ -368,7 +368,7 @@ impl Outbox {
             .await
             .map_err(Error::sql(doing))?;
         let count = || Ok((row.try_get::<i64, _>(0)?, row.try_get(1)?));
-        let (rows, oldest_seconds) = count().map_err(Error::sql(doing))?;
+        let (rows, oldest_seconds) = count().map_err(Error::sql::<sqlx::Error>(doing))?;
         Ok(Backlog { rows: rows.unsigned_abs(), oldest_seconds })
     }
 }

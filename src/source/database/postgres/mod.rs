@@ -210,7 +210,7 @@ impl Postgres {
                          of the database",
                         self.schema
                     )),
-                    _ => Error::Sql { doing: "make the relay's own tables", source },
+                    _ => Error::Sql { doing: "make the relay's own tables", source: source.into() },
                 }
             })?;
         }

@@ -3,16 +3,19 @@
 use std::future::Future;
 
 use futures_util::TryStreamExt as _;
-use sqlx::{AssertSqlSafe, Row as _, Sqlite, Transaction, sqlite::SqliteRow};
+use sqlx::{
+    self as sql, AssertSqlSafe, Row as _, Sqlite, Transaction,
+    sqlite::{SqlitePool, SqliteRow},
+};
 
 use super::{
     super::{
         Error, Found, Limits, TableSpec, answered, ddl,
         holds::{
-            APPLY, Dialect, FIXED, KEYS_AT_ONCE, SHOWN_AT_MOST, count, execute, execute_matching,
-            hold_methods, matching, scope_of, words_of,
+            APPLY, Dialect, FIXED, KEYS_AT_ONCE, OR_NOTHING, SHOWN_AT_MOST, count, delete, execute,
+            execute_matching, hold_methods, matching, or_topic, scope_of, words_of,
         },
-        quoted,
+        literal, quoted,
     },
     Outbox, json_texts,
 };
@@ -33,7 +36,14 @@ pub(super) fn dialect<'a>(
 ) -> Dialect<'a> {
     Dialect {
         own,
+        quoted,
+        literal,
+        text: "text",
         bytes: "blob",
+        int: "bigint",
+        delete,
+        or_nothing: OR_NOTHING,
+        or_topic,
         // Writers take turns.
         lock: "",
         contains_4: |column| format!("instr({column}, $4) > 0"),
@@ -42,11 +52,13 @@ pub(super) fn dialect<'a>(
         outbox: quoted(&spec.name),
         seq: quoted(place),
         seq_text: format!("CAST(o.{} AS TEXT)", quoted(place)),
-        as_seq: |text, of_type| format!("CAST({text} AS {of_type})"),
-        seq_type: if place_is_int { "INTEGER" } else { "TEXT" }.into(),
+        as_seq: Box::new(move |text| {
+            format!("CAST({text} AS {})", if place_is_int { "INTEGER" } else { "TEXT" })
+        }),
         place_is_int,
         between_3_4: |column| format!("unixepoch({column}, 'subsec') * 1000 BETWEEN $3 AND $4"),
         released: None,
+        id: format!("o.{}", quoted(&spec.id)),
         among_5: |column| {
             format!("($5 IS NULL OR CAST({column} AS TEXT) IN (SELECT value FROM json_each($5)))")
         },
@@ -64,7 +76,18 @@ fn ids(ids: &[String]) -> Option<String> {
     (!ids.is_empty()).then(|| json_texts(ids))
 }
 
-hold_methods!(database: Sqlite, row: SqliteRow, begin: "BEGIN IMMEDIATE", inline: i64, ids: ids);
+async fn begin(pool: &SqlitePool) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+    pool.begin_with("BEGIN IMMEDIATE").await
+}
+
+hold_methods!(
+    transaction: Transaction<'static, Sqlite>,
+    row: SqliteRow,
+    error: sqlx::Error,
+    begin: begin,
+    inline: i64,
+    ids: ids
+);
 
 impl Outbox {
     /// Deletes or marks rows as if they were published.

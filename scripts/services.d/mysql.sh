@@ -1,0 +1,73 @@
+# MySQL 9 from Debian's unstable suite, in a root of its own: the system is not touched, and its own
+# loader runs it with the libraries that it was built for. The packages are cached.
+
+MYSQL_PORT=${WHIPPET_MYSQL_PORT:-15307}
+MYSQL_PACKAGES=$CACHE/mysql-9
+
+mysql_install() {
+  command -v openssl >/dev/null || apt_need openssl
+  [ -d "$MYSQL_PACKAGES" ] && return
+  say "fetching MySQL into $MYSQL_PACKAGES"
+  local new=$MYSQL_PACKAGES.new apt mirror packages
+  rm -rf "$new"
+  mkdir -p "$new"/{lists,cache/archives}/partial "$new/debs"
+  # Lists of its own, from the mirror that the system uses, signed by the same keys.
+  mirror=$(apt-get indextargets 'Created-By: Packages' --format '$(REPO_URI)' | grep -m 1 '/debian/*$') ||
+    die "no mirror of Debian among the system's sources"
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror unstable main" >"$new/sources.list"
+  apt=(-qq -o "Dir::Etc::sourcelist=$new/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::Lists=$new/lists"
+    -o "Dir::Cache=$new/cache" -o Dir::State::status=/dev/null -o APT::Sandbox::User=)
+  apt-get "${apt[@]}" update >&2
+  # The client is for people: the tests do not need it, and the server needs no Perl.
+  mapfile -t packages < <(
+    apt-cache "${apt[@]}" depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
+      --no-enhances mysql-server-core | grep '^[a-z]' | grep -v '^perl\|^debconf' | sort -u
+  )
+  (cd "$new/debs" && apt-get "${apt[@]}" download "${packages[@]}" >&2)
+  mv "$new/debs" "$MYSQL_PACKAGES"
+  rm -rf "$new"
+}
+
+mysql_server() { # ARGUMENT..: the command
+  local root=$STATE/mysql/root lib=usr/lib/x86_64-linux-gnu
+  printf '%s\n' "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/$lib:$root/usr/lib/mysql/private" \
+    "$root/usr/sbin/mysqld" --no-defaults "--basedir=$root/usr" "--lc-messages-dir=$root/usr/share/mysql" \
+    "--character-sets-dir=$root/usr/share/mysql/charsets" "--plugin-dir=$root/usr/lib/mysql/plugin" \
+    --secure-file-priv=NULL --mysqlx=OFF
+  [ $# = 0 ] || printf '%s\n' "$@"
+}
+
+mysql_start() {
+  local dir=$STATE/mysql command deb
+  # Not run from the cache: that is in a home that the server's user may not look into.
+  if [ ! -d "$dir/root" ]; then
+    rm -rf "$dir/root.new"
+    mkdir "$dir/root.new"
+    for deb in "$MYSQL_PACKAGES"/*.deb; do dpkg-deb -x "$deb" "$dir/root.new"; done
+    mv "$dir/root.new" "$dir/root"
+  fi
+  my_tls mysql
+  if [ ! -d "$dir/data" ]; then
+    rm -rf "$dir/data.new"
+    mkdir "$dir/data.new"
+    [ "$EUID" != 0 ] || chown nobody: "$dir/data.new"
+    my_accounts "BY 'whippet-pw'" >"$dir/accounts.sql"
+    mapfile -t command < <(mysql_server --initialize-insecure "--datadir=$dir/data.new" "--init-file=$dir/accounts.sql" "$(my_user)")
+    "${command[@]}" >"$dir/install.log" 2>&1 || die "making the data folder failed; see $dir/install.log"
+    mv "$dir/data.new" "$dir/data"
+  fi
+  mapfile -t command < <(
+    mysql_server
+    my_options mysql "$MYSQL_PORT"
+    my_tls_options mysql
+    printf '%s\n' --gtid-mode=ON --enforce-gtid-consistency=ON --binlog-transaction-compression=ON
+  )
+  my_forget_socket mysql
+  spawn mysql "${command[@]}"
+}
+
+mysql_ready() { my_answers "$MYSQL_PORT"; }
+
+mysql_stop() { terminate mysql TERM 30; }
+
+mysql_env() { my_env mysql "$MYSQL_PORT"; }

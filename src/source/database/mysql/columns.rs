@@ -1,0 +1,253 @@
+//! The columns of a table by their types: how each is read as text or bytes, and what it can be.
+
+use mysql_async::{Pool, prelude::Queryable as _};
+use sqlx::AssertSqlSafe;
+
+use super::{
+    super::{Error, TableSpec},
+    sql::{self, Literal, literal, quoted},
+};
+use crate::event::Place;
+
+/// The length of a payload that the server cannot tell, because it is more than it takes in one value.
+pub(super) const TOO_LONG: u64 = u32::MAX as u64;
+
+/// A column as the catalogue has it.
+#[derive(Clone, Debug)]
+pub(super) struct Column {
+    pub name: String,
+    /// In lower case, without length: `bigint`, `varchar`, `json`.
+    pub kind: String,
+    /// The same with its length: `binary(16)`.
+    pub full: String,
+    charset: Option<String>,
+    collation: Option<String>,
+    bits: Option<u64>,
+}
+
+/// How values of a column come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// As they are.
+    Bytes,
+    Text,
+    /// A text in another character set, which the server converts.
+    Foreign,
+    /// A document, or a number, or a time, which the server writes as text.
+    Cast,
+    /// A string of 0 and 1, as long as the column.
+    Bits,
+}
+
+impl Column {
+    pub fn is_int(&self) -> bool {
+        matches!(self.kind.as_str(), "tinyint" | "smallint" | "mediumint" | "int" | "bigint")
+    }
+
+    pub fn is_time(&self) -> bool {
+        matches!(self.kind.as_str(), "datetime" | "timestamp" | "date")
+    }
+
+    fn form(&self) -> Form {
+        match self.kind.as_str() {
+            "binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob" | "geometry"
+            | "point" | "linestring" | "polygon" | "multipoint" | "multilinestring" | "multipolygon"
+            | "geometrycollection" | "geomcollection" | "vector" => Form::Bytes,
+            "bit" => Form::Bits,
+            "char" | "varchar" | "tinytext" | "text" | "mediumtext" | "longtext" | "enum" | "set" => {
+                match self.charset.as_deref() {
+                    Some("utf8mb4" | "utf8mb3" | "utf8" | "ascii") => Form::Text,
+                    _ => Form::Foreign,
+                }
+            }
+            _ => Form::Cast,
+        }
+    }
+
+    fn name(&self, alias: &str) -> String {
+        format!("{alias}{}", quoted(&self.name))
+    }
+
+    /// The value as text or bytes. `alias` is that of the table with its dot, or nothing.
+    pub fn cell(&self, alias: &str) -> String {
+        let name = self.name(alias);
+        match self.form() {
+            Form::Bytes | Form::Text => name,
+            Form::Foreign => format!("CONVERT({name} USING utf8mb4)"),
+            Form::Cast => format!("CAST({name} AS CHAR CHARACTER SET utf8mb4)"),
+            Form::Bits => format!("LPAD(BIN({name}), {}, '0')", self.bits.unwrap_or(1)),
+        }
+    }
+
+    /// A piece of the cell: from `$1` on, `$2` of it at most. `None` where the server makes the whole of it
+    /// for that.
+    pub fn piece(&self, alias: &str) -> Option<String> {
+        let is_as_it_is = matches!(self.form(), Form::Bytes | Form::Text);
+        is_as_it_is.then(|| format!("SUBSTRING({}, $1, $2)", self.cell(alias)))
+    }
+
+    /// The length of the cell. A document that is longer as text than a value may be has one too.
+    pub fn length(&self, alias: &str) -> String {
+        let cell = self.cell(alias);
+        match self.form() {
+            Form::Bytes | Form::Text => format!("OCTET_LENGTH({cell})"),
+            Form::Foreign | Form::Cast | Form::Bits => {
+                format!("IF({} IS NULL, NULL, COALESCE(OCTET_LENGTH({cell}), {TOO_LONG}))", self.name(alias))
+            }
+        }
+    }
+
+    /// The value as the text of an id: a UUID of 16 bytes as people write it, other bytes as digits.
+    pub fn id(&self, alias: &str) -> String {
+        let name = self.name(alias);
+        match (self.form(), self.full.as_str()) {
+            (Form::Bytes, "binary(16)") => format!(
+                "LOWER(INSERT(INSERT(INSERT(INSERT(HEX({name}), 21, 0, '-'), 17, 0, '-'), 13, 0, '-'), 9, 0, '-'))"
+            ),
+            (Form::Bytes, _) => format!("LOWER(HEX({name}))"),
+            _ => self.cell(alias),
+        }
+    }
+
+    /// The text of an id as a value of the column, so that its index is of use.
+    pub fn of_text(&self, text: &str) -> String {
+        match (self.form(), self.full.as_str(), &self.charset, &self.collation) {
+            (Form::Bytes, "binary(16)", ..) => format!("UNHEX(REPLACE({text}, '-', ''))"),
+            (Form::Bytes, ..) => format!("UNHEX({text})"),
+            (_, _, Some(charset), Some(collation)) => {
+                format!("CONVERT({text} USING {charset}) COLLATE {collation}")
+            }
+            _ if self.is_int() => format!("CAST({text} AS SIGNED)"),
+            _ => text.to_owned(),
+        }
+    }
+
+    /// The condition that the value is among these. A collation may take two texts for one, so their bytes are
+    /// compared too.
+    pub fn among(&self, alias: &str, places: &[Place]) -> String {
+        let list = |write: &dyn Fn(&Place) -> String| places.iter().map(write).collect::<Vec<_>>().join(",");
+        let name = self.name(alias);
+        if self.is_int() {
+            return format!("{name} IN ({})", list(&|place| place.to_string()));
+        }
+        let values = list(&|place| self.of_text(&literal(&place.to_string())));
+        if self.form() == Form::Bytes {
+            return format!("{name} IN ({values})");
+        }
+        let bytes = list(&|place| Literal::Bytes(place.to_string().into_bytes()).to_string());
+        format!("({name} IN ({values}) AND CAST({} AS BINARY) IN ({bytes}))", self.cell(alias))
+    }
+
+    /// Milliseconds since the Unix epoch: of a number, which is that, or of a time, which is in UTC.
+    pub fn millis(&self, alias: &str) -> String {
+        let name = self.name(alias);
+        match self.is_time() {
+            true => format!("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {name}) DIV 1000"),
+            false => format!("CAST({name} AS SIGNED)"),
+        }
+    }
+}
+
+/// A table's columns, its engine, and the index that gives its rows in order.
+#[derive(Debug)]
+pub(super) struct Catalogue {
+    pub columns: Vec<Column>,
+    pub engine: String,
+    /// The index that a read goes along, quoted; none means that each read sorts the table.
+    pub index: Option<String>,
+    /// Whether it passes by what is published.
+    pub has_index_of_what_waits: bool,
+    /// The largest value that the server makes, in bytes.
+    pub packet: u64,
+}
+
+impl Catalogue {
+    pub async fn of(pool: &Pool, database: &str, spec: &TableSpec) -> Result<Catalogue, Error> {
+        let (schema, table) = spec.name.split_once('.').unwrap_or((database, &spec.name));
+        let (schema, table) = (literal(schema), literal(table));
+        let doing = "look at the table";
+        let mut connection = pool.get_conn().await.map_err(Error::sql(doing))?;
+        let engine = format!(
+            "SELECT COALESCE(engine, '') FROM information_schema.tables \
+             WHERE table_schema = {schema} AND table_name = {table}"
+        );
+        let engine: Option<String> = sql::query_scalar(AssertSqlSafe(&engine))
+            .fetch_optional(&mut connection)
+            .await
+            .map_err(Error::sql(doing))?;
+        let Some(engine) = engine else {
+            return Err(Error::Setup(format!(
+                "table {} does not exist, or this account may not see it: make it with `whippet sql`, or mend \
+                 tables[].name",
+                spec.name
+            )));
+        };
+        let columns = format!(
+            "SELECT column_name, LOWER(data_type), LOWER(column_type), character_set_name, collation_name, \
+               numeric_precision \
+             FROM information_schema.columns WHERE table_schema = {schema} AND table_name = {table} \
+             ORDER BY ordinal_position"
+        );
+        let columns = connection
+            .query_map(columns, |(name, kind, full, charset, collation, bits)| Column {
+                name,
+                kind,
+                full,
+                charset,
+                collation,
+                bits,
+            })
+            .await
+            .map_err(Error::sql(doing))?;
+        let parts = format!(
+            "SELECT index_name, LOWER(column_name) FROM information_schema.statistics \
+             WHERE table_schema = {schema} AND table_name = {table} AND column_name IS NOT NULL \
+             ORDER BY index_name <> 'PRIMARY', index_name, seq_in_index"
+        );
+        let parts: Vec<(String, String)> = connection.query(parts).await.map_err(Error::sql(doing))?;
+        let (order, published_at) = (spec.sequence.as_deref(), spec.published_at.as_deref());
+        let found = order.and_then(|order| index(&parts, order, published_at));
+        let of_all = order.and_then(|order| index(&parts, order, None));
+        let packet: Option<u64> =
+            connection.query_first("SELECT @@max_allowed_packet").await.map_err(Error::sql(doing))?;
+        Ok(Catalogue {
+            columns,
+            engine,
+            has_index_of_what_waits: found.is_some() && (published_at.is_none() || found != of_all),
+            index: found.map(quoted),
+            packet: packet.unwrap_or_default(),
+        })
+    }
+}
+
+/// The index whose first columns are these: that of unpublished rows in order, else that of all rows.
+fn index<'a>(parts: &'a [(String, String)], order: &str, published_at: Option<&str>) -> Option<&'a str> {
+    let begins = |wanted: &[&str]| {
+        parts.chunk_by(|one, next| one.0 == next.0).find_map(|columns| {
+            let has = columns.iter().map(|(_, column)| column.as_str()).take(wanted.len());
+            has.eq(wanted.iter().copied()).then_some(columns[0].0.as_str())
+        })
+    };
+    let order = order.to_lowercase();
+    published_at
+        .map(str::to_lowercase)
+        .and_then(|published_at| begins(&[&published_at, &order]))
+        .or_else(|| begins(&[&order]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_is_that_of_what_waits_if_there_is_one() {
+        let parts = |list: &[(&str, &str)]| -> Vec<(String, String)> {
+            list.iter().map(|(name, column)| ((*name).into(), (*column).into())).collect()
+        };
+        let both = parts(&[("PRIMARY", "seq"), ("u", "published_at"), ("u", "seq"), ("z", "id")]);
+        assert_eq!(index(&both, "SEQ", Some("published_at")), Some("u"));
+        assert_eq!(index(&both, "seq", None), Some("PRIMARY"));
+        assert_eq!(index(&both, "seq", Some("other")), Some("PRIMARY"));
+        assert_eq!(index(&parts(&[("PRIMARY", "id"), ("PRIMARY", "seq")]), "seq", None), None);
+    }
+}

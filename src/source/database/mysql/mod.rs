@@ -1,0 +1,317 @@
+//! MySQL 8 and later, and MariaDB 10.6 and later: the pool, the lease and the relay's own tables.
+
+mod columns;
+mod doctor;
+mod gaps;
+mod holds;
+mod outbox;
+mod sql;
+
+use std::{
+    convert::Infallible,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use mysql_async::{
+    ClientIdentity, Conn, DriverError, IoError, Opts, OptsBuilder, Pool, PoolConstraints, PoolOpts, SslOpts,
+    prelude::Queryable as _,
+};
+use sqlx::AssertSqlSafe;
+use tokio::sync::Notify;
+
+pub use self::outbox::Outbox;
+use self::{
+    columns::Catalogue,
+    sql::{literal, quoted},
+};
+use super::{Error, Grant, LEASE_NAME, TableSpec, audit::Line, ddl};
+use crate::config::{self, TlsMode};
+
+const CONNECT: &str = "connect to the source database";
+/// The longest value that the protocol has; what the server takes is its own matter.
+const PACKET: usize = 1 << 30;
+/// A pool that was just renewed is not renewed again: several tasks notice the same fault.
+const RENEW_AT_MOST_EVERY: Duration = Duration::from_secs(5);
+
+/// What every session of the relay has, whatever the server's defaults are: no gaps are locked, times are
+/// UTC, a text that does not fit is an error. MariaDB keeps what a subquery returned by the columns that it
+/// looked at, in their collation: whether `Id` is held would be answered by what was found of `ID`.
+const SESSION: [&str; 3] = [
+    // Constants of both kinds then have the same collation.
+    "SET NAMES utf8mb4",
+    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+    "SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES', autocommit = 1 \
+     /*M! , optimizer_switch = 'subquery_cache=off' */",
+];
+
+#[derive(Clone, Debug)]
+pub struct Mysql {
+    connections: Arc<Mutex<Connections>>,
+    most: usize,
+    tls: config::Tls,
+    password_file: Option<PathBuf>,
+    pub(super) database: String,
+    prefix: String,
+}
+
+#[derive(Debug)]
+struct Connections {
+    pool: Pool,
+    options: Opts,
+    made: Instant,
+}
+
+fn tls(tls: &config::Tls) -> Option<SslOpts> {
+    let mut options = SslOpts::default();
+    if let Some(ca) = &tls.ca_file {
+        options = options.with_root_certs(vec![ca.clone().into()]).with_disable_built_in_roots(true);
+    }
+    if let (Some(cert), Some(key)) = (&tls.cert_file, &tls.key_file) {
+        options =
+            options.with_client_identity(Some(ClientIdentity::new(cert.clone().into(), key.clone().into())));
+    }
+    match tls.mode {
+        TlsMode::Disable => None,
+        TlsMode::Prefer | TlsMode::Require => Some(options.with_danger_accept_invalid_certs(true)),
+        // `check` refuses the first: this driver has no way to leave the name out (docs/decisions/0008).
+        TlsMode::VerifyCa | TlsMode::VerifyFull => Some(options),
+    }
+}
+
+/// Whether an error means that the connections lead to a server that is of no use: one that shuts down, has
+/// become a replica, or is not there.
+pub(super) fn needs_another_connection(error: &mysql_async::Error) -> bool {
+    match error {
+        // ER_OPTION_PREVENTS_STATEMENT (read_only), ER_READ_ONLY_MODE, ER_SERVER_SHUTDOWN
+        mysql_async::Error::Server(error) => matches!(error.code, 1290 | 1836 | 1053),
+        mysql_async::Error::Io(_) | mysql_async::Error::Driver(_) => true,
+        mysql_async::Error::Other(_) | mysql_async::Error::Url(_) => false,
+    }
+}
+
+impl Mysql {
+    pub fn new(source: &config::Source) -> Result<Mysql, Error> {
+        let wrong = |error| Error::Setup(format!("source.url: {error}"));
+        let url = Opts::from_url(source.url.expose()).map_err(wrong)?;
+        let database = url.db_name().unwrap_or_default().to_owned();
+        let most = source.max_connections as usize;
+        let options = OptsBuilder::from_opts(url)
+            .ssl_opts(tls(&source.tls))
+            // The URL says how to connect, and not the server.
+            .prefer_socket(false)
+            .max_allowed_packet(Some(PACKET))
+            .tcp_keepalive(Some(Duration::from_secs(30)))
+            .stmt_cache_size(0)
+            .setup(SESSION.to_vec())
+            .connect_attribute("program_name", "whippet");
+        let options = pooled(options, most);
+        let connections = Connections { pool: Pool::new(options.clone()), options, made: Instant::now() };
+        Ok(Mysql {
+            connections: Arc::new(Mutex::new(connections)),
+            most,
+            tls: source.tls.clone(),
+            password_file: source.password_file.clone(),
+            database,
+            prefix: source.relay_schema.clone(),
+        })
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn pool(&self) -> Pool {
+        self.connections().pool.clone()
+    }
+
+    /// Throws all connections away: the next ones may lead to another server.
+    pub fn renew(&self) {
+        let mut connections = self.connections();
+        if connections.made.elapsed() >= RENEW_AT_MOST_EVERY {
+            connections.pool = Pool::new(connections.options.clone());
+            connections.made = Instant::now();
+        }
+    }
+
+    /// Connects, and makes the relay's own tables where they are missing. Called again after every failure, so
+    /// this is also where a rotated password is taken up.
+    pub async fn install(&self) -> Result<(), Error> {
+        let mut connection = self.connect().await?;
+        doctor::refuse(&mut connection).await?;
+        self.make_tables(&mut connection).await?;
+        connection.disconnect().await.map_err(Error::sql(CONNECT))
+    }
+
+    /// A connection of its own, with the password as it is now, which the pool takes up too.
+    pub async fn connect(&self) -> Result<Conn, Error> {
+        let mut options = OptsBuilder::from_opts(self.connections().options.clone()).ssl_opts(tls(&self.tls));
+        if let Some(file) = &self.password_file {
+            let password = std::fs::read_to_string(file)
+                .map_err(|error| Error::Setup(format!("source.password_file {}: {error}", file.display())))?;
+            options = options.pass(Some(password.trim_end_matches(['\r', '\n'])));
+        }
+        let mut connected = Conn::new(options.clone()).await;
+        let has_no_tls = matches!(
+            &connected,
+            Err(mysql_async::Error::Driver(DriverError::NoClientSslFlagFromServer)
+                | mysql_async::Error::Io(IoError::Tls(_)))
+        );
+        if has_no_tls && self.tls.mode == TlsMode::Prefer {
+            options = options.ssl_opts(None);
+            connected = Conn::new(options.clone()).await;
+        }
+        let connection = connected.map_err(Error::sql(CONNECT))?;
+        let options = pooled(options, self.most);
+        let mut connections = self.connections();
+        let is_new = |one: &Opts| {
+            one.pass() != options.pass() || one.ssl_opts().is_some() != options.ssl_opts().is_some()
+        };
+        if is_new(&connections.options) {
+            connections.pool = Pool::new(options.clone());
+            connections.options = options;
+        }
+        Ok(connection)
+    }
+
+    async fn make_tables(&self, connection: &mut Conn) -> Result<(), Error> {
+        if self.tables_of(connection).await?.len() == ddl::relay_table_names(&self.prefix).len() {
+            return Ok(());
+        }
+        for statement in ddl::relay_tables_mysql(&self.prefix) {
+            connection.query_drop(statement).await.map_err(|source| match &source {
+                // ER_TABLEACCESS_DENIED_ERROR, ER_DBACCESS_DENIED_ERROR
+                mysql_async::Error::Server(error) if matches!(error.code, 1142 | 1044) => Error::Setup(format!(
+                    "the relay's own tables are missing from database {} and this account may not make them \
+                     ({source}): run the statements of `whippet sql` as an administrator",
+                    self.database
+                )),
+                _ => Error::Sql { doing: "make the relay's own tables", source: source.into() },
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Which of the relay's own tables there are.
+    async fn tables_of(&self, connection: &mut Conn) -> Result<Vec<String>, Error> {
+        let names: Vec<String> =
+            ddl::relay_table_names(&self.prefix).iter().map(|name| literal(name)).collect();
+        let text = format!(
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name IN ({})",
+            names.join(", ")
+        );
+        connection.query(text).await.map_err(Error::sql("look for the relay's own tables"))
+    }
+
+    pub(super) async fn own_tables(&self) -> Result<Vec<String>, Error> {
+        let mut connection = self.connect().await?;
+        self.tables_of(&mut connection).await
+    }
+
+    /// The relay that owns the source now, if there is one.
+    pub(super) async fn owner(&self) -> Result<Option<String>, Error> {
+        let leases = format!("{}_leases", self.prefix);
+        if !self.own_tables().await?.contains(&leases) {
+            return Ok(None);
+        }
+        let text =
+            format!("SELECT owner FROM {} WHERE expires_at > UTC_TIMESTAMP(6) LIMIT 1", quoted(&leases));
+        let query = sql::query_scalar(AssertSqlSafe(&text));
+        query.fetch_optional(&self.pool()).await.map_err(Error::sql("look for the owner"))
+    }
+
+    pub(super) async fn drop_made(&self, statement: &str) -> Result<(), Error> {
+        sql::query(AssertSqlSafe(statement))
+            .execute(&self.pool())
+            .await
+            .map(drop)
+            .map_err(Error::sql("drop it"))
+    }
+
+    pub async fn lease(&self, owner: &str, length: Duration) -> Result<Option<Grant>, Error> {
+        // One statement by the database's clock: free, expired or ours. The epoch grows with every change of
+        // owner, and with every new start of the same one after its lease ran out. It is set first: what
+        // follows in the list would see the new owner.
+        let take = format!(
+            "UPDATE {leases} SET \
+               epoch = LAST_INSERT_ID(IF(owner = $1 AND expires_at > UTC_TIMESTAMP(6), epoch, epoch + 1)), \
+               owner = $1, expires_at = UTC_TIMESTAMP(6) + INTERVAL $2 MICROSECOND \
+             WHERE name = {name} AND (owner = $1 OR expires_at <= UTC_TIMESTAMP(6))",
+            leases = self.own("leases"),
+            name = literal(LEASE_NAME),
+        );
+        let make = format!(
+            "INSERT INTO {leases} (name, owner, epoch, expires_at) \
+             SELECT {name}, '', 0, '1970-01-01' FROM DUAL \
+             WHERE NOT EXISTS (SELECT 1 FROM {leases} WHERE name = {name})",
+            leases = self.own("leases"),
+            name = literal(LEASE_NAME),
+        );
+        let doing = "renew the lease";
+        let length = i64::try_from(length.as_micros()).unwrap_or(i64::MAX);
+        let mut connection = self.pool().get_conn().await.map_err(Error::sql(doing))?;
+        let mut made = false;
+        loop {
+            let query = sql::query(AssertSqlSafe(&take)).bind(owner).bind(length);
+            let taken = query.execute(&mut connection).await.map_err(Error::sql(doing))?;
+            if taken.rows_affected() > 0 {
+                let epoch = connection.last_insert_id().unwrap_or_default().cast_signed();
+                return Ok(Some(Grant { epoch }));
+            }
+            let make = sql::query(AssertSqlSafe(&make));
+            if made || make.execute(&mut connection).await.map_err(Error::sql(doing))?.rows_affected() == 0 {
+                // It is there, and somebody else's.
+                return Ok(None);
+            }
+            made = true;
+        }
+    }
+
+    pub async fn release(&self, owner: &str) -> Result<(), Error> {
+        let text = format!(
+            "UPDATE {} SET expires_at = UTC_TIMESTAMP(6) WHERE name = {} AND owner = $1",
+            self.own("leases"),
+            literal(LEASE_NAME)
+        );
+        let query = sql::query(AssertSqlSafe(&text)).bind(owner);
+        query.execute(&self.pool()).await.map(drop).map_err(Error::sql("release the lease"))
+    }
+
+    /// MySQL tells other sessions nothing.
+    pub async fn listen(&self, _table: &str, _heard: &Notify) -> Result<Infallible, Error> {
+        std::future::pending().await
+    }
+
+    pub async fn outbox(&self, spec: &TableSpec) -> Result<Outbox, Error> {
+        let catalogue = Catalogue::of(&self.pool(), &self.database, spec).await?;
+        Outbox::new(self, spec, &catalogue)
+    }
+
+    /// Writes a line into the audit log.
+    pub async fn audit(&self, line: &Line<'_>) -> Result<(), Error> {
+        let text = format!(
+            "INSERT INTO {} (who, action, table_name, what, why, `keys`, events) VALUES ($1, $2, $3, $4, $5, 0, $6)",
+            quoted(ddl::AUDIT)
+        );
+        let query = sql::query(AssertSqlSafe(&text))
+            .bind(line.who)
+            .bind(line.action)
+            .bind(line.subject)
+            .bind(line.what)
+            .bind(line.why)
+            .bind(line.events.cast_signed());
+        query.execute(&self.pool()).await.map(drop).map_err(Error::sql("write the audit log"))
+    }
+
+    /// The quoted name of one of the relay's own tables.
+    pub(super) fn own(&self, name: &str) -> String {
+        if name == "audit" { quoted(ddl::AUDIT) } else { quoted(&format!("{}_{name}", self.prefix)) }
+    }
+}
+
+/// With a pool of so many connections. They keep what their session was set to.
+fn pooled(options: OptsBuilder, most: usize) -> Opts {
+    let constraints = PoolConstraints::new(0, most).unwrap_or_default();
+    options.pool_opts(PoolOpts::default().with_constraints(constraints).with_reset_connection(false)).into()
+}
