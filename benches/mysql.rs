@@ -6,13 +6,14 @@
 #[expect(dead_code, reason = "the other benchmarks use more of it")]
 mod common;
 #[path = "common/rows.rs"]
+#[expect(dead_code, reason = "the other benchmarks use more of it")]
 mod rows;
 
 use std::{fmt::Write as _, process::Command};
 
 use common::{Bench, Program, Shape, median, on_thread};
-use rows::{count, payload};
 use mysql_async::prelude::Queryable as _;
+use rows::{count, payload};
 
 const ROWS: usize = 300_000;
 const PAYLOAD: usize = 256;

@@ -67,7 +67,14 @@ impl Large {
         let insert =
             format!("INSERT INTO {table} (id, topic, key, payload) VALUES ($1::text::uuid, $2, $3, $4)");
         let insert = sqlx::query(sqlx::AssertSqlSafe(insert));
-        insert.bind(&id).bind(&self.topic).bind(key).bind(&payload).execute(&self.world.db).await.unwrap();
+        insert
+            .bind(&id)
+            .bind(&self.topic)
+            .bind(key)
+            .bind(&payload)
+            .execute(self.world.db.pg())
+            .await
+            .unwrap();
         self.written.push(Written {
             id: id.clone(),
             key: key.to_owned(),

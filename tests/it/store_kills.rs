@@ -32,7 +32,7 @@ async fn die_at(stage: &Large, config: &str, places: &[&str]) {
 
 /// The ids that are in the outbox.
 async fn unfinished(stage: &Large) -> Vec<String> {
-    sqlx::query_scalar("SELECT id::text FROM outbox").fetch_all(&stage.world.db).await.unwrap()
+    sqlx::query_scalar("SELECT id::text FROM outbox").fetch_all(stage.world.db.pg()).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
