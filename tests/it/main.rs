@@ -22,6 +22,7 @@ mod load;
 mod mysql;
 mod mysql_access;
 mod mysql_rows;
+mod mysql_stream;
 mod payloads;
 mod proxy;
 mod purge;

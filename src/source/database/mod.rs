@@ -8,6 +8,8 @@ mod holds;
 mod kept;
 #[cfg(feature = "mysql")]
 mod mysql;
+#[cfg(feature = "mysql")]
+pub use mysql::{Column, Mysql};
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
@@ -226,7 +228,7 @@ pub const LEASE_NAME: &str = "source";
 #[derive(Clone, Debug)]
 pub enum Database {
     #[cfg(feature = "mysql")]
-    Mysql(mysql::Mysql),
+    Mysql(Mysql),
     #[cfg(feature = "postgres")]
     Postgres(Postgres),
     #[cfg(feature = "sqlite")]
@@ -263,7 +265,7 @@ impl Database {
     pub fn new(source: &config::Source) -> Result<Database, Error> {
         match source.dialect() {
             #[cfg(feature = "mysql")]
-            Dialect::Mysql => Ok(Database::Mysql(mysql::Mysql::new(source)?)),
+            Dialect::Mysql => Ok(Database::Mysql(Mysql::new(source)?)),
             #[cfg(feature = "postgres")]
             Dialect::Postgres => Ok(Database::Postgres(Postgres::new(source)?)),
             #[cfg(feature = "sqlite")]
@@ -329,7 +331,7 @@ impl Database {
     pub async fn moment(&self) -> Result<Moment, Error> {
         match self {
             #[cfg(feature = "mysql")]
-            Database::Mysql(_) => ready(Err(Error::Setup("MySQL's log cannot be read".into()))).await,
+            Database::Mysql(db) => db.moment().await,
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => db.moment().await,
             #[cfg(feature = "sqlite")]

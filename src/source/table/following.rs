@@ -29,7 +29,7 @@ use crate::{
     source::{
         Yield,
         database::{Error, Reach, answered},
-        log::{Acks, At, Batch, Incoming, Line, Lsn, Moment, Streamed},
+        log::{Acks, At, Batch, Incoming, Line, Moment, Streamed},
     },
 };
 
@@ -40,17 +40,17 @@ const LAST_ROWS_AT_MOST: usize = 50_000;
 pub(super) type Known = HashMap<Place, InLog>;
 
 /// Where a row is in the log, if it came from there.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct InLog {
     /// Its number in this reading.
     number: Option<u64>,
     /// Its transaction, which may not be seen yet.
-    xid: Option<u32>,
+    at: Option<At>,
 }
 
 impl InLog {
-    pub(super) fn xid(self) -> Option<u32> {
-        self.xid
+    pub(super) fn xid(&self) -> Option<u32> {
+        self.at.as_ref().and_then(At::xid)
     }
 }
 
@@ -95,7 +95,7 @@ struct Overlap {
     moment: Moment,
     read: HashSet<Place>,
     /// Nothing of the above is in the log behind this.
-    until: Lsn,
+    until: Moment,
 }
 
 /// What a table hears.
@@ -164,10 +164,10 @@ impl Following {
     }
 
     /// Whether a row of the log is one that polling has found.
-    fn is_old(&mut self, at: At, place: &Place) -> bool {
+    fn is_old(&mut self, at: &At, place: &Place) -> bool {
         let Phase::Streaming { overlap: past } = &mut self.phase else { return false };
         let Some(overlap) = past else { return false };
-        if at.commit > overlap.until {
+        if overlap.until.is_behind(at) {
             *past = None;
             return false;
         }
@@ -254,8 +254,12 @@ impl Task {
             (log.incoming, log.batch, log.held) = (None, None, None);
             // The next server may be another: what an old moment saw on this one may not be there.
             log.moment = None;
-            // Their numbers were those of this reading.
-            self.state.known.values_mut().for_each(|known| known.number = None);
+            for known in self.state.known.values_mut() {
+                // Their numbers were those of this reading.
+                known.number = None;
+                // A binlog that begins anew may never come to that place again.
+                known.at.take_if(|at| matches!(at, At::Binlog(_)));
+            }
         }
     }
 
@@ -317,9 +321,9 @@ impl Task {
             }
             let Some(batch) = &mut log.batch else { break };
             while let Some(row) = batch.rows.front() {
-                if !log.moment.as_ref().is_some_and(|moment| moment.sees(row.at)) {
+                if !log.moment.as_ref().is_some_and(|moment| moment.sees(&row.at)) {
                     let moment = answered("note the moment", self.source.database.moment()).await?;
-                    let sees = moment.sees(row.at);
+                    let sees = moment.sees(&row.at);
                     log.moment = Some(moment);
                     if !sees {
                         // It has committed, and cannot be seen yet.
@@ -354,8 +358,8 @@ impl Task {
             }
             Phase::Polling | Phase::Streaming { .. } => {}
             Phase::Closing { moment, read } => {
-                let end = answered("note the moment", self.source.database.moment()).await?.end;
-                let overlap = Overlap { moment: moment.clone(), read: std::mem::take(read), until: end };
+                let until = answered("note the moment", self.source.database.moment()).await?;
+                let overlap = Overlap { moment: moment.clone(), read: std::mem::take(read), until };
                 log.phase = Phase::Streaming { overlap: Some(overlap) };
                 log.found = Some(self.state.known.keys().cloned().collect());
                 log.tell();
@@ -388,15 +392,16 @@ impl Task {
     /// yet. The log has it from when its commit is on the disk, and that may be long before: with a
     /// synchronous standby, for as long as that is away.
     pub(super) async fn by_sight(&self, places: &[Place]) -> Result<(Vec<Place>, HashSet<Place>), Error> {
-        let of_log = places.iter().filter_map(|place| Some((place, self.state.known.get(place)?.xid?)));
-        let of_log: Vec<(&Place, u32)> = of_log.collect();
+        let of_log =
+            places.iter().filter_map(|place| Some((place, self.state.known.get(place)?.at.as_ref()?)));
+        let of_log: Vec<(&Place, &At)> = of_log.collect();
         let (mut seen, mut unseen) = (Vec::new(), HashSet::new());
         if of_log.is_empty() {
             return Ok((seen, unseen));
         }
         let moment = answered("note the moment", self.source.database.moment()).await?;
-        for (place, xid) in of_log {
-            if moment.snapshot.sees(xid) {
+        for (place, at) in of_log {
+            if moment.sees(at) {
                 seen.push(place.clone());
             } else {
                 unseen.insert(place.clone());
@@ -463,7 +468,8 @@ impl Task {
                     table = self.source.spec.name.as_str(),
                     "a row of the log is left to the table, which is polled"
                 );
-                log.acks.defer_next();
+                // It counts as such when it can be seen there, which may not be yet.
+                batch.rows.push_front(Streamed { at, event: None });
                 log.batch = Some(batch);
                 self.send(Yield::Events { generation, events: ready }).await;
                 self.back_to_the_table();
@@ -472,7 +478,7 @@ impl Task {
             let again = log.held.as_ref().is_some_and(|held| {
                 held.contains(&event.place) || self.state.known.contains_key(&event.place)
             });
-            if again || log.is_old(at, &event.place) {
+            if again || log.is_old(&at, &event.place) {
                 let number = log.acks.expect();
                 match self.state.known.get_mut(&event.place) {
                     Some(known) if known.number.is_none() => known.number = Some(number),
@@ -494,10 +500,10 @@ impl Task {
             }
             let Some(log) = &mut self.log else { break };
             let number = log.acks.expect();
-            let known = InLog { number: Some(number), xid: Some(at.xid) };
             if let Some(kept) = &mut self.state.kept {
-                kept.take(&event.place, Some(at.xid));
+                kept.take(&event.place, at.xid());
             }
+            let known = InLog { number: Some(number), at: Some(at) };
             let before = self.state.known.insert(event.place.clone(), known);
             if let Some(before) = before.and_then(|known| known.number) {
                 // The application used the number again while the first one is on its way.

@@ -13,14 +13,16 @@ use crate::event::Place;
 pub(super) const TOO_LONG: u64 = u32::MAX as u64;
 
 /// A column as the catalogue has it.
-#[derive(Clone, Debug)]
-pub(super) struct Column {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
     pub name: String,
     /// In lower case, without length: `bigint`, `varchar`, `json`.
     pub kind: String,
     /// The same with its length: `binary(16)`.
     pub full: String,
-    charset: Option<String>,
+    /// The same as it was written: names of an ENUM are in it.
+    pub written: String,
+    pub charset: Option<String>,
     collation: Option<String>,
     bits: Option<u64>,
 }
@@ -42,6 +44,10 @@ enum Form {
 impl Column {
     pub fn is_int(&self) -> bool {
         matches!(self.kind.as_str(), "tinyint" | "smallint" | "mediumint" | "int" | "bigint")
+    }
+
+    pub fn is_bytes(&self) -> bool {
+        self.form() == Form::Bytes
     }
 
     pub fn is_time(&self) -> bool {
@@ -124,7 +130,7 @@ impl Column {
 
     /// The condition that the value is among these. A collation may take two texts for one, so their bytes are
     /// compared too.
-    pub fn among(&self, alias: &str, places: &[Place]) -> String {
+    pub(super) fn among(&self, alias: &str, places: &[Place]) -> String {
         let list = |write: &dyn Fn(&Place) -> String| places.iter().map(write).collect::<Vec<_>>().join(",");
         let name = self.name(alias);
         if self.is_int() {
@@ -151,6 +157,9 @@ impl Column {
 /// A table's columns, its engine, and the index that gives its rows in order.
 #[derive(Debug)]
 pub(super) struct Catalogue {
+    /// The names as they are stored.
+    pub database: String,
+    pub table: String,
     pub columns: Vec<Column>,
     pub engine: String,
     /// The index that a read goes along, quoted; none means that each read sorts the table.
@@ -168,14 +177,14 @@ impl Catalogue {
         let doing = "look at the table";
         let mut connection = pool.get_conn().await.map_err(Error::sql(doing))?;
         let engine = format!(
-            "SELECT COALESCE(engine, '') FROM information_schema.tables \
+            "SELECT COALESCE(engine, ''), table_schema, table_name FROM information_schema.tables \
              WHERE table_schema = {schema} AND table_name = {table}"
         );
-        let engine: Option<String> = sql::query_scalar(AssertSqlSafe(&engine))
+        let found: Option<(String, String, String)> = sql::query_as(AssertSqlSafe(&engine))
             .fetch_optional(&mut connection)
             .await
             .map_err(Error::sql(doing))?;
-        let Some(engine) = engine else {
+        let Some((engine, database, name)) = found else {
             return Err(Error::Setup(format!(
                 "table {} does not exist, or this account may not see it: make it with `whippet sql`, or mend \
                  tables[].name",
@@ -183,16 +192,17 @@ impl Catalogue {
             )));
         };
         let columns = format!(
-            "SELECT column_name, LOWER(data_type), LOWER(column_type), character_set_name, collation_name, \
+            "SELECT column_name, LOWER(data_type), LOWER(column_type), column_type, character_set_name, collation_name, \
                numeric_precision \
              FROM information_schema.columns WHERE table_schema = {schema} AND table_name = {table} \
              ORDER BY ordinal_position"
         );
         let columns = connection
-            .query_map(columns, |(name, kind, full, charset, collation, bits)| Column {
+            .query_map(columns, |(name, kind, full, written, charset, collation, bits)| Column {
                 name,
                 kind,
                 full,
+                written,
                 charset,
                 collation,
                 bits,
@@ -211,6 +221,8 @@ impl Catalogue {
         let packet: Option<u64> =
             connection.query_first("SELECT @@max_allowed_packet").await.map_err(Error::sql(doing))?;
         Ok(Catalogue {
+            database,
+            table: name,
             columns,
             engine,
             has_index_of_what_waits: found.is_some() && (published_at.is_none() || found != of_all),

@@ -16,7 +16,7 @@ const OWN: &str = "mysql: the relay's own tables";
 const TABLE: &str = "mysql: table";
 
 /// A variable of the server, if it has one of this name.
-async fn variable(connection: &mut Conn, name: &str) -> Result<Option<String>, Error> {
+pub(super) async fn variable(connection: &mut Conn, name: &str) -> Result<Option<String>, Error> {
     let text = format!("SHOW GLOBAL VARIABLES LIKE '{name}'");
     let found: Option<(String, String)> =
         connection.query_first(text).await.map_err(Error::sql("ask for the server's settings"))?;
