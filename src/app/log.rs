@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::metrics::Metrics,
-    config::{Config, Table},
+    config::{Config, Dialect, Table},
     coordinate::Lease,
     source::{
         database::{Database, TableSpec},
@@ -20,6 +20,8 @@ pub(super) use self::read::Log;
 
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod read {
+    use std::time::Duration;
+
     use tokio::{
         sync::{Notify, mpsc},
         task::JoinHandle,
@@ -34,6 +36,9 @@ mod read {
         source::database::Postgres,
         source::postgres::{slot::Slot, stream},
     };
+
+    /// A session may leave what it does out of a binlog (`sql_log_bin`).
+    const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
     /// A table that follows the log.
     struct Follower {
@@ -64,6 +69,7 @@ mod read {
         /// A table's end of the log, where it is to follow one.
         pub fn follow(
             &mut self,
+            dialect: Dialect,
             table: &Table,
             spec: &TableSpec,
             waits: watch::Receiver<f64>,
@@ -76,7 +82,8 @@ mod read {
             let (lines, end) = mpsc::unbounded_channel();
             self.all_poll = Some(self.all_poll.unwrap_or(true) && polls);
             self.followers.push(Follower { spec: spec.clone(), lines, waits });
-            Some(LogEnd { lines: end, polls, again: self.again.clone() })
+            let sweep = (dialect == Dialect::Mysql).then_some(SWEEP_EVERY);
+            Some(LogEnd { lines: end, polls, sweep, again: self.again.clone() })
         }
 
         pub fn open(
@@ -172,7 +179,13 @@ pub(super) struct Log {}
 
 #[cfg(not(any(feature = "postgres", feature = "mysql")))]
 impl Log {
-    pub fn follow(&mut self, _: &Table, _: &TableSpec, _: watch::Receiver<f64>) -> Option<LogEnd> {
+    pub fn follow(
+        &mut self,
+        _: Dialect,
+        _: &Table,
+        _: &TableSpec,
+        _: watch::Receiver<f64>,
+    ) -> Option<LogEnd> {
         None
     }
 

@@ -95,7 +95,7 @@ impl App {
             let spec = table_spec(table, &rules);
             let (waits, waited) = watch::channel(0.0);
             let ix = TableIx(u16::try_from(index).context("too many tables")?);
-            let end = log.follow(table, &spec, waited);
+            let end = log.follow(config.source.dialect(), table, &spec, waited);
             let (tell, commands) = mpsc::unbounded_channel::<Command>();
             sources.push(tell);
             let feed = Feed { table: ix, events: events.clone(), commands };

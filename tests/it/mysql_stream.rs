@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::{
     db::Session,
-    harness::{Relay, Seen, World, services},
+    harness::{Relay, Seen, World},
     load::{Load, Plan},
-    mysql::{on_both, texts, world},
+    mysql::{on_both, world},
 };
 
 on_both!(rows_come_from_the_log_once_and_in_order, a_stream_loses_nothing_through_kills_of_either_end,);

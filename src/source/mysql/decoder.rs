@@ -157,7 +157,7 @@ impl Decoder {
                 let limit = self.limit;
                 let mut payload = Payload::parse(payload, limit)?;
                 let mut verdict = Verdict::GoOn;
-                while let Some(inner) = payload.next()? {
+                while let Some(inner) = payload.next_event()? {
                     let next = match inner {
                         Inner::Whole(bytes) => self.body(parse(bytes, false)?.1)?,
                         Inner::Oversize(header) => self.oversize(header.kind),

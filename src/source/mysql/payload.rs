@@ -58,7 +58,7 @@ impl<'a> Payload<'a> {
     }
 
     /// The next one; `None` when all of them have come.
-    pub fn next(&mut self) -> Result<Option<Inner<'_>>, Malformed> {
+    pub fn next_event(&mut self) -> Result<Option<Inner<'_>>, Malformed> {
         if self.left == 0 {
             // And no more than was said.
             return match self.from.read(&mut [0]) {
@@ -135,7 +135,7 @@ pub mod tests {
 
     fn all(bytes: &[u8], limit: usize) -> Result<Vec<Option<Vec<u8>>>, Malformed> {
         let (mut payload, mut found) = (Payload::parse(bytes, limit)?, Vec::new());
-        while let Some(inner) = payload.next()? {
+        while let Some(inner) = payload.next_event()? {
             found.push(match inner {
                 Inner::Whole(event) => Some(event.to_vec()),
                 Inner::Oversize(_) => None,

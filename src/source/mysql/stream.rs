@@ -320,7 +320,7 @@ impl Session {
     /// Decodes what is in the buffer, until there is enough to hand over. Whether nothing is left.
     fn decode(&mut self) -> Result<(bool, Verdict), Obstacle> {
         while !self.decoder.is_full() {
-            let verdict = match self.reader.next() {
+            let verdict = match self.reader.next_packet() {
                 None => return Ok((true, Verdict::GoOn)),
                 Some(Packet::Whole([0xff, error @ ..])) => return Err(said(error)),
                 Some(Packet::Whole([0xfe, ..])) => {

@@ -14,6 +14,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
@@ -58,6 +59,10 @@ pub(super) struct Following {
     lines: mpsc::UnboundedReceiver<Line>,
     /// Whether the table is polled while there is no log.
     polls: bool,
+    /// How often it is polled although the log can be read, and when next.
+    sweep: Option<Duration>,
+    sweep_at: Instant,
+    sweeping: bool,
     /// Only the log has these events: what is polled is what was held and is released.
     only: bool,
     again: Arc<Notify>,
@@ -108,10 +113,13 @@ pub(super) enum News {
 
 impl Following {
     pub fn new(end: LogEnd, only: bool) -> Following {
-        let LogEnd { lines, polls, again } = end;
+        let LogEnd { lines, polls, sweep, again } = end;
         Following {
             lines,
             polls,
+            sweep,
+            sweep_at: Instant::now(),
+            sweeping: false,
             only,
             again,
             incoming: None,
@@ -251,7 +259,7 @@ impl Task {
     fn leave_the_log(&mut self) {
         self.back_to_the_table();
         if let Some(log) = &mut self.log {
-            (log.incoming, log.batch, log.held) = (None, None, None);
+            (log.incoming, log.batch, log.held, log.sweeping) = (None, None, None, false);
             // The next server may be another: what an old moment saw on this one may not be there.
             log.moment = None;
             for known in self.state.known.values_mut() {
@@ -363,9 +371,13 @@ impl Task {
                 log.phase = Phase::Streaming { overlap: Some(overlap) };
                 log.found = Some(self.state.known.keys().cloned().collect());
                 log.tell();
-                let table = self.source.spec.name.as_str();
-                info!(table, "nothing is left in the table: the log is followed");
-                self.say("stream", "the log is read");
+                let again = std::mem::take(&mut log.sweeping);
+                log.sweep_at = Instant::now() + log.sweep.unwrap_or_default();
+                if !again {
+                    let table = self.source.spec.name.as_str();
+                    info!(table, "nothing is left in the table: the log is followed");
+                    self.say("stream", "the log is read");
+                }
             }
         }
         Ok(())
@@ -448,8 +460,14 @@ impl Task {
         let Some(log) = &mut self.log else { return Ok(Next::Told) };
         let next = log.batch.take().or_else(|| log.incoming.as_mut()?.batches.try_recv().ok());
         let Some(mut batch) = next else {
+            if log.sweep.is_some() && log.sweep_at <= Instant::now() {
+                log.sweeping = true;
+                self.back_to_the_table();
+                return Ok(Next::At(Instant::now()));
+            }
+            let sweep = log.sweep.map(|_| log.sweep_at);
             let old_rows = self.source.spec.retention.map(|_| self.expire_at);
-            let next = recorded_by.into_iter().chain(old_rows).chain(look_again).min();
+            let next = recorded_by.into_iter().chain(old_rows).chain(look_again).chain(sweep).min();
             return Ok(next.map_or(Next::Told, Next::At));
         };
         self.source.metrics.events_read(&self.source.spec.name).inc_by(batch.rows.len() as u64);

@@ -61,10 +61,7 @@ impl Error {
         let Some((code, text)) = content.split_first_chunk::<2>() else {
             return Error::Protocol("an error without a number");
         };
-        let text = match text {
-            [b'#', _, _, _, _, _, text @ ..] => text,
-            text => text,
-        };
+        let text = if text.first() == Some(&b'#') { text.get(6..).unwrap_or_default() } else { text };
         Error::Server { code: u16::from_le_bytes(*code), message: String::from_utf8_lossy(text).into_owned() }
     }
 }
@@ -207,7 +204,7 @@ impl Connection {
     /// The next packet. It is copied: they are short before the events.
     async fn packet(&mut self) -> Result<Vec<u8>, Error> {
         loop {
-            match self.reader.next() {
+            match self.reader.next_packet() {
                 Some(Packet::Whole(packet)) => {
                     let packet = packet.to_vec();
                     self.writer.follow(self.reader.sequence());

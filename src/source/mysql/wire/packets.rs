@@ -127,8 +127,8 @@ impl Reader {
     }
 
     /// The next packet, if it has come.
-    pub fn next(&mut self) -> Option<Packet<'_>> {
-        self.parts.next()
+    pub fn next_packet(&mut self) -> Option<Packet<'_>> {
+        self.parts.next_packet()
     }
 }
 
@@ -156,7 +156,7 @@ impl Parts {
         self.came.extend_from_slice(bytes);
     }
 
-    pub fn next(&mut self) -> Option<Packet<'_>> {
+    pub fn next_packet(&mut self) -> Option<Packet<'_>> {
         if std::mem::take(&mut self.lent) {
             self.packet.clear();
             self.packet.shrink_to(READ);
@@ -232,15 +232,15 @@ mod tests {
             let mut parts = Parts::new(limit);
             parts.push(&packet(&content));
             parts.push(&packet(b"next"));
-            match parts.next() {
+            match parts.next_packet() {
                 Some(Packet::Whole(whole)) if length <= limit => assert!(whole == content),
                 Some(Packet::Oversize { head, bytes }) if length > limit => {
                     assert_eq!((head, bytes), (&content[..HEAD], length as u64));
                 }
                 other => panic!("{length} of {limit}: {}", other.is_some()),
             }
-            assert_eq!(parts.next(), Some(Packet::Whole(b"next")));
-            assert_eq!(parts.next(), None);
+            assert_eq!(parts.next_packet(), Some(Packet::Whole(b"next")));
+            assert_eq!(parts.next_packet(), None);
         }
     }
 
@@ -254,7 +254,7 @@ mod tests {
             let bytes: Vec<u8> = contents.iter().flat_map(|content| packet(content)).collect();
             let (mut parts, mut found, mut rest, mut cut) = (Parts::new(limit), Vec::new(), &bytes[..], 0);
             loop {
-                while let Some(packet) = parts.next() {
+                while let Some(packet) = parts.next_packet() {
                     found.push(match packet {
                         Packet::Whole(whole) => (whole.to_vec(), whole.len() as u64),
                         Packet::Oversize { head, bytes } => (head.to_vec(), bytes),
