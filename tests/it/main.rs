@@ -23,6 +23,7 @@ mod mysql;
 mod mysql_access;
 mod mysql_rows;
 mod mysql_stream;
+mod mysql_stream_faults;
 mod mysql_stream_rows;
 mod payloads;
 mod proxy;

@@ -12,7 +12,7 @@ use crate::{
 on_both!(rows_come_from_the_log_once_and_in_order, a_stream_loses_nothing_through_kills_of_either_end,);
 
 const INSERT: &str = "INSERT INTO outbox (topic, `key`, payload)";
-const PLAN: Plan = Plan { writers: 4, keys: 50, rows: 1_000_000, pause_ms: 30, poison: None };
+pub const PLAN: Plan = Plan { writers: 4, keys: 50, rows: 1_000_000, pause_ms: 30, poison: None };
 
 /// A configuration that streams. The number of a reader is the server's, so each test has one of its own.
 pub fn streamed(world: &World, table: &str) -> String {

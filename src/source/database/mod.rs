@@ -300,10 +300,10 @@ impl Database {
 
     /// What `whippet doctor` finds about the server and these tables. Nothing is asked of the others yet.
     #[cfg_attr(not(feature = "mysql"), expect(unused_variables, reason = "nothing is asked"))]
-    pub async fn examine(&self, specs: &[TableSpec]) -> Vec<Finding> {
+    pub async fn examine(&self, specs: &[TableSpec], log: Option<&config::Stream>) -> Vec<Finding> {
         match self {
             #[cfg(feature = "mysql")]
-            Database::Mysql(db) => db.examine(specs).await,
+            Database::Mysql(db) => db.examine(specs, log).await,
             #[cfg(any(feature = "postgres", feature = "sqlite"))]
             _ => ready(Vec::new()).await,
         }

@@ -17,6 +17,9 @@ use super::{
 /// The server's own limit.
 const DEEPEST: u32 = 100;
 
+/// The length of a line of base64.
+const LINE: usize = 76;
+
 const WRONG: Malformed = Malformed("an unreadable JSON document");
 
 mod kind {
@@ -189,7 +192,13 @@ fn opaque(of: u8, content: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
             out.push(b'"');
         }
         _ => {
-            let _ = write!(out, "\"base64:type{of}:{}\"", STANDARD.encode(content));
+            let _ = write!(out, "\"base64:type{of}:");
+            // In lines, which are not told apart from a text with ends of lines.
+            for (nth, line) in STANDARD.encode(content).as_bytes().chunks(LINE).enumerate() {
+                out.extend_from_slice(if nth == 0 { b"" } else { b"\\n" });
+                out.extend_from_slice(line);
+            }
+            out.push(b'"');
         }
     }
     Ok(())

@@ -23,8 +23,8 @@ pub struct Column {
     /// The same as it was written: names of an ENUM are in it.
     pub written: String,
     pub charset: Option<String>,
-    collation: Option<String>,
-    bits: Option<u64>,
+    pub collation: Option<String>,
+    pub bits: Option<u64>,
 }
 
 /// How values of a column come.
