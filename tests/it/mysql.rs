@@ -257,7 +257,9 @@ async fn keys_are_told_apart_byte_by_byte(server: &str) {
         .sql(&format!("{INSERT} VALUES ('{topic}', 'Key', 'Key', NULL), ('{topic}', 'key', 'too', NULL)"))
         .await;
     relay.until_status("/tables/0/parked_events", 3).await;
-    assert_eq!(texts(&consumer.read(5)[4..]), ["Key"]);
+    // The kill may have repeated some.
+    consumer.read_until(|seen| seen.iter().any(|one| one.text() == "Key"));
+    assert!(!texts(consumer.read_to_end()).contains(&"too"));
 }
 
 async fn a_relay_that_wakes_up_after_its_lease_changes_nothing(server: &str) {

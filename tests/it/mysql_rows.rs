@@ -129,7 +129,12 @@ async fn every_type_of_column_goes_out_as_text_or_bytes(server: &str) {
 }
 
 async fn ids_of_every_shape_are_ids_and_places(server: &str) {
-    let world = world(server).await;
+    for charset in ["utf8mb4", "latin1"] {
+        ids_of_every_shape(world(server).await, charset).await;
+    }
+}
+
+async fn ids_of_every_shape(world: World, charset: &str) {
     let topic = world.create_topic("events", 1, &[]).await;
     let uuid = "0b5c1b2e-7a51-4f6d-9d3e-2f1a6c5b4d3e";
     let other = "1b5c1b2e-7a51-4f6d-9d3e-2f1a6c5b4d3e";
@@ -140,7 +145,7 @@ async fn ids_of_every_shape_are_ids_and_places(server: &str) {
         .sql(&format!(
             "CREATE TABLE a (id BINARY(16) PRIMARY KEY, topic TEXT NOT NULL, payload TEXT, headers JSON);
              CREATE TABLE b (id CHAR(36) CHARACTER SET latin1 PRIMARY KEY, topic TEXT NOT NULL, payload TEXT, headers JSON);
-             CREATE TABLE c (id VARCHAR(20) NOT NULL, topic TEXT NOT NULL, payload TEXT, headers JSON);
+             CREATE TABLE c (id VARCHAR(20) CHARACTER SET {charset} NOT NULL, topic TEXT NOT NULL, payload TEXT, headers JSON);
              CREATE TABLE d (seq BIGINT UNSIGNED AUTO_INCREMENT PRIMARY KEY, id VARBINARY(8) NOT NULL, topic TEXT NOT NULL, payload TEXT, headers JSON);
              INSERT INTO a VALUES (UNHEX(REPLACE('{uuid}', '-', '')), '{topic}', 'a', NULL), (UNHEX(REPLACE('{other}', '-', '')), '{topic}', 'bad', '7');
              INSERT INTO b VALUES ('{uuid}', '{topic}', 'b', NULL), ('{other}', '{topic}', 'bad', '7');

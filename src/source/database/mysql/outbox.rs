@@ -295,7 +295,7 @@ impl Outbox {
                 break;
             }
             from += most;
-            most = most.max(from / 8).min(self.largest_piece);
+            most = most.max(from / 16).min(self.largest_piece);
         }
         tx.commit().await.map_err(Error::sql(doing))?;
         cells.skip(index + 1).for_each(|column| row.push(event.row.get(column)));

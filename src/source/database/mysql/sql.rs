@@ -1,8 +1,8 @@
 //! Statements with parameters, in the shape that the other driver has: `$1`, `$2`, each as often as it is
 //! wanted.
 //!
-//! They are put in as literals and go over in the text protocol: the server keeps nothing of them, so a
-//! pooler between may be of any kind, and each value comes back as the text or the bytes that it is. Texts
+//! They are put in as literals and go over in the text protocol: the server keeps nothing of them, and
+//! each value comes back as the text or the bytes that it is. Texts
 //! and bytes are written as hexadecimal digits, which mean the same in every SQL mode.
 
 use std::fmt::Write as _;
