@@ -164,6 +164,8 @@ pub(super) struct Catalogue {
     pub engine: String,
     /// The index that a read goes along, quoted; none means that each read sorts the table.
     pub index: Option<String>,
+    /// The index that leads to a row by its place, quoted.
+    pub by_place: Option<String>,
     /// Whether it passes by what is published.
     pub has_index_of_what_waits: bool,
     /// The largest value that the server makes, in bytes.
@@ -226,6 +228,7 @@ impl Catalogue {
             columns,
             engine,
             has_index_of_what_waits: found.is_some() && (published_at.is_none() || found != of_all),
+            by_place: index(&parts, order.unwrap_or(&spec.id), None).map(quoted),
             index: found.map(quoted),
             packet: packet.unwrap_or_default(),
         })

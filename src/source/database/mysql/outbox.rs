@@ -120,6 +120,9 @@ impl Outbox {
         );
         let along =
             catalogue.index.as_ref().map(|index| format!(" FORCE INDEX ({index})")).unwrap_or_default();
+        // A table that is nearly empty would be read whole, and every row that is not committed waited for.
+        let by_place =
+            catalogue.by_place.as_ref().map(|index| format!(" FORCE INDEX ({index})")).unwrap_or_default();
         let epoch = format!("SELECT epoch FROM {leases} WHERE name = {}", literal(LEASE_NAME));
         let order = if spec.sequence.is_some() { format!(" ORDER BY {seq}") } else { String::new() };
         let age = timestamp.map_or("NULL".to_owned(), |column| {
@@ -140,10 +143,10 @@ impl Outbox {
             table: table.clone(),
             length: payload.map_or("NULL".to_owned(), |column| column.length("o.")),
             record: match mark {
-                Some(column) => {
-                    format!("UPDATE {table} SET {column} = UTC_TIMESTAMP(6) WHERE {column} IS NULL AND ")
-                }
-                None => format!("DELETE FROM {table} WHERE "),
+                Some(column) => format!(
+                    "UPDATE {table} o{by_place} SET o.{column} = UTC_TIMESTAMP(6) WHERE o.{column} IS NULL AND "
+                ),
+                None => format!("DELETE o FROM {table} o{by_place} WHERE "),
             },
             fence: format!(" AND ({epoch}) = $1"),
             replayed: format!("DELETE FROM {replays} WHERE table_name = {name} AND place IN ("),
@@ -304,7 +307,7 @@ impl Outbox {
 
     /// The statement that deletes or marks these rows, and its fence.
     pub(super) fn record_sql(&self, places: &[Place]) -> String {
-        format!("{}{}{}", self.sql.record, self.place.among("", places), self.sql.fence)
+        format!("{}{}{}", self.sql.record, self.place.among("o.", places), self.sql.fence)
     }
 
     pub async fn record(&self, places: &[Place], epoch: i64) -> Result<u64, Error> {
