@@ -144,6 +144,26 @@ impl Column {
         format!("({name} IN ({values}) AND CAST({} AS BINARY) IN ({bytes}))", self.cell(alias))
     }
 
+    /// The same, for statements that change rows: the places as a table `v`, and how it is joined. For a list
+    /// the server may read all of the table instead, and wait for every row that is not committed.
+    pub(super) fn joined(&self, alias: &str, places: &[Place]) -> (String, String) {
+        let name = self.name(alias);
+        let (kind, on) = match (self.is_int(), self.form()) {
+            (true, _) => ("BIGINT", format!("{name} = v.n")),
+            (_, Form::Bytes) => ("VARCHAR(2048)", format!("{name} = {}", self.of_text("v.n"))),
+            _ => {
+                let bytes = format!("CAST({} AS BINARY) = CAST(v.n AS BINARY)", self.cell(alias));
+                ("VARCHAR(2048)", format!("{name} = {} AND {bytes}", self.of_text("v.n")))
+            }
+        };
+        let list = places.iter().map(|place| match place {
+            Place::Int(number) => (*number).into(),
+            Place::Text(text) => serde_json::Value::from(&**text),
+        });
+        let list = literal(&serde_json::Value::Array(list.collect()).to_string());
+        (format!("JSON_TABLE({list}, '$[*]' COLUMNS (n {kind} PATH '$')) v"), on)
+    }
+
     /// Milliseconds since the Unix epoch: of a number, which is that, or of a time, which is in UTC.
     pub fn millis(&self, alias: &str) -> String {
         let name = self.name(alias);

@@ -39,15 +39,12 @@ const RENEW_AT_MOST_EVERY: Duration = Duration::from_secs(5);
 /// What every session of the relay has, whatever the server's defaults are: no gaps are locked, times are
 /// UTC, a text that does not fit is an error. MariaDB keeps what a subquery returned by the columns that it
 /// looked at, in their collation: whether `Id` is held would be answered by what was found of `ID`.
-const SESSION: [&str; 4] = [
+const SESSION: [&str; 3] = [
     // Constants of both kinds then have the same collation.
     "SET NAMES utf8mb4",
     "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
     "SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES', autocommit = 1 \
      /*M! , optimizer_switch = 'subquery_cache=off' */",
-    // A long list would become a table of its own, the outbox be read whole for it, and every row that is not
-    // committed waited for.
-    "/*M! SET SESSION in_predicate_conversion_threshold = 0 */",
 ];
 
 #[derive(Clone, Debug)]
