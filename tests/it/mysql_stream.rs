@@ -81,6 +81,21 @@ async fn rows_come_from_the_log_once_and_in_order(server: &str) {
     assert_eq!(consumer.read_to_end().len(), 1102, "nothing is repeated after a clean stop");
 }
 
+/// Places in files tell what can be seen then.
+#[tokio::test(flavor = "multi_thread")]
+async fn mysql_without_gtids_is_followed_by_its_files() {
+    let world = world("mysql").await;
+    let to = async |modes: &[&str]| {
+        for mode in modes {
+            world.sql(&format!("SET GLOBAL gtid_mode = {mode}")).await;
+        }
+    };
+    to(&["ON_PERMISSIVE", "OFF_PERMISSIVE", "OFF"]).await;
+    rows_come_from_the_log_once_and_in_order("mysql").await;
+    a_stream_loses_nothing_through_kills_of_either_end("mysql").await;
+    to(&["OFF_PERMISSIVE", "ON_PERMISSIVE", "ON"]).await;
+}
+
 /// Ends the connections that read the binlog.
 async fn end_readers(world: &World) {
     let Ok(mut session) = Session::open(&world.url).await else { return };

@@ -23,6 +23,7 @@ on_both!(
     what_is_prepared_is_published_when_it_commits,
     a_log_that_cannot_be_followed_says_why_and_the_table_is_polled,
     a_dead_connection_shows,
+    a_row_that_nobody_can_see_yet_is_published_once_and_recorded_when_it_can_be,
 );
 
 fn distinct(seen: &[Seen]) -> usize {
@@ -359,4 +360,50 @@ async fn a_dead_connection_shows(server: &str) {
     consumer.read_until(|seen| distinct(seen) >= 20);
     in_order(&consumer.seen, 20);
     assert_eq!(relay.stop().0, Some(0));
+}
+
+/// A semi-synchronous server makes a transaction visible when a replica has it, or after a while. The log has
+/// it before.
+async fn a_row_that_nobody_can_see_yet_is_published_once_and_recorded_when_it_can_be(server: &str) {
+    let world = world(server).await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    // The lease waits too when it is renewed.
+    let config = streamed(&world, "{ name: outbox }").replace("lease: 2s", "lease: 1m");
+    world.install(&config).await;
+    let name = if server == "mysql" { "source" } else { "master" };
+    if server == "mysql" {
+        world.sql("INSTALL PLUGIN rpl_semi_sync_source SONAME 'semisync_source.so'").await;
+    }
+    let relay = world.relay(&config);
+    follows(&relay).await;
+    let mut consumer = world.consumer(&topic);
+    let waits = |ms: u32, on: u8| {
+        format!(
+            "SET GLOBAL rpl_semi_sync_{name}_wait_point = 'AFTER_SYNC';
+             SET GLOBAL rpl_semi_sync_{name}_timeout = {ms};
+             SET GLOBAL rpl_semi_sync_{name}_enabled = {on}"
+        )
+    };
+    for round in 0..3_u32 {
+        let insert = batch(&topic, 10 * round + 1, 10 * round + 10);
+        world.sql(&waits(6_000, 1)).await;
+        let mut session = Session::open(&world.url).await.unwrap();
+        let began = Instant::now();
+        let writer = tokio::spawn(async move { session.run(&insert).await.unwrap() });
+        let enough = 10 * (round as usize + 1);
+        consumer.read_until(|seen| distinct(seen) >= enough);
+        let published = began.elapsed();
+        writer.await.unwrap();
+        let visible = began.elapsed();
+        world.sql(&waits(6_000, 0)).await;
+        eprintln!("published after {published:?}, visible after {visible:?}");
+        world.until("SELECT count(*) FROM outbox", 0).await;
+    }
+    follows(&relay).await;
+    in_order(consumer.read_to_end(), 30);
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    if server == "mysql" {
+        world.sql("UNINSTALL PLUGIN rpl_semi_sync_source").await;
+    }
 }

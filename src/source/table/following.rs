@@ -76,6 +76,8 @@ pub(super) struct Following {
     held: Option<HashSet<Place>>,
     /// The last moment that was noted while polling.
     moment: Option<Moment>,
+    /// The last moment that was noted for recording.
+    visible: Option<Moment>,
     /// What polling had found at its end and is not recorded: with the last of them, everything that the
     /// log had left to the table is settled.
     found: Option<HashSet<Place>>,
@@ -128,6 +130,7 @@ impl Following {
             acks: Acks::default(),
             held: None,
             moment: None,
+            visible: None,
             found: None,
             left: false,
         }
@@ -261,7 +264,7 @@ impl Task {
         if let Some(log) = &mut self.log {
             (log.incoming, log.batch, log.held, log.sweeping) = (None, None, None, false);
             // The next server may be another: what an old moment saw on this one may not be there.
-            log.moment = None;
+            (log.moment, log.visible) = (None, None);
             for known in self.state.known.values_mut() {
                 // Their numbers were those of this reading.
                 known.number = None;
@@ -420,6 +423,28 @@ impl Task {
             }
         }
         Ok((seen, unseen))
+    }
+
+    /// Those of these places that came from a binlog and cannot be seen yet: to change one of them would wait
+    /// for its transaction, holding what others need. And the moment that told, if it is a new one.
+    pub(super) async fn hidden(&self, places: &[Place]) -> Result<(HashSet<Place>, Option<Moment>), Error> {
+        let in_binlog = |place: &Place, moment: Option<&Moment>| {
+            let at = self.state.known.get(place).and_then(|known| known.at.as_ref());
+            at.is_some_and(|at| matches!(at, At::Binlog(_)) && !moment.is_some_and(|moment| moment.sees(at)))
+        };
+        let last = self.log.as_ref().and_then(|log| log.visible.as_ref());
+        if !places.iter().any(|place| in_binlog(place, last)) {
+            return Ok((HashSet::new(), None));
+        }
+        let moment = answered("note the moment", self.source.database.moment()).await?;
+        let hidden = places.iter().filter(|place| in_binlog(place, Some(&moment))).cloned().collect();
+        Ok((hidden, Some(moment)))
+    }
+
+    pub(super) fn has_seen(&mut self, moment: Option<Moment>) {
+        if let (Some(log), Some(moment)) = (&mut self.log, moment) {
+            log.visible = Some(moment);
+        }
     }
 
     /// Rows of these places are recorded or held: they are known no more.
