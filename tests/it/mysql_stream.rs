@@ -97,7 +97,7 @@ async fn mysql_without_gtids_is_followed_by_its_files() {
 }
 
 /// Ends the connections that read the binlog.
-async fn end_readers(world: &World) {
+pub async fn end_readers(world: &World) {
     let Ok(mut session) = Session::open(&world.url).await else { return };
     let of = "SELECT count(*) FROM information_schema.processlist WHERE command LIKE 'Binlog Dump%'";
     if world.number(of).await > 0 {
