@@ -1,6 +1,6 @@
 //! Recording: what was published is deleted or marked, and what is held is written down.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
