@@ -141,6 +141,14 @@ pub enum Dialect {
     Sqlite,
 }
 
+impl Config {
+    /// How the log is read, where a table follows it.
+    pub fn log(&self) -> Option<Stream> {
+        let follows = self.tables.iter().any(|table| table.capture != Capture::Poll);
+        follows.then(|| self.source.stream.clone().unwrap_or_default())
+    }
+}
+
 impl Source {
     fn max_connections() -> u32 {
         4

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     db::Session,
-    harness::{Seen, service, services},
+    harness::{Seen, run_on, service, services, whippet},
     load::Load,
     mysql::{on_both, world},
     mysql_stream::{PLAN, batch, end_readers, follows, streamed, until_published},
@@ -321,11 +321,19 @@ async fn a_log_that_cannot_be_followed_says_why_and_the_table_is_polled(server: 
             .await;
     };
     says("GRANT REPLICATION SLAVE, REPLICATION CLIENT").await;
+    let doctor = || {
+        let output = whippet(&["doctor", "--config", &world.write("doctor.yaml", &config)]);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let found = doctor();
+    let binlog = found.lines().find(|line| line.contains("mysql: binlog")).unwrap();
+    assert!(binlog.contains("FAIL") && binlog.contains("REPLICATION CLIENT"), "{found}");
     world.sql(&batch(&topic, 1, 10)).await;
     let mut consumer = world.consumer(&topic);
     consumer.read(10);
     world.sql(&format!("GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {user}@'127.0.0.1'")).await;
     follows(&relay).await;
+    assert!(doctor().contains("it can be followed"), "{}", doctor());
     world.sql(&batch(&topic, 11, 20)).await;
     consumer.read(20);
     in_order(&consumer.seen, 20);
@@ -362,6 +370,40 @@ async fn a_dead_connection_shows(server: &str) {
     assert_eq!(relay.stop().0, Some(0));
 }
 
+/// What makes a server wait for a replica: MariaDB has it, MySQL has it as a plugin. Off when this is dropped,
+/// also when a test fails: others need the server.
+struct SemiSync(&'static str);
+
+impl SemiSync {
+    fn of(server: &str) -> SemiSync {
+        if server != "mysql" {
+            return SemiSync("mariadb");
+        }
+        let install = "INSTALL PLUGIN rpl_semi_sync_source SONAME 'semisync_source.so'";
+        run_on(&service("WHIPPET_TEST_MYSQL"), &[install]).unwrap();
+        SemiSync("mysql")
+    }
+}
+
+impl Drop for SemiSync {
+    fn drop(&mut self) {
+        let (server, statements) = match self.0 {
+            "mysql" => (
+                service("WHIPPET_TEST_MYSQL"),
+                ["SET GLOBAL rpl_semi_sync_source_enabled = 0", "UNINSTALL PLUGIN rpl_semi_sync_source"],
+            ),
+            _ => (
+                service("WHIPPET_TEST_MARIADB"),
+                [
+                    "SET GLOBAL rpl_semi_sync_master_enabled = 0",
+                    "SET GLOBAL rpl_semi_sync_master_timeout = 10000",
+                ],
+            ),
+        };
+        run_on(&server, &statements).unwrap();
+    }
+}
+
 /// A semi-synchronous server makes a transaction visible when a replica has it, or after a while. The log has
 /// it before.
 async fn a_row_that_nobody_can_see_yet_is_published_once_and_recorded_when_it_can_be(server: &str) {
@@ -371,9 +413,7 @@ async fn a_row_that_nobody_can_see_yet_is_published_once_and_recorded_when_it_ca
     let config = streamed(&world, "{ name: outbox }").replace("lease: 2s", "lease: 1m");
     world.install(&config).await;
     let name = if server == "mysql" { "source" } else { "master" };
-    if server == "mysql" {
-        world.sql("INSTALL PLUGIN rpl_semi_sync_source SONAME 'semisync_source.so'").await;
-    }
+    let _semi_sync = SemiSync::of(server);
     let relay = world.relay(&config);
     follows(&relay).await;
     let mut consumer = world.consumer(&topic);
@@ -409,7 +449,4 @@ async fn a_row_that_nobody_can_see_yet_is_published_once_and_recorded_when_it_ca
     in_order(consumer.read_to_end(), 30);
     let (code, log) = relay.stop();
     assert_eq!(code, Some(0), "{log}");
-    if server == "mysql" {
-        world.sql("UNINSTALL PLUGIN rpl_semi_sync_source").await;
-    }
 }
