@@ -67,7 +67,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
 async fn source(config: &Config) -> Vec<Finding> {
     let specs = app::table_specs(config);
     match (Database::new(&config.source), specs) {
-        (Ok(database), Ok(specs)) => database.examine(&specs).await,
+        (Ok(database), Ok(specs)) => database.examine(&specs, config.log().as_ref()).await,
         (Err(error), _) => vec![Finding::fail("source", error)],
         (_, Err(error)) => vec![Finding::fail("source", format!("{error:#}"))],
     }

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::metrics::Metrics,
-    config::{Config, Table},
+    config::{Config, Dialect, Table},
     coordinate::Lease,
     source::{
         database::{Database, TableSpec},
@@ -16,21 +16,52 @@ use crate::{
     },
 };
 
-#[cfg(feature = "postgres")]
-pub(super) use self::postgres::Log;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(super) use self::read::Log;
 
-#[cfg(feature = "postgres")]
-mod postgres {
-    use tokio::sync::{Notify, mpsc};
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod read {
+    use std::time::Duration;
+
+    use tokio::{
+        sync::{Notify, mpsc},
+        task::JoinHandle,
+    };
 
     use super::*;
+    #[cfg(feature = "mysql")]
+    use crate::source::{database::Mysql, mysql};
+    use crate::{config::Capture, source::log::Line};
+    #[cfg(feature = "postgres")]
     use crate::{
-        config::Capture,
-        source::postgres::{
-            slot::Slot,
-            stream::{Follower, Streamer},
-        },
+        source::database::Postgres,
+        source::postgres::{slot::Slot, stream},
     };
+
+    /// A session may leave what it does out of a binlog (`sql_log_bin`).
+    const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+    /// A table that follows the log.
+    struct Follower {
+        spec: TableSpec,
+        lines: mpsc::UnboundedSender<Line>,
+        /// How long its oldest row has waited, in seconds.
+        #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "a binlog is not given up"))]
+        waits: watch::Receiver<f64>,
+        /// What only the log has, and is not settled.
+        #[cfg_attr(
+            not(feature = "postgres"),
+            expect(dead_code, reason = "a binlog is followed by tables that stay")
+        )]
+        unsettled: watch::Sender<Unsettled>,
+    }
+
+    enum Streamer {
+        #[cfg(feature = "mysql")]
+        Mysql(mysql::stream::Streamer),
+        #[cfg(feature = "postgres")]
+        Postgres(stream::Streamer),
+    }
 
     #[derive(Default)]
     pub struct Log {
@@ -45,6 +76,7 @@ mod postgres {
         /// A table's end of the log, where it is to follow one.
         pub fn follow(
             &mut self,
+            dialect: Dialect,
             table: &Table,
             spec: &TableSpec,
             waits: watch::Receiver<f64>,
@@ -58,7 +90,8 @@ mod postgres {
             let (lines, end) = mpsc::unbounded_channel();
             self.all_poll = Some(self.all_poll.unwrap_or(true) && polls);
             self.followers.push(Follower { spec: spec.clone(), lines, waits, unsettled });
-            Some(LogEnd { lines: end, polls, again: self.again.clone() })
+            let sweep = (dialect == Dialect::Mysql).then_some(SWEEP_EVERY);
+            Some(LogEnd { lines: end, polls, sweep, again: self.again.clone() })
         }
 
         pub fn open(
@@ -66,35 +99,58 @@ mod postgres {
             config: &Config,
             database: &Database,
             lease: &watch::Receiver<Lease>,
+            #[cfg_attr(not(feature = "postgres"), expect(unused_variables, reason = "there is no slot"))]
             metrics: &Arc<Metrics>,
         ) {
-            // `check` has refused other databases.
-            #[cfg_attr(not(feature = "sqlite"), expect(irrefutable_let_patterns, reason = "one of one"))]
-            let Database::Postgres(database) = database else { return };
+            #[cfg_attr(not(feature = "postgres"), expect(unused_variables, reason = "there is no slot"))]
             let Some(disposable) = self.all_poll else { return };
-            // The server shows 63 bytes of it (NAMEDATALEN), and by that we know our own.
-            let mut application = format!("whippet:{}", config.source.relay_schema);
-            application.truncate(63);
-            self.streamer = Some(Streamer {
-                disposable,
-                connect: database.replication(&config.source, &application),
-                slot: Slot {
-                    database: database.clone(),
-                    settings: config.source.stream.clone().unwrap_or_default(),
-                    application,
-                },
-                followers: std::mem::take(&mut self.followers),
-                // What is much of the window is read from the table, which has it wait for room.
-                row_limit: (config.limits.in_flight_bytes / 4).max(64 << 10),
-                lease: lease.clone(),
-                again: self.again.clone(),
-                metrics: metrics.clone(),
-            });
+            let followers = std::mem::take(&mut self.followers).into_iter();
+            self.streamer = match database {
+                #[cfg(feature = "mysql")]
+                Database::Mysql(database) => Some(Streamer::Mysql(mysql::stream::Streamer {
+                    server: server(config, database),
+                    followers: followers
+                        .map(|Follower { spec, lines, .. }| mysql::stream::Follower { spec, lines })
+                        .collect(),
+                    limit: row_limit(config),
+                    lease: lease.clone(),
+                    again: self.again.clone(),
+                })),
+                #[cfg(feature = "postgres")]
+                Database::Postgres(database) => {
+                    let slot = slot(config, database);
+                    Some(Streamer::Postgres(stream::Streamer {
+                        disposable,
+                        connect: database.replication(&config.source, &slot.application),
+                        slot,
+                        followers: followers
+                            .map(|Follower { spec, lines, waits, unsettled }| stream::Follower {
+                                spec,
+                                lines,
+                                waits,
+                                unsettled,
+                            })
+                            .collect(),
+                        row_limit: row_limit(config),
+                        lease: lease.clone(),
+                        again: self.again.clone(),
+                        metrics: metrics.clone(),
+                    }))
+                }
+                // `check` has refused it.
+                #[cfg(feature = "sqlite")]
+                Database::Sqlite(_) => None,
+            };
         }
 
         /// Reads the log, where there is one, until `stop`.
         pub fn spawn(self, stop: CancellationToken) -> impl Future<Output = ()> {
-            let task = self.streamer.map(|streamer| tokio::spawn(streamer.run(stop)));
+            let task: Option<JoinHandle<()>> = self.streamer.map(|streamer| match streamer {
+                #[cfg(feature = "mysql")]
+                Streamer::Mysql(streamer) => tokio::spawn(streamer.run(stop)),
+                #[cfg(feature = "postgres")]
+                Streamer::Postgres(streamer) => tokio::spawn(streamer.run(stop)),
+            });
             async move {
                 if let Some(task) = task {
                     task.await.ok();
@@ -102,17 +158,43 @@ mod postgres {
             }
         }
     }
+
+    /// What is much of the window is read from the table, which has it wait for room.
+    fn row_limit(config: &Config) -> usize {
+        (config.limits.in_flight_bytes / 4).max(64 << 10)
+    }
+
+    #[cfg(feature = "mysql")]
+    fn server(config: &Config, database: &Mysql) -> mysql::server::Server {
+        mysql::server::Server {
+            database: database.clone(),
+            settings: config.source.stream.clone().unwrap_or_default(),
+        }
+    }
+
+    #[cfg(feature = "postgres")]
+    fn slot(config: &Config, database: &Postgres) -> Slot {
+        // The server shows 63 bytes of it (NAMEDATALEN), and by that we know our own.
+        let mut application = format!("whippet:{}", config.source.relay_schema);
+        application.truncate(63);
+        Slot {
+            database: database.clone(),
+            settings: config.source.stream.clone().unwrap_or_default(),
+            application,
+        }
+    }
 }
 
 /// Of a build without a database that has a log.
-#[cfg(not(feature = "postgres"))]
+#[cfg(not(any(feature = "postgres", feature = "mysql")))]
 #[derive(Default)]
 pub(super) struct Log {}
 
-#[cfg(not(feature = "postgres"))]
+#[cfg(not(any(feature = "postgres", feature = "mysql")))]
 impl Log {
     pub fn follow(
         &mut self,
+        _: Dialect,
         _: &Table,
         _: &TableSpec,
         _: watch::Receiver<f64>,

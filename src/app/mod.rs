@@ -24,7 +24,7 @@ use crate::{
         status::Board,
         verbs::{self, Desk},
     },
-    config::{self, AfterPublish, Capture, Config, Dialect, Jitter},
+    config::{self, AfterPublish, Config, Jitter},
     coordinate::{Keeper, Lease, report},
     event::TableIx,
     record::{LargeSpec, Oversize, Rules, Spec},
@@ -97,13 +97,7 @@ impl App {
             let (waits, waited) = watch::channel(0.0);
             let (unsettled, only_in_log) = watch::channel(Unsettled::default());
             let ix = TableIx(u16::try_from(index).context("too many tables")?);
-            let end = match (config.source.dialect(), table.capture) {
-                (Dialect::Mysql, Capture::Auto) => {
-                    board.capture(ix, "poll", "reading the binlog of MySQL is still to come");
-                    None
-                }
-                _ => log.follow(table, &spec, waited, unsettled),
-            };
+            let end = log.follow(config.source.dialect(), table, &spec, waited, unsettled);
             let (tell, commands) = mpsc::unbounded_channel::<Command>();
             sources.push(tell);
             let feed = Feed { table: ix, events: events.clone(), commands };

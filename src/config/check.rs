@@ -14,8 +14,6 @@ use crate::{record::Template, store::is_safe_key};
 
 /// The relay's own messages in the log.
 const HEARTBEAT_PREFIX: &str = "whippet.heartbeat";
-const BINLOG_TO_COME: &str =
-    "reading the binlog of MySQL is still to come: the table is polled; leave it out";
 
 pub(super) fn check(config: &Config, problems: &mut Problems) {
     source(&config.source, problems);
@@ -108,10 +106,8 @@ fn source(source: &Source, problems: &mut Problems) {
         if stream.heartbeat < Duration::from_millis(100) {
             problems.add("source.stream.heartbeat", "expected at least 100ms");
         }
-        match source.dialect() {
-            Dialect::Postgres => {}
-            Dialect::Mysql => problems.add("source.stream", BINLOG_TO_COME),
-            Dialect::Sqlite => problems.add("source.stream", "SQLite has no log to be read; leave it out"),
+        if source.dialect() == Dialect::Sqlite {
+            problems.add("source.stream", "SQLite has no log to be read; leave it out");
         }
     }
     if source.dialect() == Dialect::Mysql && source.tls.mode == TlsMode::VerifyCa {
@@ -258,7 +254,11 @@ fn bakdata(payload: &Payload, path: &str, problems: &mut Problems) {
 fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
     let at = |key: &str| format!("{path}.{key}");
     let only_in_log = table.message_prefix().is_some() || table.rows == Rows::Transient;
-    if only_in_log && table.capture != Capture::Stream {
+    if table.message_prefix().is_some() && dialect == Dialect::Mysql {
+        problems.add(&at("name"), "MySQL has no logical messages; expected a table");
+    } else if only_in_log && dialect == Dialect::Mysql {
+        problems.add(&at("rows"), "rows that only the binlog has are still to come; expected stay");
+    } else if only_in_log && table.capture != Capture::Stream {
         problems.add(&at("capture"), "these events are in the log only; expected stream");
     }
     if only_in_log && table.after_publish != AfterPublish::Delete {
@@ -304,8 +304,7 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
         problems.add(&at("poll.wake"), "notify needs PostgreSQL");
     }
     match (table.capture, dialect) {
-        (Capture::Poll, _) | (_, Dialect::Postgres) | (Capture::Auto, Dialect::Mysql) => {}
-        (Capture::Stream, Dialect::Mysql) => problems.add(&at("capture"), BINLOG_TO_COME),
+        (Capture::Poll, _) | (_, Dialect::Postgres | Dialect::Mysql) => {}
         (_, Dialect::Sqlite) => problems.add(&at("capture"), "SQLite has no log to be read; expected poll"),
     }
     if table.retention.published.is_some() && table.after_publish == AfterPublish::Delete {

@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 use super::error::{Problems, join};
 
 /// Path (`[]` for every element), the value that asks for nothing, and what is missing.
-const KEYS: [(&str, &str, &str); 11] = [
-    ("source.stream.server_id", "5400", "reading the binlog of MySQL is still to come"),
+const KEYS: [(&str, &str, &str); 10] = [
     ("kafka.delivery", "at_least_once", EXACTLY_ONCE),
     ("kafka.eos_units", "4", EXACTLY_ONCE),
     ("kafka.position_topic", "whippet.positions", EXACTLY_ONCE),

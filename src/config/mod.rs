@@ -82,7 +82,7 @@ pub struct Source {
     pub password_file: Option<PathBuf>,
     #[serde(default)]
     pub tls: Tls,
-    /// How the database's log is read, for tables that follow it (PostgreSQL).
+    /// How the database's log is read, for tables that follow it.
     #[serde(default)]
     pub stream: Option<Stream>,
     /// Connections of one relay to the database, at most; the log is read by one more.
@@ -98,12 +98,17 @@ pub struct Source {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stream {
-    /// The replication slot.
+    /// The replication slot (PostgreSQL).
     pub slot: String,
+    /// PostgreSQL.
     pub publication: String,
     /// Make slot and publication where they are missing.
     pub create: bool,
-    /// How often a heartbeat is written into the log, so that an idle database does not hold it.
+    /// What the relay is to the server's binlog, which has one reader of a number (MySQL).
+    #[schemars(range(min = 1))]
+    pub server_id: u32,
+    /// How often a heartbeat goes through the log, so that a dead connection shows and an idle database does
+    /// not hold its log.
     #[serde(with = "units::duration")]
     #[schemars(with = "units::DurationText")]
     pub heartbeat: Duration,
@@ -120,6 +125,7 @@ impl Default for Stream {
             slot: "whippet".into(),
             publication: "whippet".into(),
             create: true,
+            server_id: 5400,
             heartbeat: Duration::from_secs(10),
             max_retained_wal: 4 << 30,
         }
@@ -133,6 +139,14 @@ pub enum Dialect {
     /// MySQL and MariaDB.
     Mysql,
     Sqlite,
+}
+
+impl Config {
+    /// How the log is read, where a table follows it.
+    pub fn log(&self) -> Option<Stream> {
+        let follows = self.tables.iter().any(|table| table.capture != Capture::Poll);
+        follows.then(|| self.source.stream.clone().unwrap_or_default())
+    }
 }
 
 impl Source {

@@ -249,13 +249,18 @@ fn every_error_names_its_place_and_what_was_expected() {
             "source.tls.mode: the driver for MySQL checks the name with the certificate",
         ),
         (
-            with("postgres://relay@localhost/shop", "mysql://x/y, stream: {}"),
-            "source.stream: reading the binlog of MySQL is still to come",
+            with("postgres://relay@localhost/shop", "mysql://x/y, stream: { server_id: 0 }"),
+            "source.stream.server_id: expected a whole number from 1",
         ),
         (
             with("postgres://relay@localhost/shop", "mysql://x/y")
-                .replace("{ name: outbox }", "{ name: outbox, capture: stream }"),
-            "tables[0].capture: reading the binlog of MySQL is still to come",
+                .replace("{ name: outbox }", "{ name: outbox, capture: stream, rows: transient }"),
+            "tables[0].rows: rows that only the binlog has are still to come; expected stay",
+        ),
+        (
+            with("postgres://relay@localhost/shop", "mysql://x/y")
+                .replace("{ name: outbox }", "{ name: \"message:a\" }"),
+            "tables[0].name: MySQL has no logical messages",
         ),
         (
             with("postgres://relay@localhost/shop", "mysql://x/y")

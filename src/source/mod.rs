@@ -15,9 +15,13 @@ pub mod database;
 pub mod hold;
 pub mod kept;
 pub mod log;
+#[cfg(feature = "mysql")]
+pub mod mysql;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod table;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod tls;
 
 use std::future::Future;
 

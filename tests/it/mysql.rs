@@ -32,6 +32,7 @@ on_both!(
     nothing_is_lost_and_nothing_overtakes_through_kills,
     nothing_is_lost_when_the_server_restarts_and_when_it_is_killed,
     a_late_commit_is_published_and_stalls_nobody,
+    what_is_published_is_recorded_beside_rows_that_are_not_committed,
     what_was_rolled_back_is_not_published,
     a_bad_event_parks_its_key_and_an_operator_has_all_verbs,
     keys_are_told_apart_byte_by_byte,
@@ -149,6 +150,34 @@ async fn a_late_commit_is_published_and_stalls_nobody(server: &str) {
     let (_, log) = relay.stop();
     assert!(!log.contains("\"ERROR\""), "{log}");
     assert_eq!(consumer.read_to_end().len(), sent + 1, "nothing is published twice");
+}
+
+/// A list of rows is found row by row, however few there are beside them.
+async fn what_is_published_is_recorded_beside_rows_that_are_not_committed(server: &str) {
+    for after in ["delete", "mark"] {
+        let world = world(server).await;
+        let topic = world.create_topic("events", 3, &[]).await;
+        let config = world.config(&format!("[{{ name: outbox, after_publish: {after} }}]"), "");
+        world.install(&config).await;
+        let relay = world.relay(&config);
+        let mut late = Session::open(&world.url).await.unwrap();
+        let insert = |rows: usize| {
+            let rows: Vec<String> = (0..rows).map(|n| format!("('{topic}', 'k{n}', '{n}', NULL)")).collect();
+            format!("{INSERT} VALUES {}", rows.join(","))
+        };
+        for rows in [10, 999, 1_000, 2_000] {
+            late.run("BEGIN").await.unwrap();
+            late.run(&insert(1)).await.unwrap();
+            world.sql(&insert(rows)).await;
+            late.run(&insert(1)).await.unwrap();
+            world.until_within(pending(after), 0, Duration::from_secs(5)).await;
+            late.run("COMMIT").await.unwrap();
+        }
+        world.until(pending(after), 0).await;
+        let (code, log) = relay.stop();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(!log.contains("lease is lost"), "{log}");
+    }
 }
 
 async fn what_was_rolled_back_is_not_published(server: &str) {

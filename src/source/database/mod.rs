@@ -8,6 +8,8 @@ mod holds;
 mod kept;
 #[cfg(feature = "mysql")]
 mod mysql;
+#[cfg(feature = "mysql")]
+pub use mysql::{Column, Mysql};
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
@@ -238,7 +240,7 @@ pub const LEASE_NAME: &str = "source";
 #[derive(Clone, Debug)]
 pub enum Database {
     #[cfg(feature = "mysql")]
-    Mysql(mysql::Mysql),
+    Mysql(Mysql),
     #[cfg(feature = "postgres")]
     Postgres(Postgres),
     #[cfg(feature = "sqlite")]
@@ -275,7 +277,7 @@ impl Database {
     pub fn new(source: &config::Source) -> Result<Database, Error> {
         match source.dialect() {
             #[cfg(feature = "mysql")]
-            Dialect::Mysql => Ok(Database::Mysql(mysql::Mysql::new(source)?)),
+            Dialect::Mysql => Ok(Database::Mysql(Mysql::new(source)?)),
             #[cfg(feature = "postgres")]
             Dialect::Postgres => Ok(Database::Postgres(Postgres::new(source)?)),
             #[cfg(feature = "sqlite")]
@@ -310,10 +312,10 @@ impl Database {
 
     /// What `whippet doctor` finds about the server and these tables. Nothing is asked of the others yet.
     #[cfg_attr(not(feature = "mysql"), expect(unused_variables, reason = "nothing is asked"))]
-    pub async fn examine(&self, specs: &[TableSpec]) -> Vec<Finding> {
+    pub async fn examine(&self, specs: &[TableSpec], log: Option<&config::Stream>) -> Vec<Finding> {
         match self {
             #[cfg(feature = "mysql")]
-            Database::Mysql(db) => db.examine(specs).await,
+            Database::Mysql(db) => db.examine(specs, log).await,
             #[cfg(any(feature = "postgres", feature = "sqlite"))]
             _ => ready(Vec::new()).await,
         }
@@ -341,7 +343,7 @@ impl Database {
     pub async fn moment(&self) -> Result<Moment, Error> {
         match self {
             #[cfg(feature = "mysql")]
-            Database::Mysql(_) => ready(Err(Error::Setup("MySQL's log cannot be read".into()))).await,
+            Database::Mysql(db) => db.moment().await,
             #[cfg(feature = "postgres")]
             Database::Postgres(db) => db.moment().await,
             #[cfg(feature = "sqlite")]

@@ -6,6 +6,7 @@
 //! goes on from what is in the table.
 
 mod acks;
+pub mod binlog;
 mod moment;
 
 use std::{

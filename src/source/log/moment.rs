@@ -3,6 +3,8 @@
 
 use std::{fmt, str::FromStr};
 
+use super::binlog::{Seen, SharedCommit};
+
 /// A place in the write-ahead log of one server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
@@ -16,7 +18,7 @@ impl fmt::Display for Lsn {
 /// What is no LSN, or no snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the server sent what is not {0}")]
-pub struct Unreadable(&'static str);
+pub struct Unreadable(pub(super) &'static str);
 
 impl FromStr for Lsn {
     type Err = Unreadable;
@@ -28,24 +30,53 @@ impl FromStr for Lsn {
     }
 }
 
-/// Where a row is in the log: its transaction, and the place of that transaction's commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct At {
-    pub xid: u32,
-    pub commit: Lsn,
+/// Where a row is in its log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum At {
+    /// PostgreSQL's: its transaction, and the place of that transaction's commit.
+    Wal { xid: u32, commit: Lsn },
+    /// MySQL's and MariaDB's.
+    Binlog(SharedCommit),
+}
+
+impl At {
+    /// The number of the transaction, where snapshots go by it.
+    pub fn xid(&self) -> Option<u32> {
+        match self {
+            At::Wal { xid, .. } => Some(*xid),
+            At::Binlog(_) => None,
+        }
+    }
 }
 
 /// A moment that polling has seen, or is to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Moment {
-    pub snapshot: Snapshot,
-    /// Every transaction that the snapshot sees has its commit before this.
-    pub end: Lsn,
+pub enum Moment {
+    /// Every transaction that the snapshot sees has its commit before `end`.
+    Wal {
+        snapshot: Snapshot,
+        end: Lsn,
+    },
+    Binlog(Seen),
 }
 
 impl Moment {
-    pub fn sees(&self, at: At) -> bool {
-        at.commit <= self.end && self.snapshot.sees(at.xid)
+    /// Every read that begins after this moment sees it.
+    pub fn sees(&self, at: &At) -> bool {
+        match (self, at) {
+            (Moment::Wal { snapshot, end }, At::Wal { xid, commit }) => commit <= end && snapshot.sees(*xid),
+            (Moment::Binlog(seen), At::Binlog(commit)) => seen.sees(commit),
+            _ => false,
+        }
+    }
+
+    /// Whether nothing that could be seen at this moment comes in the log any more, when it has come here.
+    pub fn is_behind(&self, at: &At) -> bool {
+        match (self, at) {
+            (Moment::Wal { end, .. }, At::Wal { commit, .. }) => commit > end,
+            (Moment::Binlog(seen), At::Binlog(commit)) => commit.end > seen.end,
+            _ => false,
+        }
     }
 }
 
@@ -135,10 +166,12 @@ mod tests {
 
     #[test]
     fn a_moment_sees_nothing_that_the_log_had_not_reached() {
-        let moment = Moment { snapshot: "10:20:".parse().unwrap(), end: Lsn(100) };
-        assert!(moment.sees(At { xid: 15, commit: Lsn(100) }));
-        assert!(!moment.sees(At { xid: 15, commit: Lsn(101) }), "a number of a later turn");
-        assert!(!moment.sees(At { xid: 25, commit: Lsn(50) }));
+        let moment = Moment::Wal { snapshot: "10:20:".parse().unwrap(), end: Lsn(100) };
+        let at = |xid, commit| At::Wal { xid, commit: Lsn(commit) };
+        assert!(moment.sees(&at(15, 100)));
+        assert!(!moment.sees(&at(15, 101)), "a number of a later turn");
+        assert!(!moment.sees(&at(25, 50)));
+        assert!(moment.is_behind(&at(15, 101)) && !moment.is_behind(&at(15, 100)));
     }
 
     #[test]

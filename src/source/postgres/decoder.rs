@@ -70,7 +70,8 @@ pub struct Ready {
 /// The transaction that is being read.
 #[derive(Clone, Copy, Debug)]
 struct Transaction {
-    at: At,
+    xid: u32,
+    commit: Lsn,
     committed_ms: i64,
     /// Events of ours that it has had.
     events: u32,
@@ -79,7 +80,7 @@ struct Transaction {
 impl Transaction {
     /// The next event's place: in the order of the log, as text too, and the same whenever the log is read.
     fn next_place(&mut self) -> Place {
-        let place = format!("{:016X}.{:08X}", self.at.commit.0, self.events);
+        let place = format!("{:016X}.{:08X}", self.commit.0, self.events);
         self.events += 1;
         Place::Text(place.into())
     }
@@ -184,7 +185,7 @@ impl Decoder {
         };
         match message {
             Message::Insert { relation, tuple } => return self.insert(relation, tuple, frame.len()),
-            Message::Begin { commit, micros, xid } => self.begin(At { xid, commit }, micros),
+            Message::Begin { commit, micros, xid } => self.begin(xid, commit, micros),
             Message::Commit { end } => self.commit(end),
             Message::Relation(relation) => self.relation(&relation),
             Message::Logical { transactional, at, prefix, content } => {
@@ -197,7 +198,7 @@ impl Decoder {
                 // One that belongs to no transaction is one of its own.
                 let alone = !transactional && self.transaction.is_none();
                 if alone {
-                    self.begin(At { xid: 0, commit: at }, micros_now());
+                    self.begin(0, at, micros_now());
                 }
                 self.event(index, |spec, place, at| Some(message::event(spec, content, place, at)));
                 if alone {
@@ -209,9 +210,9 @@ impl Decoder {
         Ok(())
     }
 
-    fn begin(&mut self, at: At, micros: i64) {
+    fn begin(&mut self, xid: u32, commit: Lsn, micros: i64) {
         let committed_ms = micros.div_euclid(1000) + POSTGRES_EPOCH_SECONDS * 1000;
-        self.transaction = Some(Transaction { at, committed_ms, events: 0 });
+        self.transaction = Some(Transaction { xid, commit, committed_ms, events: 0 });
     }
 
     fn relation(&mut self, relation: &Relation) {
@@ -255,7 +256,8 @@ impl Decoder {
             true => Place::Int(0),
             false => transaction.next_place(),
         };
-        let (at, committed_ms) = (transaction.at, transaction.committed_ms);
+        let at = At::Wal { xid: transaction.xid, commit: transaction.commit };
+        let committed_ms = transaction.committed_ms;
         let event = make(&self.routes[index].spec, place, committed_ms);
         if !self.touched.contains(&index) {
             self.touched.push(index);

@@ -448,6 +448,9 @@ impl Postgres {
                 .await
                 .map_err(sql("note the moment"))?;
         let unreadable = |error| Error::Setup(format!("note the moment: {error}"));
-        Ok(Moment { snapshot: snapshot.parse().map_err(unreadable)?, end: end.parse().map_err(unreadable)? })
+        Ok(Moment::Wal {
+            snapshot: snapshot.parse().map_err(unreadable)?,
+            end: end.parse().map_err(unreadable)?,
+        })
     }
 }

@@ -14,6 +14,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
@@ -29,7 +30,7 @@ use crate::{
     source::{
         Yield,
         database::{Error, Reach, answered},
-        log::{Acks, At, Batch, Incoming, Line, Lsn, Moment, Streamed},
+        log::{Acks, At, Batch, Incoming, Line, Moment, Streamed},
     },
 };
 
@@ -40,17 +41,17 @@ const LAST_ROWS_AT_MOST: usize = 50_000;
 pub(super) type Known = HashMap<Place, InLog>;
 
 /// Where a row is in the log, if it came from there.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct InLog {
     /// Its number in this reading.
     number: Option<u64>,
     /// Its transaction, which may not be seen yet.
-    xid: Option<u32>,
+    at: Option<At>,
 }
 
 impl InLog {
-    pub(super) fn xid(self) -> Option<u32> {
-        self.xid
+    pub(super) fn xid(&self) -> Option<u32> {
+        self.at.as_ref().and_then(At::xid)
     }
 }
 
@@ -58,6 +59,10 @@ pub(super) struct Following {
     lines: mpsc::UnboundedReceiver<Line>,
     /// Whether the table is polled while there is no log.
     polls: bool,
+    /// How often it is polled although the log can be read, and when next.
+    sweep: Option<Duration>,
+    sweep_at: Instant,
+    sweeping: bool,
     /// Only the log has these events: what is polled is what was held and is released.
     only: bool,
     again: Arc<Notify>,
@@ -71,6 +76,8 @@ pub(super) struct Following {
     held: Option<HashSet<Place>>,
     /// The last moment that was noted while polling.
     moment: Option<Moment>,
+    /// The last moment that was noted for recording.
+    visible: Option<Moment>,
     /// What polling had found at its end and is not recorded: with the last of them, everything that the
     /// log had left to the table is settled.
     found: Option<HashSet<Place>>,
@@ -95,7 +102,7 @@ struct Overlap {
     moment: Moment,
     read: HashSet<Place>,
     /// Nothing of the above is in the log behind this.
-    until: Lsn,
+    until: Moment,
 }
 
 /// What a table hears.
@@ -108,10 +115,13 @@ pub(super) enum News {
 
 impl Following {
     pub fn new(end: LogEnd, only: bool) -> Following {
-        let LogEnd { lines, polls, again } = end;
+        let LogEnd { lines, polls, sweep, again } = end;
         Following {
             lines,
             polls,
+            sweep,
+            sweep_at: Instant::now(),
+            sweeping: false,
             only,
             again,
             incoming: None,
@@ -120,6 +130,7 @@ impl Following {
             acks: Acks::default(),
             held: None,
             moment: None,
+            visible: None,
             found: None,
             left: false,
         }
@@ -164,10 +175,10 @@ impl Following {
     }
 
     /// Whether a row of the log is one that polling has found.
-    fn is_old(&mut self, at: At, place: &Place) -> bool {
+    fn is_old(&mut self, at: &At, place: &Place) -> bool {
         let Phase::Streaming { overlap: past } = &mut self.phase else { return false };
         let Some(overlap) = past else { return false };
-        if at.commit > overlap.until {
+        if overlap.until.is_behind(at) {
             *past = None;
             return false;
         }
@@ -251,11 +262,15 @@ impl Task {
     fn leave_the_log(&mut self) {
         self.back_to_the_table();
         if let Some(log) = &mut self.log {
-            (log.incoming, log.batch, log.held) = (None, None, None);
+            (log.incoming, log.batch, log.held, log.sweeping) = (None, None, None, false);
             // The next server may be another: what an old moment saw on this one may not be there.
-            log.moment = None;
-            // Their numbers were those of this reading.
-            self.state.known.values_mut().for_each(|known| known.number = None);
+            (log.moment, log.visible) = (None, None);
+            for known in self.state.known.values_mut() {
+                // Their numbers were those of this reading.
+                known.number = None;
+                // A binlog that begins anew may never come to that place again.
+                known.at.take_if(|at| matches!(at, At::Binlog(_)));
+            }
         }
     }
 
@@ -317,9 +332,9 @@ impl Task {
             }
             let Some(batch) = &mut log.batch else { break };
             while let Some(row) = batch.rows.front() {
-                if !log.moment.as_ref().is_some_and(|moment| moment.sees(row.at)) {
+                if !log.moment.as_ref().is_some_and(|moment| moment.sees(&row.at)) {
                     let moment = answered("note the moment", self.source.database.moment()).await?;
-                    let sees = moment.sees(row.at);
+                    let sees = moment.sees(&row.at);
                     log.moment = Some(moment);
                     if !sees {
                         // It has committed, and cannot be seen yet.
@@ -354,14 +369,18 @@ impl Task {
             }
             Phase::Polling | Phase::Streaming { .. } => {}
             Phase::Closing { moment, read } => {
-                let end = answered("note the moment", self.source.database.moment()).await?.end;
-                let overlap = Overlap { moment: moment.clone(), read: std::mem::take(read), until: end };
+                let until = answered("note the moment", self.source.database.moment()).await?;
+                let overlap = Overlap { moment: moment.clone(), read: std::mem::take(read), until };
                 log.phase = Phase::Streaming { overlap: Some(overlap) };
                 log.found = Some(self.state.known.keys().cloned().collect());
                 log.tell();
-                let table = self.source.spec.name.as_str();
-                info!(table, "nothing is left in the table: the log is followed");
-                self.say("stream", "the log is read");
+                let again = std::mem::take(&mut log.sweeping);
+                log.sweep_at = Instant::now() + log.sweep.unwrap_or_default();
+                if !again {
+                    let table = self.source.spec.name.as_str();
+                    info!(table, "nothing is left in the table: the log is followed");
+                    self.say("stream", "the log is read");
+                }
             }
         }
         Ok(())
@@ -388,21 +407,44 @@ impl Task {
     /// yet. The log has it from when its commit is on the disk, and that may be long before: with a
     /// synchronous standby, for as long as that is away.
     pub(super) async fn by_sight(&self, places: &[Place]) -> Result<(Vec<Place>, HashSet<Place>), Error> {
-        let of_log = places.iter().filter_map(|place| Some((place, self.state.known.get(place)?.xid?)));
-        let of_log: Vec<(&Place, u32)> = of_log.collect();
+        let of_log =
+            places.iter().filter_map(|place| Some((place, self.state.known.get(place)?.at.as_ref()?)));
+        let of_log: Vec<(&Place, &At)> = of_log.collect();
         let (mut seen, mut unseen) = (Vec::new(), HashSet::new());
         if of_log.is_empty() {
             return Ok((seen, unseen));
         }
         let moment = answered("note the moment", self.source.database.moment()).await?;
-        for (place, xid) in of_log {
-            if moment.snapshot.sees(xid) {
+        for (place, at) in of_log {
+            if moment.sees(at) {
                 seen.push(place.clone());
             } else {
                 unseen.insert(place.clone());
             }
         }
         Ok((seen, unseen))
+    }
+
+    /// Those of these places that came from a binlog and cannot be seen yet: to change one of them would wait
+    /// for its transaction, holding what others need. And the moment that told, if it is a new one.
+    pub(super) async fn hidden(&self, places: &[Place]) -> Result<(HashSet<Place>, Option<Moment>), Error> {
+        let in_binlog = |place: &Place, moment: Option<&Moment>| {
+            let at = self.state.known.get(place).and_then(|known| known.at.as_ref());
+            at.is_some_and(|at| matches!(at, At::Binlog(_)) && !moment.is_some_and(|moment| moment.sees(at)))
+        };
+        let last = self.log.as_ref().and_then(|log| log.visible.as_ref());
+        if !places.iter().any(|place| in_binlog(place, last)) {
+            return Ok((HashSet::new(), None));
+        }
+        let moment = answered("note the moment", self.source.database.moment()).await?;
+        let hidden = places.iter().filter(|place| in_binlog(place, Some(&moment))).cloned().collect();
+        Ok((hidden, Some(moment)))
+    }
+
+    pub(super) fn has_seen(&mut self, moment: Option<Moment>) {
+        if let (Some(log), Some(moment)) = (&mut self.log, moment) {
+            log.visible = Some(moment);
+        }
     }
 
     /// Rows of these places are recorded or held: they are known no more.
@@ -443,8 +485,14 @@ impl Task {
         let Some(log) = &mut self.log else { return Ok(Next::Told) };
         let next = log.batch.take().or_else(|| log.incoming.as_mut()?.batches.try_recv().ok());
         let Some(mut batch) = next else {
+            if log.sweep.is_some() && log.sweep_at <= Instant::now() {
+                log.sweeping = true;
+                self.back_to_the_table();
+                return Ok(Next::At(Instant::now()));
+            }
+            let sweep = log.sweep.map(|_| log.sweep_at);
             let old_rows = self.source.spec.retention.map(|_| self.expire_at);
-            let next = recorded_by.into_iter().chain(old_rows).chain(look_again).min();
+            let next = recorded_by.into_iter().chain(old_rows).chain(look_again).chain(sweep).min();
             return Ok(next.map_or(Next::Told, Next::At));
         };
         self.source.metrics.events_read(&self.source.spec.name).inc_by(batch.rows.len() as u64);
@@ -463,7 +511,8 @@ impl Task {
                     table = self.source.spec.name.as_str(),
                     "a row of the log is left to the table, which is polled"
                 );
-                log.acks.defer_next();
+                // It counts as such when it can be seen there, which may not be yet.
+                batch.rows.push_front(Streamed { at, event: None });
                 log.batch = Some(batch);
                 self.send(Yield::Events { generation, events: ready }).await;
                 self.back_to_the_table();
@@ -472,7 +521,7 @@ impl Task {
             let again = log.held.as_ref().is_some_and(|held| {
                 held.contains(&event.place) || self.state.known.contains_key(&event.place)
             });
-            if again || log.is_old(at, &event.place) {
+            if again || log.is_old(&at, &event.place) {
                 let number = log.acks.expect();
                 match self.state.known.get_mut(&event.place) {
                     Some(known) if known.number.is_none() => known.number = Some(number),
@@ -494,10 +543,10 @@ impl Task {
             }
             let Some(log) = &mut self.log else { break };
             let number = log.acks.expect();
-            let known = InLog { number: Some(number), xid: Some(at.xid) };
             if let Some(kept) = &mut self.state.kept {
-                kept.take(&event.place, Some(at.xid));
+                kept.take(&event.place, at.xid());
             }
+            let known = InLog { number: Some(number), at: Some(at) };
             let before = self.state.known.insert(event.place.clone(), known);
             if let Some(before) = before.and_then(|known| known.number) {
                 // The application used the number again while the first one is on its way.

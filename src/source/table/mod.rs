@@ -56,6 +56,8 @@ pub struct LogEnd {
     pub lines: mpsc::UnboundedReceiver<Line>,
     /// Whether the table is polled while the log cannot be read.
     pub polls: bool,
+    /// How often it is polled although the log can be read: a session may leave its rows out of the log.
+    pub sweep: Option<Duration>,
     /// Has the log read anew.
     pub again: Arc<Notify>,
 }

@@ -1,6 +1,6 @@
 //! Recording: what was published is deleted or marked, and what is held is written down.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -47,12 +47,19 @@ impl Task {
             let Some(outbox) = &self.outbox else { return Ok(None) };
             let batch = &self.state.owed[..self.state.owed.len().min(RECORD_AT_MOST)];
             fail::fail_point!("acknowledged", |_| std::process::abort());
-            let mut unseen = HashSet::new();
+            let (mut unseen, moment) = self.hidden(batch).await?;
             if self.source.spec.stays() {
+                let visible: Vec<Place>;
+                let batch = if unseen.is_empty() {
+                    batch
+                } else {
+                    visible = batch.iter().filter(|place| !unseen.contains(*place)).cloned().collect();
+                    &visible
+                };
                 let rows = answered("record what was published", outbox.record(batch, epoch)).await?;
                 if rows < batch.len() as u64 {
-                    let seen;
-                    (seen, unseen) = self.by_sight(batch).await?;
+                    let (seen, more) = self.by_sight(batch).await?;
+                    unseen.extend(more);
                     if !seen.is_empty() {
                         // It may be since then that they are seen.
                         answered("record what was published", outbox.record(&seen, epoch)).await?;
@@ -77,6 +84,7 @@ impl Task {
                 answered("record what was replayed", outbox.replayed(&done)).await?;
             }
             let recorded = batch.len();
+            self.has_seen(moment);
             let rest = self.state.owed.split_off(recorded);
             let mut batch = std::mem::replace(&mut self.state.owed, rest);
             if !unseen.is_empty() {

@@ -95,6 +95,14 @@ pub(super) fn script(config: &Config) -> Vec<String> {
         "What to ask of whoever runs the server. Polling needs nothing but InnoDB, and binlog_format = ROW where \
          there is a binlog: the relay reads and writes with READ COMMITTED",
     ));
+    if config.log().is_some() {
+        script.push(heading("The binlog is followed: it has to be there, with whole rows"));
+        script.extend([
+            "-- log_bin = ON, binlog_format = ROW, binlog_row_image = FULL, and best binlog_row_metadata = FULL;",
+            "-- of MySQL gtid_mode = ON where that can be, and binlog_order_commits = ON;",
+            "-- a server_id of the relay's own (source.stream.server_id), that no replica has",
+        ].map(String::from));
+    }
     script
 }
 
@@ -207,6 +215,9 @@ fn grants(config: &Config) -> Vec<String> {
     }
     for name in relay_table_names(&config.source.relay_schema) {
         grant("SELECT, INSERT, UPDATE, DELETE", &name);
+    }
+    if config.log().is_some() {
+        grants.push(format!("-- GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {account};"));
     }
     grants
 }

@@ -13,16 +13,18 @@ use crate::event::Place;
 pub(super) const TOO_LONG: u64 = u32::MAX as u64;
 
 /// A column as the catalogue has it.
-#[derive(Clone, Debug)]
-pub(super) struct Column {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
     pub name: String,
     /// In lower case, without length: `bigint`, `varchar`, `json`.
     pub kind: String,
     /// The same with its length: `binary(16)`.
     pub full: String,
-    charset: Option<String>,
-    collation: Option<String>,
-    bits: Option<u64>,
+    /// The same as it was written: names of an ENUM are in it.
+    pub written: String,
+    pub charset: Option<String>,
+    pub collation: Option<String>,
+    pub bits: Option<u64>,
 }
 
 /// How values of a column come.
@@ -42,6 +44,10 @@ enum Form {
 impl Column {
     pub fn is_int(&self) -> bool {
         matches!(self.kind.as_str(), "tinyint" | "smallint" | "mediumint" | "int" | "bigint")
+    }
+
+    pub fn is_bytes(&self) -> bool {
+        self.form() == Form::Bytes
     }
 
     pub fn is_time(&self) -> bool {
@@ -124,7 +130,7 @@ impl Column {
 
     /// The condition that the value is among these. A collation may take two texts for one, so their bytes are
     /// compared too.
-    pub fn among(&self, alias: &str, places: &[Place]) -> String {
+    pub(super) fn among(&self, alias: &str, places: &[Place]) -> String {
         let list = |write: &dyn Fn(&Place) -> String| places.iter().map(write).collect::<Vec<_>>().join(",");
         let name = self.name(alias);
         if self.is_int() {
@@ -136,6 +142,26 @@ impl Column {
         }
         let bytes = list(&|place| Literal::Bytes(place.to_string().into_bytes()).to_string());
         format!("({name} IN ({values}) AND CAST({} AS BINARY) IN ({bytes}))", self.cell(alias))
+    }
+
+    /// The same, for statements that change rows: the places as a table `v`, and how it is joined. For a list
+    /// the server may read all of the table instead, and wait for every row that is not committed.
+    pub(super) fn joined(&self, alias: &str, places: &[Place]) -> (String, String) {
+        let name = self.name(alias);
+        let (kind, on) = match (self.is_int(), self.form()) {
+            (true, _) => ("BIGINT", format!("{name} = v.n")),
+            (_, Form::Bytes) => ("VARCHAR(2048)", format!("{name} = {}", self.of_text("v.n"))),
+            _ => {
+                let bytes = format!("CAST({} AS BINARY) = CAST(v.n AS BINARY)", self.cell(alias));
+                ("VARCHAR(2048)", format!("{name} = {} AND {bytes}", self.of_text("v.n")))
+            }
+        };
+        let list = places.iter().map(|place| match place {
+            Place::Int(number) => (*number).into(),
+            Place::Text(text) => serde_json::Value::from(&**text),
+        });
+        let list = literal(&serde_json::Value::Array(list.collect()).to_string());
+        (format!("JSON_TABLE({list}, '$[*]' COLUMNS (n {kind} PATH '$')) v"), on)
     }
 
     /// Milliseconds since the Unix epoch: of a number, which is that, or of a time, which is in UTC.
@@ -151,10 +177,15 @@ impl Column {
 /// A table's columns, its engine, and the index that gives its rows in order.
 #[derive(Debug)]
 pub(super) struct Catalogue {
+    /// The names as they are stored.
+    pub database: String,
+    pub table: String,
     pub columns: Vec<Column>,
     pub engine: String,
     /// The index that a read goes along, quoted; none means that each read sorts the table.
     pub index: Option<String>,
+    /// The index that leads to a row by its place, quoted.
+    pub by_place: Option<String>,
     /// Whether it passes by what is published.
     pub has_index_of_what_waits: bool,
     /// The largest value that the server makes, in bytes.
@@ -168,14 +199,14 @@ impl Catalogue {
         let doing = "look at the table";
         let mut connection = pool.get_conn().await.map_err(Error::sql(doing))?;
         let engine = format!(
-            "SELECT COALESCE(engine, '') FROM information_schema.tables \
+            "SELECT COALESCE(engine, ''), table_schema, table_name FROM information_schema.tables \
              WHERE table_schema = {schema} AND table_name = {table}"
         );
-        let engine: Option<String> = sql::query_scalar(AssertSqlSafe(&engine))
+        let found: Option<(String, String, String)> = sql::query_as(AssertSqlSafe(&engine))
             .fetch_optional(&mut connection)
             .await
             .map_err(Error::sql(doing))?;
-        let Some(engine) = engine else {
+        let Some((engine, database, name)) = found else {
             return Err(Error::Setup(format!(
                 "table {} does not exist, or this account may not see it: make it with `whippet sql`, or mend \
                  tables[].name",
@@ -183,16 +214,17 @@ impl Catalogue {
             )));
         };
         let columns = format!(
-            "SELECT column_name, LOWER(data_type), LOWER(column_type), character_set_name, collation_name, \
+            "SELECT column_name, LOWER(data_type), LOWER(column_type), column_type, character_set_name, collation_name, \
                numeric_precision \
              FROM information_schema.columns WHERE table_schema = {schema} AND table_name = {table} \
              ORDER BY ordinal_position"
         );
         let columns = connection
-            .query_map(columns, |(name, kind, full, charset, collation, bits)| Column {
+            .query_map(columns, |(name, kind, full, written, charset, collation, bits)| Column {
                 name,
                 kind,
                 full,
+                written,
                 charset,
                 collation,
                 bits,
@@ -211,9 +243,12 @@ impl Catalogue {
         let packet: Option<u64> =
             connection.query_first("SELECT @@max_allowed_packet").await.map_err(Error::sql(doing))?;
         Ok(Catalogue {
+            database,
+            table: name,
             columns,
             engine,
             has_index_of_what_waits: found.is_some() && (published_at.is_none() || found != of_all),
+            by_place: index(&parts, order.unwrap_or(&spec.id), None).map(quoted),
             index: found.map(quoted),
             packet: packet.unwrap_or_default(),
         })

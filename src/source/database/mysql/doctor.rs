@@ -9,14 +9,20 @@ use super::{
     outbox::Outbox,
     sql::{quoted, quoted_table},
 };
-use crate::{config::AfterPublish, coordinate::report, doctor::Finding};
+use crate::{
+    config::{AfterPublish, Stream},
+    coordinate::report,
+    doctor::Finding,
+    source::mysql::rows::obstacle,
+};
 
 const SERVER: &str = "mysql: server";
+const LOG: &str = "mysql: binlog";
 const OWN: &str = "mysql: the relay's own tables";
 const TABLE: &str = "mysql: table";
 
 /// A variable of the server, if it has one of this name.
-async fn variable(connection: &mut Conn, name: &str) -> Result<Option<String>, Error> {
+pub(super) async fn variable(connection: &mut Conn, name: &str) -> Result<Option<String>, Error> {
     let text = format!("SHOW GLOBAL VARIABLES LIKE '{name}'");
     let found: Option<(String, String)> =
         connection.query_first(text).await.map_err(Error::sql("ask for the server's settings"))?;
@@ -47,7 +53,8 @@ pub(super) async fn refuse(connection: &mut Conn) -> Result<(), Error> {
 
 impl Mysql {
     /// The server, the relay's own tables and the outboxes, one finding for each check.
-    pub async fn examine(&self, specs: &[TableSpec]) -> Vec<Finding> {
+    /// That of the binlog where it is to be read.
+    pub async fn examine(&self, specs: &[TableSpec], log: Option<&Stream>) -> Vec<Finding> {
         let mut connection = match self.connect().await {
             Ok(connection) => connection,
             Err(error) => return vec![Finding::fail(SERVER, report(&error))],
@@ -73,7 +80,27 @@ impl Mysql {
                 Err(error) => findings.push(Finding::fail(TABLE, report(&error))),
             }
         }
+        if let Some(log) = log {
+            findings.extend(self.log(specs, log).await);
+        }
         connection.disconnect().await.ok();
+        findings
+    }
+
+    /// Whether the binlog can be followed, and by which tables.
+    async fn log(&self, specs: &[TableSpec], log: &Stream) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        findings.push(match self.log_start(log.server_id).await {
+            Ok(_) => Finding::ok(LOG, "it can be followed"),
+            Err(error) => Finding::fail(LOG, report(&error)),
+        });
+        for spec in specs {
+            if let Ok(Some(known)) = self.known(spec).await
+                && let Some(why) = obstacle(spec, &known)
+            {
+                findings.push(Finding::warn(LOG, format!("{why}: the table is polled")));
+            }
+        }
         findings
     }
 

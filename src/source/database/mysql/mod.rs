@@ -4,6 +4,7 @@ mod columns;
 mod doctor;
 mod gaps;
 mod holds;
+mod log;
 mod outbox;
 mod sql;
 
@@ -21,11 +22,11 @@ use mysql_async::{
 use sqlx::AssertSqlSafe;
 use tokio::sync::Notify;
 
-pub use self::outbox::Outbox;
 use self::{
     columns::Catalogue,
     sql::{literal, quoted},
 };
+pub use self::{columns::Column, outbox::Outbox};
 use super::{Error, Grant, LEASE_NAME, TableSpec, audit::Line, ddl};
 use crate::config::{self, TlsMode};
 

@@ -71,9 +71,9 @@ struct Sql {
     length: String,
     /// The payload, and whether it is a piece of it.
     payload: (String, bool),
-    /// Then places, and the end, whose `$1` is the epoch.
-    record: String,
-    fence: String,
+    /// Before and behind the places joined to the table. `$1`: the epoch.
+    record: (String, String),
+    recorded: String,
     replayed: String,
     hold: String,
     /// `$1`: microseconds. `$2`: the epoch.
@@ -120,6 +120,8 @@ impl Outbox {
         );
         let along =
             catalogue.index.as_ref().map(|index| format!(" FORCE INDEX ({index})")).unwrap_or_default();
+        let by_place =
+            catalogue.by_place.as_ref().map(|index| format!(" FORCE INDEX ({index})")).unwrap_or_default();
         let epoch = format!("SELECT epoch FROM {leases} WHERE name = {}", literal(LEASE_NAME));
         let order = if spec.sequence.is_some() { format!(" ORDER BY {seq}") } else { String::new() };
         let age = timestamp.map_or("NULL".to_owned(), |column| {
@@ -140,12 +142,13 @@ impl Outbox {
             table: table.clone(),
             length: payload.map_or("NULL".to_owned(), |column| column.length("o.")),
             record: match mark {
-                Some(column) => {
-                    format!("UPDATE {table} SET {column} = UTC_TIMESTAMP(6) WHERE {column} IS NULL AND ")
-                }
-                None => format!("DELETE FROM {table} WHERE "),
+                Some(column) => (
+                    "UPDATE ".into(),
+                    format!(" SET o.{column} = UTC_TIMESTAMP(6) WHERE o.{column} IS NULL AND ({epoch}) = $1"),
+                ),
+                None => ("DELETE o FROM ".into(), format!(" WHERE ({epoch}) = $1")),
             },
-            fence: format!(" AND ({epoch}) = $1"),
+            recorded: format!("{table} o{by_place}"),
             replayed: format!("DELETE FROM {replays} WHERE table_name = {name} AND place IN ("),
             hold: format!(
                 "INSERT INTO {holds} (table_name, place, event_id, topic, `key`, state, cause, reason, attempts) VALUES "
@@ -304,7 +307,9 @@ impl Outbox {
 
     /// The statement that deletes or marks these rows, and its fence.
     pub(super) fn record_sql(&self, places: &[Place]) -> String {
-        format!("{}{}{}", self.sql.record, self.place.among("", places), self.sql.fence)
+        let (list, on) = self.place.joined("o.", places);
+        let Sql { record: (before, behind), recorded, .. } = &self.sql;
+        format!("{before}{list} STRAIGHT_JOIN {recorded} ON {on}{behind}")
     }
 
     pub async fn record(&self, places: &[Place], epoch: i64) -> Result<u64, Error> {
