@@ -71,16 +71,16 @@ mod postgres {
             // `check` has refused other databases.
             #[cfg_attr(not(feature = "sqlite"), expect(irrefutable_let_patterns, reason = "one of one"))]
             let Database::Postgres(database) = database else { return };
-            let Some(disposable) = self.all_poll else { return };
+            let (Some(disposable), Some(source)) = (self.all_poll, &config.source) else { return };
             // The server shows 63 bytes of it (NAMEDATALEN), and by that we know our own.
-            let mut application = format!("whippet:{}", config.source.relay_schema);
+            let mut application = format!("whippet:{}", source.relay_schema);
             application.truncate(63);
             self.streamer = Some(Streamer {
                 disposable,
-                connect: database.replication(&config.source, &application),
+                connect: database.replication(source, &application),
                 slot: Slot {
                     database: database.clone(),
-                    settings: config.source.stream.clone().unwrap_or_default(),
+                    settings: source.stream.clone().unwrap_or_default(),
                     application,
                 },
                 followers: std::mem::take(&mut self.followers),

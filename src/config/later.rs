@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::error::{Problems, join};
 
 /// Path (`[]` for every element), the value that asks for nothing, and what is missing.
-const KEYS: [(&str, &str, &str); 11] = [
+const KEYS: [(&str, &str, &str); 10] = [
     ("source.stream.server_id", "5400", "MySQL is still to come"),
     ("kafka.delivery", "at_least_once", EXACTLY_ONCE),
     ("kafka.eos_units", "4", EXACTLY_ONCE),
@@ -19,7 +19,6 @@ const KEYS: [(&str, &str, &str); 11] = [
     ),
     ("log.context", "", "context headers in log lines are still to come"),
     ("telemetry", "", "traces are still to come"),
-    ("ingest", "", "ingest is still to come"),
     ("tables[].headers.blob", "", "one header that carries them all is still to come"),
     ("tables[].envelope", "none", "CloudEvents are still to come"),
 ];
@@ -111,5 +110,6 @@ pub(super) fn with_keys_to_come(mut schema: Value) -> Value {
             columns.shift_remove("required");
         }
     }
+    schema["anyOf"] = json!([{ "required": ["source", "tables"] }, { "required": ["ingest"] }]);
     schema
 }

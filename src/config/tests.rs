@@ -85,7 +85,7 @@ tables: [{ name: outbox, poll: { batch: \"${BATCH}\" } }]
         ("WHIPPET__TABLES__0__ORDER", "table"),
     ];
     let config = read_with(text, &env).unwrap();
-    assert_eq!(config.source.url.expose(), "postgres://relay:s3cret@db/shop");
+    assert_eq!(config.source.as_ref().unwrap().url.expose(), "postgres://relay:s3cret@db/shop");
     assert_eq!(config.kafka.bootstrap_servers, "k:9092");
     assert_eq!(config.kafka.linger, Duration::from_millis(5));
     assert_eq!((config.tables[0].poll.batch, config.tables[0].order), (12, Order::Table));

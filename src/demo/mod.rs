@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{reader::Received, screen::Screen, shop::Expected};
 use crate::{
+    admin::status::{self, Board},
     app::App,
     config::{self, Config, ObjectStore},
     source::database::ddl,
@@ -79,7 +80,8 @@ pub async fn run(events: usize, keep: bool, stop: CancellationToken) -> anyhow::
     std::fs::create_dir(folder.path().join("payloads")).context("the folder for payloads")?;
     let config = configuration(folder.path(), &broker.bootstrap_servers())?;
     // Readers and the writer do not wait for each other in WAL mode.
-    let options = SqliteConnectOptions::from_str(config.source.url.expose())?
+    let source = config.source.as_ref().context("the demo has a source")?;
+    let options = SqliteConnectOptions::from_str(source.url.expose())?
         .journal_mode(SqliteJournalMode::Wal)
         .busy_timeout(Duration::from_secs(10));
     let database = SqlitePool::connect_with(options).await.context("the SQLite file")?;
@@ -88,7 +90,7 @@ pub async fn run(events: usize, keep: bool, stop: CancellationToken) -> anyhow::
     let app = App::build(&config).await?;
     let admin = app.admin_address();
     let relay_stop = CancellationToken::new();
-    let board = app.board();
+    let boards = app.boards();
     let relay = tokio::spawn(app.run(relay_stop.clone()));
     let shared = Shared::default();
     let reading = CancellationToken::new();
@@ -100,7 +102,7 @@ pub async fn run(events: usize, keep: bool, stop: CancellationToken) -> anyhow::
     let mut screen = Screen::new(events);
     screen.begin(&config, folder.path(), &broker.bootstrap_servers(), admin);
     let finished = tokio::select! {
-        finished = watch(&shared, &mut screen, &board, shop) => finished,
+        finished = watch(&shared, &mut screen, &boards, shop) => finished,
         () = stop.cancelled() => Err(anyhow::anyhow!("interrupted before everything came back")),
     };
     let good = match finished {
@@ -131,7 +133,7 @@ pub async fn run(events: usize, keep: bool, stop: CancellationToken) -> anyhow::
 async fn watch(
     shared: &Shared,
     screen: &mut Screen,
-    board: &crate::admin::status::Board,
+    boards: &[Arc<Board>],
     shop: tokio::task::JoinHandle<anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(REDRAW_EVERY);
@@ -143,7 +145,7 @@ async fn watch(
             ended.await.context("the application")??;
         }
         let progress = lock(shared);
-        screen.draw(&progress, &board.status());
+        screen.draw(&progress, &status::of_all(boards));
         if let Some(why) = &progress.unread {
             anyhow::bail!("the consumer cannot read on: {why}");
         }

@@ -17,6 +17,7 @@ mod failures;
 mod faults;
 mod harness;
 mod impostor;
+mod ingest;
 mod keep;
 mod large;
 mod leases;

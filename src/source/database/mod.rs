@@ -12,6 +12,8 @@ mod postgres;
 pub use postgres::Postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "sqlite")]
+pub use sqlite::{Near, Sqlite};
 pub mod teardown;
 
 #[cfg(feature = "sqlite")]
@@ -222,7 +224,7 @@ pub enum Database {
     #[cfg(feature = "postgres")]
     Postgres(Postgres),
     #[cfg(feature = "sqlite")]
-    Sqlite(sqlite::Sqlite),
+    Sqlite(Sqlite),
 }
 
 /// One outbox table of a database.
@@ -255,7 +257,7 @@ impl Database {
             #[cfg(feature = "postgres")]
             Dialect::Postgres => Ok(Database::Postgres(Postgres::new(source)?)),
             #[cfg(feature = "sqlite")]
-            Dialect::Sqlite => Ok(Database::Sqlite(sqlite::Sqlite::new(source)?)),
+            Dialect::Sqlite => Ok(Database::Sqlite(Sqlite::new(source)?)),
             #[cfg(not(feature = "postgres"))]
             Dialect::Postgres => Err(Error::Setup("this build has no support for PostgreSQL".into())),
             #[cfg(not(feature = "sqlite"))]
