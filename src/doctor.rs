@@ -57,12 +57,12 @@ const CHUNKS: &str = "kafka: chunks";
 
 /// Everything that is checked.
 pub async fn examine(config: &Config) -> Vec<Finding> {
-    let mut findings = examine_sink(config).await;
     #[cfg(feature = "sqlite")]
-    if let Some(ingest) = &config.ingest {
-        findings.extend(crate::ingest::check::check(ingest));
-    }
-    findings
+    let spool = config.ingest.as_ref().map(crate::ingest::check::check);
+    #[cfg(not(feature = "sqlite"))]
+    let spool: Option<Vec<Finding>> = None;
+    let sink = examine_sink(config).await;
+    sink.into_iter().chain(spool.unwrap_or_default()).collect()
 }
 
 /// Where events go.

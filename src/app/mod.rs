@@ -2,7 +2,7 @@
 //! the order in which events flow.
 //!
 //! A relay has several sources: the application's database, and the spool of ingest. Each is a
-//! [`Part`](part::Part) with a lease and producers of its own.
+//! part (`part`) with a lease and producers of its own.
 
 mod backlog;
 #[cfg(feature = "sqlite")]

@@ -109,6 +109,8 @@ impl Ingest {
         let _room = self.room_for(length).await?;
         let body = read(body, length).await?;
         let events = self.rules.events(head, &body).map_err(named)?;
+        // The spool has the only copy.
+        drop(body);
         let ids = events.iter().map(|event| event.id.clone()).collect();
         match tokio::time::timeout(DISK_WITHIN, self.intake.put(events)).await {
             Ok(put) => put.map_err(|refused| refusal(&refused))?,

@@ -157,7 +157,7 @@ fn options(folder: &Path) -> SqliteConnectOptions {
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(Duration::from_secs(10))
         // What the log grew to in a burst goes back.
-        .pragma("journal_size_limit", "67108864")
+        .pragma("journal_size_limit", "8388608")
 }
 
 async fn install(connection: &mut SqliteConnection) -> anyhow::Result<()> {

@@ -29,10 +29,11 @@ const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
 const FORGOTTEN_AT_ONCE: u32 = 10_000;
 /// An id is remembered for each so many bytes of the spool, at most.
 const BYTES_PER_ID: u64 = 1 << 10;
-/// What is left free on the disk: the relay needs some to record what it published, or a full disk would stay full.
+/// What is left free on the disk while the file would have to grow: the relay needs some to record what it published,
+/// or a full disk would stay full.
 const RESERVE: u64 = 16 << 20;
-/// A row is written to the log first, then to its page.
-const WRITTEN: u64 = 2;
+/// The same while there is room in the file: only its log may grow.
+const RESERVE_OF_LOG: u64 = 8 << 20;
 
 const INSERT: &str = "INSERT INTO ingest (id, given, topic, key, type, payload, headers) \
     VALUES (?1, 0, ?2, ?3, ?4, ?5, ?6)";
@@ -41,8 +42,8 @@ const INSERT_GIVEN: &str = "INSERT INTO ingest (id, given, topic, key, type, pay
     SELECT ?1, 1, ?2, ?3, ?4, ?5, ?6 \
     WHERE NOT EXISTS (SELECT 1 FROM ingest_published WHERE topic = ?2 AND id = ?1) \
     ON CONFLICT DO NOTHING";
-/// What the file has in use; deleted rows leave pages for the next ones.
-const USED: &str = "SELECT (p.page_count - f.freelist_count) * s.page_size \
+/// What the file has in use, and what deleted rows left in it for the next ones.
+const SIZE: &str = "SELECT (p.page_count - f.freelist_count) * s.page_size, f.freelist_count * s.page_size \
     FROM pragma_page_count p, pragma_freelist_count f, pragma_page_size s";
 /// Ids past their time, and the oldest where there are too many; some at once.
 const FORGET: [&str; 2] = [
@@ -138,7 +139,7 @@ impl Writer {
             bytes += job.bytes;
             group.push(job);
         }
-        let written = self.commit(&group, bytes as u64).await;
+        let written = self.commit(&mut group, bytes as u64).await;
         drop(turn);
         fail::fail_point!("ingest-committed", |_| std::process::abort());
         match written {
@@ -162,14 +163,23 @@ impl Writer {
         }
     }
 
-    /// One transaction. Returns which of the jobs fitted in.
-    async fn commit(&mut self, group: &[Job], bytes: u64) -> Result<Vec<bool>, Refused> {
-        let free = free_bytes(&self.folder)?;
-        if free < RESERVE + WRITTEN * bytes {
-            return Err(Refused::Disk(format!("{} MiB are free, and some has to stay", free >> 20)));
-        }
-        match self.insert(group).await {
-            Ok(fits) => Ok(fits),
+    /// One transaction, if the disk has room for it. Returns which of the jobs fitted in.
+    async fn commit(&mut self, group: &mut [Job], bytes: u64) -> Result<Vec<bool>, Refused> {
+        let written = async {
+            let size = self.size().await?;
+            let needed = match bytes <= size.free {
+                true => RESERVE_OF_LOG + bytes,
+                // To the log first, and then to its page.
+                false => RESERVE + 2 * bytes,
+            };
+            let free = free_bytes(&self.folder)?;
+            if free < needed {
+                return Ok(Err(Refused::Disk(format!("{} MiB are free, and some has to stay", free >> 20))));
+            }
+            self.insert(group, size.used).await.map(Ok)
+        };
+        match written.await {
+            Ok(written) => written,
             Err(error) => {
                 // A transaction that did not end ends with its connection.
                 match self.options.connect().await {
@@ -181,12 +191,10 @@ impl Writer {
         }
     }
 
-    async fn insert(&mut self, group: &[Job]) -> Result<Vec<bool>, sqlx::Error> {
+    async fn insert(&mut self, group: &mut [Job], mut used: u64) -> Result<Vec<bool>, sqlx::Error> {
         let limit = self.gauge.limit;
         let begun = Instant::now();
         let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let before: i64 = sqlx::query_scalar(USED).fetch_one(&mut *transaction).await?;
-        let mut used = before.unsigned_abs();
         let mut fits = Vec::with_capacity(group.len());
         let (mut put, mut repeated) = (0, 0);
         for job in group {
@@ -196,13 +204,15 @@ impl Writer {
                 continue;
             }
             used += job.bytes as u64;
-            for event in &job.events {
+            for event in &mut job.events {
+                // Handed over, not copied: it may be large.
+                let payload = event.payload.take().map(Vec::from);
                 let insert = sqlx::query(if event.given { INSERT_GIVEN } else { INSERT })
                     .bind(&event.id)
                     .bind(&event.topic)
                     .bind(&event.key)
                     .bind(&event.kind)
-                    .bind(event.payload.as_deref())
+                    .bind(payload)
                     .bind(&event.headers);
                 match insert.execute(&mut *transaction).await?.rows_affected() {
                     0 => repeated += 1,
@@ -229,11 +239,16 @@ impl Writer {
     }
 
     async fn measure(&mut self) -> Result<(), sqlx::Error> {
-        let used: i64 = sqlx::query_scalar(USED).fetch_one(&mut self.connection).await?;
-        self.note(used.unsigned_abs());
+        let Size { used, .. } = self.size().await?;
+        self.note(used);
         let remembered = sqlx::query_scalar(REMEMBERED).fetch_one(&mut self.connection).await?;
         self.metrics.ingest_remembered_ids.set(remembered);
         Ok(())
+    }
+
+    async fn size(&mut self) -> Result<Size, sqlx::Error> {
+        let (used, free): (i64, i64) = sqlx::query_as(SIZE).fetch_one(&mut self.connection).await?;
+        Ok(Size { used: used.unsigned_abs(), free: free.unsigned_abs() })
     }
 
     async fn forget(&mut self) -> Result<(), sqlx::Error> {
@@ -251,6 +266,13 @@ impl Writer {
     }
 }
 
+/// Bytes of the file.
+struct Size {
+    used: u64,
+    /// Room in it.
+    free: u64,
+}
+
 /// What an error of SQLite means for those who wait.
 fn refused(error: &sqlx::Error) -> Refused {
     let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
@@ -261,7 +283,8 @@ fn refused(error: &sqlx::Error) -> Refused {
     }
 }
 
-pub(super) fn free_bytes(folder: &Path) -> Result<u64, Refused> {
-    let stat = rustix::fs::statvfs(folder).map_err(|error| Refused::Disk(error.to_string()))?;
+/// What the disk has.
+pub(super) fn free_bytes(folder: &Path) -> std::io::Result<u64> {
+    let stat = rustix::fs::statvfs(folder)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

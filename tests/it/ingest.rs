@@ -309,15 +309,14 @@ async fn a_spool_that_is_scaled_away_drains_first() {
     let config = config(&world, &topic, "", "");
     let relay = world.relay(&config);
     let ingest = address(&relay);
-    let (mut taken, mut batch) = (0, 0);
-    // Until more waits than one read brings.
-    while batch < 5 {
-        let lines: String =
-            (0..4_000).map(|n| format!("{{\"key\":\"k\",\"payload\":{}}}\n", batch * 4_000 + n)).collect();
+    let mut taken = 0;
+    // More than one read brings.
+    while taken < 20_000 {
+        let lines = (taken..taken + 4_000)
+            .fold(String::new(), |text, n| text + &format!("{{\"key\":\"k\",\"payload\":{n}}}\n"));
         let answer = post(&ingest, &topic, "Content-Type: application/x-ndjson\r\n", lines.as_bytes());
         assert_eq!(answer.code, 202);
         taken += 4_000;
-        batch += 1;
     }
     let (code, log) = relay.stop();
     assert_eq!(code, Some(0), "{log}");

@@ -195,7 +195,8 @@ impl Outbox {
         let (own_holds, leases) = (db.own("holds"), db.own("leases"));
         let name = literal(&spec.name);
         let payload = quoted(&spec.payload);
-        let length = format!("length(CAST(o.{payload} AS BLOB))");
+        // Of a row's header: the payload itself is not read for it.
+        let length = format!("octet_length(o.{payload})");
         let cells: Vec<String> = spec
             .columns
             .iter()
@@ -383,14 +384,16 @@ impl Outbox {
     }
 
     pub async fn with_payload(&self, event: Event) -> Result<Event, Error> {
-        let query = sqlx::query_scalar(AssertSqlSafe(self.payload.as_str()));
+        let query = sqlx::query(AssertSqlSafe(self.payload.as_str()));
         let query = match &event.place {
             Place::Int(n) => query.bind(*n),
             Place::Text(text) => query.bind(text.to_string()),
         };
-        let payload: Option<Option<Vec<u8>>> =
-            query.fetch_optional(&self.pool).await.map_err(Error::sql("read a large payload"))?;
-        let row = self.payload_index.map(|index| event.row.with(index, payload.flatten().as_deref()));
+        let row = query.fetch_optional(&self.pool).await.map_err(Error::sql("read a large payload"))?;
+        // Borrowed: it may be large.
+        let payload: Option<Option<&[u8]>> =
+            row.as_ref().map(|row| row.try_get(0)).transpose().map_err(Error::sql("read a large payload"))?;
+        let row = self.payload_index.map(|index| event.row.with(index, payload.flatten()));
         Ok(Event { row: row.unwrap_or_default(), ..event })
     }
 
