@@ -57,12 +57,11 @@ const CHUNKS: &str = "kafka: chunks";
 
 /// Everything that is checked.
 pub async fn examine(config: &Config) -> Vec<Finding> {
+    let findings = examine_sink(config).await;
     #[cfg(feature = "sqlite")]
-    let spool = config.ingest.as_ref().map(crate::ingest::check::check);
-    #[cfg(not(feature = "sqlite"))]
-    let spool: Option<Vec<Finding>> = None;
-    let sink = examine_sink(config).await;
-    sink.into_iter().chain(spool.unwrap_or_default()).collect()
+    let findings =
+        findings.into_iter().chain(config.ingest.iter().flat_map(crate::ingest::check::check)).collect();
+    findings
 }
 
 /// Where events go.
