@@ -222,7 +222,8 @@ async fn a_spool_belongs_to_one_process_and_is_taken_up_by_the_next() {
     relay.operate(&world, &["pause", "--table", "ingest"]);
     assert_eq!(post(&address(&relay), &topic, "Whippet-Id: left\r\n", b"x").code, 202);
     let file = world.folder.path().join("whippet.yaml").display().to_string();
-    let second = whippet(&["run", "--config", &file]);
+    let second = ["20", env!("CARGO_BIN_EXE_whippet"), "run", "--config", &file];
+    let second = Command::new("timeout").args(second).output().unwrap();
     let said = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(1), "{said}");
     assert!(said.contains(&format!("process {} uses it", relay.id())), "{said}");
