@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, Path, State},
+    extract::{DefaultBodyLimit, Path, State, rejection::PathRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -218,11 +218,13 @@ fn refusal(refused: &Refused) -> Refusal {
 
 async fn publish(
     State(ingest): State<Arc<Ingest>>,
-    Path(topic): Path<String>,
+    topic: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let begun = Instant::now();
+    // What cannot be read is no legal topic.
+    let topic = topic.map_or_else(|_| String::new(), |Path(topic)| topic);
     match ingest.publish(topic, &headers, body).await {
         Ok(ids) => {
             ingest.metrics.ingest_answered(None, begun.elapsed());

@@ -358,6 +358,7 @@ async fn the_openapi_document_says_what_the_server_does() {
         post(&ingest, &topic, "", b"x"),
         post(&ingest, &topic, "Authorization: Bearer wrong\r\n", b"x"),
         post(&ingest, "another", bearer, b"x"),
+        post(&ingest, "%ff", bearer, b"x"),
         send(&ingest, &format!("{path}{bearer}Content-Length: 5\r\n"), b"half"),
         send(&ingest, &format!("{path}{bearer}"), b""),
         authorized("", &vec![b'x'; 600 << 10]),
