@@ -558,14 +558,26 @@ impl Consumer {
             .unwrap()
             .elements()
             .iter()
-            .map(|element| {
-                let (_, high) =
-                    self.consumer.fetch_watermarks(element.topic(), element.partition(), SOON).unwrap();
-                (element.partition(), high)
-            })
+            .map(|element| (element.partition(), self.end_of(element.topic(), element.partition())))
             .collect();
         let total: i64 = ends.iter().map(|(_, high)| high).sum();
         self.read(usize::try_from(total).unwrap())
+    }
+
+    /// The end of a partition. A broker that has just started may not have taken it up.
+    fn end_of(&self, topic: &str, partition: i32) -> i64 {
+        let deadline = Instant::now() + SOON;
+        loop {
+            match self.consumer.fetch_watermarks(topic, partition, SOON) {
+                Ok((_, high)) => return high,
+                Err(error) => {
+                    let code = error.rdkafka_error_code();
+                    assert_eq!(code, Some(RDKafkaErrorCode::NotLeaderForPartition), "{error}");
+                    assert!(Instant::now() < deadline, "{error}");
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
     }
 
     fn poll(&self, within: Duration) -> Option<Seen> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Horizon, Task, following::InLog};
+use super::{Horizon, Task, following::InLog, recording::RECORD_EVERY};
 use crate::{
     event::{Event, Place},
     relay::core::window_bytes,
@@ -170,8 +170,8 @@ impl Task {
         state.opened && !state.stopping && !state.halted && !elsewhere
     }
 
-    /// The event with its payload. What got settled is recorded meanwhile, because both take long where
-    /// payloads are large. `None` where the rest of the read is to be forgotten.
+    /// The event with its payload. What got settled is recorded meanwhile, some at a time, because both take
+    /// long where payloads are large. `None` where the rest of the read is to be forgotten.
     async fn fetch(&mut self, event: Event) -> Result<Option<Event>, Error> {
         while let Ok(command) = self.feed.commands.try_recv() {
             self.take(command);
@@ -179,6 +179,9 @@ impl Task {
         let epoch = self.source.lease.borrow().epoch().filter(|_| self.is_wanted());
         let (Some(outbox), Some(epoch)) = (self.outbox.clone(), epoch) else { return Ok(None) };
         let whole = answered("read a large payload", outbox.with_payload(event));
+        if self.last_record.elapsed() < RECORD_EVERY {
+            return whole.await.map(Some);
+        }
         let (whole, recorded) = tokio::join!(whole, self.record(epoch, false));
         recorded?;
         whole.map(Some)

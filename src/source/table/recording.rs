@@ -20,8 +20,8 @@ const RECORD_AT_MOST: usize = 5_000;
 /// How often published rows are looked at for their age, and when again while there are many.
 const EXPIRE_EVERY: Duration = Duration::from_secs(10);
 const EXPIRE_MORE_AFTER: Duration = Duration::from_millis(200);
-/// How often rows that came from the log are recorded.
-const RECORD_EVERY: Duration = Duration::from_millis(50);
+/// How often rows are recorded that came from the log, or are large: a statement costs more than its rows.
+pub(super) const RECORD_EVERY: Duration = Duration::from_millis(50);
 /// When those are tried again whose transaction could not be seen yet.
 const RECORD_UNSEEN_AFTER: Duration = Duration::from_millis(500);
 
