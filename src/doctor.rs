@@ -60,22 +60,24 @@ const CHUNKS: &str = "kafka: chunks";
 /// Everything that is checked.
 pub async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = source(config).await;
-    findings.extend(large_payloads(config).await);
+    findings.extend(examine_sink(config).await);
+    #[cfg(feature = "sqlite")]
+    findings.extend(config.ingest.iter().flat_map(crate::ingest::check::check));
     findings
 }
 
 async fn source(config: &Config) -> Vec<Finding> {
-    let specs = app::table_specs(config);
-    match (Database::new(&config.source), specs) {
+    let Some(source) = &config.source else { return Vec::new() };
+    match (Database::new(source), app::table_specs(config)) {
         (Ok(database), Ok(specs)) => database.examine(&specs, config.log().as_ref()).await,
         (Err(error), _) => vec![Finding::fail("source", error)],
         (_, Err(error)) => vec![Finding::fail("source", format!("{error:#}"))],
     }
 }
 
-/// Where payloads go that are too large for a record.
-async fn large_payloads(config: &Config) -> Vec<Finding> {
-    let chunks = config.tables.iter().any(sends_chunks);
+/// Where events go.
+async fn examine_sink(config: &Config) -> Vec<Finding> {
+    let chunks = config.all_tables().any(sends_chunks);
     if config.object_store.is_none() && !chunks {
         return vec![Finding::ok("object store", "none is configured")];
     }
@@ -89,7 +91,7 @@ async fn large_payloads(config: &Config) -> Vec<Finding> {
         }
     };
     if chunks {
-        findings.extend(look_at_chunks(&config.tables, &topics));
+        findings.extend(look_at_chunks(config.all_tables(), &topics));
     }
     match config.object_store.as_ref().map(ObjectStore::open) {
         None => findings.push(Finding::ok("object store", "none is configured")),
@@ -103,11 +105,11 @@ async fn large_payloads(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// What is found about large payloads, in the log of a relay that has started; what it finds about its source
+/// What is found of where events go, in the log of a relay that has started; what it finds about its source
 /// it says by itself. It goes on whatever is found, but for this: a topic that would lose events. Then it
 /// returns `false`.
 pub async fn may_run(config: Config) -> bool {
-    let findings = large_payloads(&config).await;
+    let findings = examine_sink(&config).await;
     let loses = findings.iter().any(|finding| finding.check == CHUNKS && finding.is_fail());
     for Finding { verdict, check, says } in findings {
         match verdict {
@@ -121,7 +123,7 @@ pub async fn may_run(config: Config) -> bool {
 
 /// The topics that the tables' templates fit; one that a column names is known only when its event comes.
 async fn topics(config: &Config) -> Result<Vec<Cleanup>, KafkaError> {
-    let patterns: Vec<_> = config.tables.iter().filter_map(Pattern::of).collect();
+    let patterns: Vec<_> = config.all_tables().filter_map(Pattern::of).collect();
     sink::cleanup(&config.kafka, |name| patterns.iter().any(|pattern| pattern.glob.matches(name))).await
 }
 
@@ -145,9 +147,9 @@ fn sends_chunks(table: &Table) -> bool {
 }
 
 /// The chunks of an event have one key: a compacted topic would keep the last of them.
-fn look_at_chunks(tables: &[Table], topics: &[Cleanup]) -> Vec<Finding> {
+fn look_at_chunks<'a>(tables: impl Iterator<Item = &'a Table>, topics: &[Cleanup]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for table in tables.iter().filter(|table| sends_chunks(table)) {
+    for table in tables.filter(|table| sends_chunks(table)) {
         let Some(Pattern { glob, is_a_name }) = Pattern::of(table) else { continue };
         for topic in topics.iter().filter(|topic| topic.compacted && glob.matches(&topic.topic)) {
             let (name, topic) = (&table.name, &topic.topic);

@@ -5,6 +5,7 @@
 //! between. The modules, in the order in which an event meets them:
 
 pub mod event;
+pub mod ingest;
 pub mod record;
 pub mod relay;
 pub mod sink;
@@ -23,3 +24,4 @@ pub mod config;
 #[cfg(feature = "sqlite")]
 pub mod demo;
 pub mod doctor;
+mod http;

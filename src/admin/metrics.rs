@@ -17,6 +17,8 @@ use crate::{
 /// Seconds: from a local broker's answer to an outage's backlog.
 const LATENCY_BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3600.0];
+/// Events of one transaction of the spool.
+const GROUP_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 2000.0];
 
 #[derive(Debug)]
 pub struct Metrics {
@@ -48,6 +50,15 @@ pub struct Metrics {
     last_publish: GaugeVec,
     context_dropped: IntCounterVec,
     pub resident_bytes: Gauge,
+    ingest_accepted: IntCounter,
+    ingest_repeated: IntCounter,
+    ingest_refused: IntCounterVec,
+    ingest_answer: Histogram,
+    ingest_commit: Histogram,
+    ingest_commit_events: Histogram,
+    pub ingest_spool_bytes: IntGauge,
+    pub ingest_spool_max_bytes: IntGauge,
+    pub ingest_remembered_ids: IntGauge,
 }
 
 /// The handles that one acknowledged event touches, looked up once for each table and topic.
@@ -196,9 +207,44 @@ const CONFIG_LAST_RELOAD_SUCCESS: Described = gauge(
 const BUILD_INFO: Described = gauge("whippet_build_info", &["version", "commit"], "Always 1.");
 const RESIDENT_BYTES: Described =
     gauge("whippet_resident_memory_bytes", &[], "Resident memory of this process (Linux, /proc/self/statm).");
+const INGEST_ACCEPTED: Described =
+    counter("whippet_ingest_accepted_total", &[], "Events that came by HTTP and are on the disk.");
+const INGEST_REPEATED: Described = counter(
+    "whippet_ingest_repeated_total",
+    &[],
+    "Events that came by HTTP with an id that was known, and were not taken again.",
+);
+const INGEST_REFUSED: Described = counter(
+    "whippet_ingest_refused_total",
+    &["reason"],
+    "Requests that were refused: bad, unauthorized, topic, too_large, slow, full (the spool), busy, disk, failed, \
+     stopping.",
+);
+const INGEST_ANSWER: Described = histogram(
+    "whippet_ingest_answer_seconds",
+    &[],
+    "From the head of a request to its answer, of those answered with 202.",
+);
+const INGEST_COMMIT: Described =
+    histogram("whippet_ingest_commit_seconds", &[], "What a transaction of the spool took, with its fsync.");
+const INGEST_COMMIT_EVENTS: Described =
+    histogram("whippet_ingest_commit_events", &[], "Events that a transaction of the spool had.");
+const INGEST_SPOOL_BYTES: Described =
+    gauge("whippet_ingest_spool_bytes", &[], "What is in use of the spool. 0 without one.");
+const INGEST_SPOOL_MAX_BYTES: Described =
+    gauge("whippet_ingest_spool_max_bytes", &[], "ingest.max_bytes. 0 without a spool.");
+const INGEST_REMEMBERED_IDS: Described = gauge(
+    "whippet_ingest_remembered_ids",
+    &[],
+    "Ids of published events that are remembered, so that a repeat is known.",
+);
+
+/// Why ingest refuses a request.
+pub const REFUSALS: [&str; 10] =
+    ["bad", "unauthorized", "topic", "too_large", "slow", "full", "busy", "disk", "failed", "stopping"];
 
 /// Every metric, in the order of the docs.
-pub const ALL: [Described; 29] = [
+pub const ALL: [Described; 38] = [
     EVENTS_READ,
     EVENTS_PUBLISHED,
     EVENTS_DEAD_LETTERED,
@@ -228,6 +274,15 @@ pub const ALL: [Described; 29] = [
     CONFIG_LAST_RELOAD_SUCCESS,
     BUILD_INFO,
     RESIDENT_BYTES,
+    INGEST_ACCEPTED,
+    INGEST_REPEATED,
+    INGEST_REFUSED,
+    INGEST_ANSWER,
+    INGEST_COMMIT,
+    INGEST_COMMIT_EVENTS,
+    INGEST_SPOOL_BYTES,
+    INGEST_SPOOL_MAX_BYTES,
+    INGEST_REMEMBERED_IDS,
 ];
 
 const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Described {
@@ -265,6 +320,8 @@ impl Metrics {
         let ints = |of: &Described| registered!(r, IntGaugeVec::new(of.opts(), of.labels));
         let floats = |of: &Described| registered!(r, GaugeVec::new(of.opts(), of.labels));
         let counters = |of: &Described| registered!(r, IntCounterVec::new(of.opts(), of.labels));
+        let count = |of: &Described| registered!(r, IntCounter::with_opts(of.opts()));
+        let int = |of: &Described| registered!(r, IntGauge::with_opts(of.opts()));
         let buckets = |of: &Described| HistogramOpts::new(of.name, of.help).buckets(LATENCY_BUCKETS.to_vec());
         let config = registered!(r, IntGauge::with_opts(CONFIG_LAST_RELOAD_SUCCESS.opts()));
         config.set(1);
@@ -302,8 +359,23 @@ impl Metrics {
             last_publish: floats(&LAST_PUBLISH),
             context_dropped: counters(&CONTEXT_DROPPED),
             resident_bytes: registered!(r, Gauge::with_opts(RESIDENT_BYTES.opts())),
+            ingest_accepted: count(&INGEST_ACCEPTED),
+            ingest_repeated: count(&INGEST_REPEATED),
+            ingest_refused: counters(&INGEST_REFUSED),
+            ingest_answer: registered!(r, Histogram::with_opts(buckets(&INGEST_ANSWER))),
+            ingest_commit: registered!(r, Histogram::with_opts(buckets(&INGEST_COMMIT))),
+            ingest_commit_events: registered!(
+                r,
+                Histogram::with_opts(buckets(&INGEST_COMMIT_EVENTS).buckets(GROUP_BUCKETS.to_vec()))
+            ),
+            ingest_spool_bytes: int(&INGEST_SPOOL_BYTES),
+            ingest_spool_max_bytes: int(&INGEST_SPOOL_MAX_BYTES),
+            ingest_remembered_ids: int(&INGEST_REMEMBERED_IDS),
             registry,
         };
+        for reason in REFUSALS {
+            metrics.ingest_refused.with_label_values(&[reason]);
+        }
         // A table shows from the start, with zeros: an absent series raises no alert.
         for table in tables {
             metrics.events_read(table);
@@ -381,6 +453,22 @@ impl Metrics {
         self.offload.with_label_values(&[table, mode, result]).inc();
         self.offload_bytes.with_label_values(&[table, mode]).inc_by(bytes as u64);
         self.offload_duration.observe(took.as_secs_f64());
+    }
+
+    /// A transaction of the spool: new events, and those that were known.
+    pub fn ingested(&self, events: u64, repeated: u64, took: Duration) {
+        self.ingest_accepted.inc_by(events);
+        self.ingest_repeated.inc_by(repeated);
+        self.ingest_commit.observe(took.as_secs_f64());
+        self.ingest_commit_events.observe(events as f64);
+    }
+
+    /// A request was answered: with 202, or with a refusal for one of [`REFUSALS`].
+    pub fn ingest_answered(&self, refused: Option<&str>, took: Duration) {
+        match refused {
+            None => self.ingest_answer.observe(took.as_secs_f64()),
+            Some(reason) => self.ingest_refused.with_label_values(&[reason]).inc(),
+        }
     }
 
     /// How a table is captured now: `poll` or `stream`.

@@ -3,5 +3,5 @@
 pub mod metrics;
 pub mod server;
 pub mod status;
-mod token;
+pub mod token;
 pub mod verbs;

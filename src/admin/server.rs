@@ -1,6 +1,6 @@
 //! The HTTP server of the admin address. Reading is open; what changes something is in `verbs`.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -10,24 +10,17 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
-};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     metrics::Metrics,
-    status::Board,
+    status::{self, Board},
     verbs::{self, Desk},
 };
-use crate::relay::window::Window;
+use crate::{http, relay::window::Window};
 
-/// A request's head has to be here within this, its answer within [`ANSWER_WITHIN`].
-const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// A request is answered within this.
 const ANSWER_WITHIN: Duration = Duration::from_secs(70);
 /// The longest body, in bytes.
 const BODY_AT_MOST: usize = 256 << 10;
@@ -35,15 +28,11 @@ const CONNECTIONS_AT_MOST: usize = 64;
 
 #[derive(Clone)]
 pub struct Admin {
-    pub board: Arc<Board>,
+    /// One of each source.
+    pub boards: Vec<Arc<Board>>,
     pub metrics: Arc<Metrics>,
     pub window: Arc<Window>,
     pub desk: Arc<Desk>,
-}
-
-/// Takes the address; an address in use is a clear error before anything starts.
-pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(listen).await.map_err(|error| anyhow::anyhow!("admin.listen {listen}: {error}"))
 }
 
 impl Admin {
@@ -53,50 +42,13 @@ impl Admin {
             .route("/metrics", get(metrics))
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
-            .route("/status", get(status))
+            .route("/status", get(show_status))
             .with_state(self)
             .merge(verbs::routes().with_state(desk))
             .layer(DefaultBodyLimit::max(BODY_AT_MOST))
             .layer(middleware::from_fn(in_time));
-        let graceful = GracefulShutdown::new();
-        let connections = Arc::new(Semaphore::new(CONNECTIONS_AT_MOST));
-        loop {
-            let accepted = tokio::select! {
-                accepted = accept(&listener, &connections) => accepted,
-                () = stop.cancelled() => break,
-            };
-            let (stream, permit) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Too many open files, mostly: the next one may find room.
-                    tracing::warn!(%error, "cannot accept a connection to the admin address");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_WITHIN)
-                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
-            let connection = graceful.watch(connection);
-            tokio::spawn(async move {
-                // What goes wrong with a connection is its client's business.
-                connection.await.ok();
-                drop(permit);
-            });
-        }
-        graceful.shutdown().await;
+        http::serve("admin", listener, router, CONNECTIONS_AT_MOST, stop).await;
     }
-}
-
-async fn accept(
-    listener: &TcpListener,
-    connections: &Arc<Semaphore>,
-) -> std::io::Result<(tokio::net::TcpStream, Option<tokio::sync::OwnedSemaphorePermit>)> {
-    // The semaphore is never closed.
-    let permit = connections.clone().acquire_owned().await.ok();
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
 }
 
 /// Answers in time, whatever the client does with its body.
@@ -119,14 +71,14 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn livez(State(admin): State<Admin>) -> Response {
-    match admin.board.is_alive() {
+    match admin.boards.iter().all(|board| board.is_alive()) {
         true => "the loops turn\n".into_response(),
         false => (StatusCode::SERVICE_UNAVAILABLE, "a loop does not turn\n").into_response(),
     }
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
-    match admin.board.is_ready() {
+    match admin.boards.iter().all(|board| board.is_ready()) {
         true => "ready\n".into_response(),
         false => {
             (StatusCode::SERVICE_UNAVAILABLE, "the source database was not reached yet\n").into_response()
@@ -134,8 +86,8 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     }
 }
 
-async fn status(State(admin): State<Admin>) -> Response {
-    axum::Json(admin.board.status()).into_response()
+async fn show_status(State(admin): State<Admin>) -> Response {
+    axum::Json(status::of_all(&admin.boards)).into_response()
 }
 
 /// Resident pages of this process times the page size (proc(5), /proc/pid/statm).

@@ -1,7 +1,8 @@
-//! What the relay says of itself: one board that the loops write on and the admin address reads.
+//! What the relay says of itself: a board for each source, which its loops write on and the admin address
+//! reads.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -64,6 +65,20 @@ fn is_stalled(table: &TableStatus) -> bool {
         age.to_std().is_ok_and(|age| age >= STALLED_AFTER)
     });
     quiet && table.oldest_pending_age_seconds.is_some_and(|age| age >= limit)
+}
+
+/// The status of a relay with several sources: the tables of all; role and error of the first that has one, which
+/// is the database where there is one.
+pub fn of_all(boards: &[Arc<Board>]) -> Status {
+    let all = boards.iter().map(|board| board.status()).reduce(|mut all, one| {
+        all.last_source_error = all.last_source_error.or(one.last_source_error);
+        all.blocked_topics.extend(one.blocked_topics);
+        all.blocked_topics.sort_unstable();
+        all.blocked_topics.dedup();
+        all.tables.extend(one.tables);
+        all
+    });
+    all.expect("a relay has a source")
 }
 
 #[derive(Debug)]

@@ -1,11 +1,18 @@
-//! Who may change something: the bearer tokens of `admin.token_file`.
+//! Who may do something: the bearer tokens of `admin.token_file` and `ingest.token_file`.
 
 use std::path::Path;
 
+use axum::http::{HeaderMap, header};
 use subtle::ConstantTimeEq as _;
 
 /// The name of a token that has none.
 const NAMELESS: &str = "admin";
+
+/// The bearer token that came with a request.
+pub fn presented(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
 
 /// The name of the token that was presented, if it is one of the file's. Every token of the file is
 /// compared, in a time that depends on lengths only.

@@ -9,8 +9,7 @@ use axum::{
         FromRequestParts, Query, State,
         rejection::{JsonRejection, QueryRejection},
     },
-    http::{StatusCode, header, request::Parts},
-    response::{IntoResponse, Response},
+    http::{StatusCode, request::Parts},
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
@@ -21,6 +20,7 @@ use super::token;
 use crate::{
     config::Order,
     coordinate::report,
+    http::Problem,
     source::{
         Command, Refusal,
         database::{Database, TableSpec, answered},
@@ -38,13 +38,14 @@ const LISTED_AT_MOST: i64 = 1_000;
 /// A table as the verbs see it.
 pub struct Table {
     pub spec: TableSpec,
+    /// Where it is.
+    pub database: Database,
     /// To its source; weak, because the channel's end tells the source to finish.
     pub source: WeakUnboundedSender<Command>,
 }
 
 /// What the verbs need.
 pub struct Desk {
-    pub database: Database,
     pub tables: Vec<Table>,
     pub token_file: Option<PathBuf>,
 }
@@ -57,39 +58,6 @@ pub fn routes() -> Router<Arc<Desk>> {
         .route("/v1/skip", post(skip))
         .route("/v1/replay", post(replay))
         .route("/v1/parked", get(parked))
-}
-
-/// Problem details (RFC 9457).
-#[derive(Debug, Serialize)]
-pub struct Problem {
-    #[serde(skip)]
-    code: StatusCode,
-    title: &'static str,
-    status: u16,
-    detail: String,
-}
-
-impl Problem {
-    fn new(code: StatusCode, detail: impl Into<String>) -> Problem {
-        let title = code.canonical_reason().unwrap_or("error");
-        Problem { code, title, status: code.as_u16(), detail: detail.into() }
-    }
-
-    fn bad(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, detail)
-    }
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let mut response = (self.code, Json(&self)).into_response();
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
-        if self.code == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
-        }
-        response
-    }
 }
 
 /// The name of the token that came with a request.
@@ -105,11 +73,7 @@ impl FromRequestParts<Arc<Desk>> for Who {
                 "admin.token_file is not set: nothing can be changed through this address",
             ));
         };
-        let authorization = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let presented = authorization.and_then(|value| {
-            let (scheme, token) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-        });
+        let presented = token::presented(&parts.headers);
         match presented.map(|presented| token::name_of(file, presented)).transpose() {
             Ok(Some(Some(name))) => Ok(Who(name)),
             Ok(_) => {
@@ -392,7 +356,7 @@ async fn parked(
     let mut parked = Vec::new();
     for table in desk.chosen(which.table.as_deref())? {
         let listed = async {
-            let outbox = desk.database.outbox(&table.spec).await?;
+            let outbox = table.database.outbox(&table.spec).await?;
             let mut listed = outbox.list(&filter, limit + 1).await?;
             if which.payload {
                 for held in &mut listed {

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::metrics::Metrics,
-    config::{Config, Dialect, Table},
+    config::{Config, Dialect, Source, Table},
     coordinate::Lease,
     source::{
         database::{Database, TableSpec},
@@ -103,12 +103,12 @@ mod read {
             metrics: &Arc<Metrics>,
         ) {
             #[cfg_attr(not(feature = "postgres"), expect(unused_variables, reason = "there is no slot"))]
-            let Some(disposable) = self.all_poll else { return };
+            let (Some(disposable), Some(source)) = (self.all_poll, &config.source) else { return };
             let followers = std::mem::take(&mut self.followers).into_iter();
             self.streamer = match database {
                 #[cfg(feature = "mysql")]
                 Database::Mysql(database) => Some(Streamer::Mysql(mysql::stream::Streamer {
-                    server: server(config, database),
+                    server: server(source, database),
                     followers: followers
                         .map(|Follower { spec, lines, .. }| mysql::stream::Follower { spec, lines })
                         .collect(),
@@ -118,10 +118,10 @@ mod read {
                 })),
                 #[cfg(feature = "postgres")]
                 Database::Postgres(database) => {
-                    let slot = slot(config, database);
+                    let slot = slot(source, database);
                     Some(Streamer::Postgres(stream::Streamer {
                         disposable,
-                        connect: database.replication(&config.source, &slot.application),
+                        connect: database.replication(source, &slot.application),
                         slot,
                         followers: followers
                             .map(|Follower { spec, lines, waits, unsettled }| stream::Follower {
@@ -165,21 +165,21 @@ mod read {
     }
 
     #[cfg(feature = "mysql")]
-    fn server(config: &Config, database: &Mysql) -> mysql::server::Server {
+    fn server(source: &Source, database: &Mysql) -> mysql::server::Server {
         mysql::server::Server {
             database: database.clone(),
-            settings: config.source.stream.clone().unwrap_or_default(),
+            settings: source.stream.clone().unwrap_or_default(),
         }
     }
 
     #[cfg(feature = "postgres")]
-    fn slot(config: &Config, database: &Postgres) -> Slot {
+    fn slot(source: &Source, database: &Postgres) -> Slot {
         // The server shows 63 bytes of it (NAMEDATALEN), and by that we know our own.
-        let mut application = format!("whippet:{}", config.source.relay_schema);
+        let mut application = format!("whippet:{}", source.relay_schema);
         application.truncate(63);
         Slot {
             database: database.clone(),
-            settings: config.source.stream.clone().unwrap_or_default(),
+            settings: source.stream.clone().unwrap_or_default(),
             application,
         }
     }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::demo;
 
-pub fn demo(events: usize, keep: bool) -> u8 {
+pub fn demo(events: usize, ingest: bool, keep: bool) -> u8 {
     // What goes wrong is shown; what goes well is on the screen already.
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new("error,whippet=warn"))
@@ -25,7 +25,7 @@ pub fn demo(events: usize, keep: bool) -> u8 {
     let good = runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
-        demo::run(events, keep, stop).await
+        demo::run(events, ingest, keep, stop).await
     });
     match good {
         Ok(true) => DONE,

@@ -43,6 +43,9 @@ enum Command {
         /// Events to write; two of them are large.
         #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
         events: u32,
+        /// Every fourth event comes by HTTP instead of a row.
+        #[arg(long)]
+        ingest: bool,
         /// Leave the relay and its admin address running until Ctrl-C.
         #[arg(long)]
         keep: bool,
@@ -97,7 +100,7 @@ impl Cli {
         let code = match self.command {
             Command::Run { config } => run::run(&config),
             #[cfg(feature = "sqlite")]
-            Command::Demo { events, keep } => demo::demo(events as usize, keep),
+            Command::Demo { events, ingest, keep } => demo::demo(events as usize, ingest, keep),
             Command::Validate { config } => run::validate(&config),
             Command::Sql { config: Some(config), .. } => sql::for_config(&config),
             Command::Sql { dialect, preset, .. } => sql::for_preset(dialect.unwrap_or_default(), preset),

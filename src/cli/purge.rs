@@ -81,7 +81,9 @@ async fn carry_out(config: &Config, wanted: &Purge) -> Result<(), String> {
         return Ok(());
     }
     // Before anything is gone: there is no deletion without its line.
-    let database = Database::new(&config.source).map_err(|error| report(&error))?;
+    let source =
+        config.source.as_ref().ok_or("the configuration has no source, whose audit log has a line of it")?;
+    let database = Database::new(source).map_err(|error| report(&error))?;
     database.install().await.map_err(|error| report(&error))?;
     let line = Line {
         who: &wanted.who,

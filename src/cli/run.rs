@@ -42,7 +42,7 @@ pub fn run(path: &Path) -> u8 {
                 return FAILED;
             }
         };
-        info!(version = env!("CARGO_PKG_VERSION"), tables = config.tables.len(), "whippet starts");
+        info!(version = env!("CARGO_PKG_VERSION"), tables = config.all_tables().count(), "whippet starts");
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
         // Beside it: a Kafka or a store that is away must not delay the start.

@@ -8,7 +8,7 @@ use rdkafka::{ClientConfig, error::KafkaError};
 
 use super::{
     AfterPublish, Capture, Config, Dialect, Encoding, ObjectStore, Order, Oversize, Payload,
-    ReferenceDialect, Rows, Source, Table, TlsMode, Wake, error::Problems,
+    ReferenceDialect, Rows, Source, Table, TlsMode, Wake, error::Problems, ingest,
 };
 use crate::{record::Template, store::is_safe_key};
 
@@ -16,7 +16,10 @@ use crate::{record::Template, store::is_safe_key};
 const HEARTBEAT_PREFIX: &str = "whippet.heartbeat";
 
 pub(super) fn check(config: &Config, problems: &mut Problems) {
-    source(&config.source, problems);
+    if let Some(configured) = &config.source {
+        source(configured, problems);
+    }
+    ingest::check(config, problems);
     kafka(config, problems);
     if let Some(Err(error)) = config.object_store.as_ref().map(ObjectStore::open) {
         let text = error.to_string();
@@ -37,8 +40,15 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
         if !names.insert(one.name.as_str()) {
             problems.add(&format!("{path}.name"), format!("table {} is there twice", one.name));
         }
-        table(one, config.source.dialect(), &path, problems);
+        if let Some(source) = &config.source {
+            table(one, source.dialect(), &path, problems);
+        }
         payload(&one.payload, config.object_store.is_some(), &path, problems);
+    }
+    if let Some(spool) = &config.spool {
+        let path = format!("tables[{}]", config.tables.len());
+        table(spool, Dialect::Sqlite, &path, problems);
+        payload(&spool.payload, config.object_store.is_some(), &path, problems);
     }
 }
 

@@ -18,7 +18,6 @@ const KEYS: [(&str, &str, &str); 10] = [
     ),
     ("log.context", "", "context headers in log lines are still to come"),
     ("telemetry", "", "traces are still to come"),
-    ("ingest", "", "ingest is still to come"),
     ("tables[].headers.blob", "", "one header that carries them all is still to come"),
     ("tables[].envelope", "none", "CloudEvents are still to come"),
 ];
@@ -110,5 +109,6 @@ pub(super) fn with_keys_to_come(mut schema: Value) -> Value {
             columns.shift_remove("required");
         }
     }
+    schema["anyOf"] = json!([{ "required": ["source", "tables"] }, { "required": ["ingest"] }]);
     schema
 }

@@ -1,13 +1,14 @@
 //! The configuration file: what its keys mean, their defaults, and what is wrong with one.
 //!
 //! A file becomes a [`Config`] in steps, each a module: `yaml` reads texts with their places,
-//! `interpolate` replaces `${…}`, `layers` lays the environment over it, `tables` fills in
-//! `defaults` and presets, `later` refuses what is still to come, `shape` gives the texts their
+//! `interpolate` replaces `${…}`, `layers` lays the environment over it, `ingest` adds the table of its
+//! spool, `tables` fills in `defaults` and presets, `later` refuses what is still to come, `shape` gives the texts their
 //! types by the schema, and `check` looks at the whole. Every step goes on after a problem, so that
 //! all of them are told at once.
 
 mod check;
 mod error;
+mod ingest;
 mod interpolate;
 mod later;
 mod layers;
@@ -33,6 +34,7 @@ use serde_json::Value;
 use self::error::Problems;
 pub use self::{
     error::{Error, Place, Problem},
+    ingest::{COLUMNS as INGEST_COLUMNS, INGEST, Ingest},
     payload::{Chunk, ChunkDialect, Encode, Encoding, Oversize, Payload, Reference, ReferenceDialect},
     secret::Secret,
     table::{
@@ -47,7 +49,9 @@ use crate::store::{Store, StoreError};
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Whippet configuration")]
 pub struct Config {
-    pub source: Source,
+    /// Absent where `ingest` alone is there.
+    #[serde(default)]
+    pub source: Option<Source>,
     pub kafka: Kafka,
     /// Where payloads go that Kafka does not take.
     #[serde(default)]
@@ -62,9 +66,15 @@ pub struct Config {
     pub log: Log,
     #[serde(default)]
     pub shutdown: Shutdown,
+    #[serde(default)]
+    pub ingest: Option<Ingest>,
     /// The outbox tables; order matters only for messages.
+    #[serde(default)]
     #[schemars(length(min = 1))]
     pub tables: Vec<Table>,
+    /// The table of the spool, where there is one.
+    #[serde(skip)]
+    pub spool: Option<Table>,
     /// What works, but perhaps not as intended.
     #[serde(skip)]
     pub warnings: Vec<String>,
@@ -145,7 +155,13 @@ impl Config {
     /// How the log is read, where a table follows it.
     pub fn log(&self) -> Option<Stream> {
         let follows = self.tables.iter().any(|table| table.capture != Capture::Poll);
-        follows.then(|| self.source.stream.clone().unwrap_or_default())
+        let source = self.source.as_ref().filter(|_| follows)?;
+        Some(source.stream.clone().unwrap_or_default())
+    }
+
+    /// The tables of the source, and the spool's.
+    pub fn all_tables(&self) -> impl Iterator<Item = &Table> {
+        self.tables.iter().chain(&self.spool)
     }
 }
 
@@ -389,6 +405,7 @@ pub fn parse(name: &str, text: &str, env: &BTreeMap<String, String>) -> Result<C
     let overrides = layers::overrides(env, &mut problems);
     interpolate::apply(&mut tree, env, &mut problems);
     let mut tree = layers::merge(tree, overrides, &mut problems);
+    let has_spool = ingest::add_table(&mut tree, &mut problems);
     let explicit = tables::fill_in(&mut tree, &mut problems);
     later::refuse(&mut tree, &mut problems);
     let shaped = shape::shape(tree, &shape::schema(), &mut problems);
@@ -400,6 +417,7 @@ pub fn parse(name: &str, text: &str, env: &BTreeMap<String, String>) -> Result<C
         for (table, explicit) in config.tables.iter_mut().zip(&explicit) {
             table.columns.required = required(table, explicit);
         }
+        config.spool = has_spool.then(|| ingest::take_table(config)).flatten();
         check::check(config, &mut problems);
     }
     let (mut config, warnings) = problems.finish(config)?;

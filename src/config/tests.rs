@@ -85,7 +85,7 @@ tables: [{ name: outbox, poll: { batch: \"${BATCH}\" } }]
         ("WHIPPET__TABLES__0__ORDER", "table"),
     ];
     let config = read_with(text, &env).unwrap();
-    assert_eq!(config.source.url.expose(), "postgres://relay:s3cret@db/shop");
+    assert_eq!(config.source.as_ref().unwrap().url.expose(), "postgres://relay:s3cret@db/shop");
     assert_eq!(config.kafka.bootstrap_servers, "k:9092");
     assert_eq!(config.kafka.linger, Duration::from_millis(5));
     assert_eq!((config.tables[0].poll.batch, config.tables[0].order), (12, Order::Table));
@@ -308,6 +308,77 @@ fn all_problems_are_told_at_once_in_the_order_of_the_file() {
         ["kafka.bootstrap_servers", "kafka.linger", "tables[0].name", "tables[0].nam"],
         "{said}"
     );
+}
+
+const INGEST_ALONE: &str =
+    "kafka: { bootstrap_servers: k:1 }\ningest: { topics: [orders], spool: /nowhere/spool }\n";
+
+#[test]
+fn with_ingest_source_and_tables_may_be_absent() {
+    let config = read(INGEST_ALONE).unwrap();
+    assert!(config.source.is_none() && config.tables.is_empty() && config.warnings.is_empty());
+    let (ingest, spool) = (config.ingest.unwrap(), config.spool.unwrap());
+    assert_eq!((ingest.listen.port(), ingest.max_bytes), (9465, 1 << 30));
+    assert_eq!((ingest.dedup, ingest.headers.len()), (Duration::from_hours(24), 4));
+    assert_eq!((spool.name.as_str(), spool.capture, spool.order), ("ingest", Capture::Poll, Order::Key));
+    let required: Vec<&str> = spool.columns.required.iter().map(String::as_str).collect();
+    assert!(required.contains(&"topic") && required.contains(&"seq"), "{required:?}");
+    let both = format!("{MINIMAL}ingest: {{ topics: [a], spool: /nowhere }}\n");
+    let config = read(&both).unwrap();
+    assert_eq!((config.tables.len(), config.all_tables().count()), (1, 2));
+    // `defaults` are for the spool too, but for what is its own.
+    let defaults = "defaults: { on_failure: dead_letter, after_publish: mark, capture: stream, topic: \"{x}\", \
+                    headers: { from: [tenant], max_bytes: 1KiB }, columns: { key: k } }\n";
+    let spool = read(&format!("{INGEST_ALONE}{defaults}")).unwrap().spool.unwrap();
+    assert_eq!((spool.on_failure, spool.after_publish), (OnFailure::DeadLetter, AfterPublish::Delete));
+    assert_eq!((spool.topic, spool.columns.key.as_deref()), (None, Some("key")));
+    assert_eq!((spool.headers.from.len(), spool.headers.max_bytes), (0, 1 << 10));
+}
+
+#[test]
+fn what_is_wrong_with_ingest_is_told_with_its_place() {
+    let with = |from: &str, to: &str| INGEST_ALONE.replace(from, to);
+    for (text, expected) in [
+        (with("topics: [orders], ", ""), "ingest.topics: missing; expected a list"),
+        (with("[orders]", "[]"), "ingest.topics: expected at least 1 element(s)"),
+        (with("[orders]", "[a b]"), "ingest.topics[0]: expected a topic, or a glob"),
+        (with(", spool: /nowhere/spool", ""), "ingest.spool: missing"),
+        (with("topics:", "max_bytes: 1KiB, topics:"), "ingest.max_bytes: expected at least 1MiB"),
+        (
+            with("topics:", "headers: [a b], topics:"),
+            "ingest.headers[0]: expected the name of an HTTP header",
+        ),
+        (
+            with("topics:", "listen: \"127.0.0.1:9464\", topics:"),
+            "ingest.listen: admin.listen has this address",
+        ),
+        (format!("{INGEST_ALONE}tables: [{{ name: outbox }}]\n"), "source: missing"),
+        (
+            format!("{INGEST_ALONE}source: {{ url: postgres://x/y }}\n"),
+            "tables: expected at least 1 element(s)",
+        ),
+        (
+            MINIMAL.replace("outbox", "ingest") + "ingest: { topics: [a], spool: /nowhere }\n",
+            "a table is called ingest, and so is the spool",
+        ),
+        (
+            format!(
+                "{INGEST_ALONE}defaults: {{ payload: {{ reference: {{ key: \"{{tenant}}/{{id}}-{{sha256}}\" }} }} }}\n"
+            ),
+            "defaults.payload.reference.key: the spool of ingest has no column tenant",
+        ),
+        (
+            format!("{INGEST_ALONE}defaults: {{ payload: {{ oversize: claim_check }} }}\n"),
+            "defaults.payload.oversize: claim_check needs object_store",
+        ),
+    ] {
+        let said = read(&text).expect_err(expected);
+        assert!(said.contains(expected), "{said}\n{text}");
+    }
+    let open = read(&with("topics:", "listen: \"0.0.0.0:9465\", topics:")).unwrap();
+    assert!(open.warnings[0].contains("whoever reaches this address can publish"), "{:?}", open.warnings);
+    let memory = read(&with("/nowhere/spool", "/dev/shm")).unwrap();
+    assert!(memory.warnings[0].contains("it is memory"), "{:?}", memory.warnings);
 }
 
 #[test]

@@ -27,7 +27,15 @@ pub enum Lease {
     Owner { epoch: i64, until: Instant },
 }
 
+/// How long a process lives at most, as far as its leases are concerned.
+const FOR_LIFE: Duration = Duration::from_hours(24 * 365 * 30);
+
 impl Lease {
+    /// Of a source that belongs to this process as long as it lives.
+    pub fn for_life(epoch: i64) -> Lease {
+        Lease::Owner { epoch, until: Instant::now() + FOR_LIFE }
+    }
+
     /// The fencing number, while the lease holds.
     pub fn epoch(&self) -> Option<i64> {
         match self {

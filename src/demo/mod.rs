@@ -3,9 +3,10 @@
 //! An example application writes orders and outbox rows into a SQLite file, each in one
 //! transaction. The relay, the same that `whippet run` starts, publishes them to a broker inside
 //! this process: librdkafka's mock cluster, which speaks Kafka's protocol and keeps records in
-//! memory. Two payloads are too large for a record: one becomes a claim check, in a folder that is
+//! memory. With `--ingest`, some events come by HTTP instead. Two payloads are too large for a record: one becomes a claim check, in a folder that is
 //! the object store, the other one chunks. The consumer kit reads everything back, and it is compared.
 
+mod caller;
 mod reader;
 mod screen;
 mod shop;
@@ -25,10 +26,12 @@ use sqlx::{
     AssertSqlSafe, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode},
 };
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::{reader::Received, screen::Screen, shop::Expected};
 use crate::{
+    admin::status::{self, Board},
     app::App,
     config::{self, Config, ObjectStore},
     source::database::ddl,
@@ -45,6 +48,10 @@ struct Outbox {
 const ORDERS: Outbox = Outbox { table: "outbox", topic: "orders" };
 /// And chunks here.
 const CONTRACTS: Outbox = Outbox { table: "outbox_in_chunks", topic: "contracts" };
+/// What comes by HTTP.
+const CLICKS: Outbox = Outbox { table: config::INGEST, topic: "clicks" };
+/// One in so many events does, where any do.
+const BY_HTTP: usize = 4;
 const PARTITIONS: i32 = 4;
 /// Without a new event for this long, something is wrong.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
@@ -56,7 +63,8 @@ struct Progress {
     /// Committed events, in the order of their commits.
     expected: Vec<Expected>,
     rolled_back: usize,
-    written: bool,
+    /// Who still writes.
+    writing: usize,
     received: Vec<Received>,
     /// Why nothing more is read.
     unread: Option<String>,
@@ -68,39 +76,47 @@ fn lock(shared: &Shared) -> MutexGuard<'_, Progress> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs the demo. `Ok(true)` where every committed event came back, in order, byte for byte.
-pub async fn run(events: usize, keep: bool, stop: CancellationToken) -> anyhow::Result<bool> {
+/// Runs the demo; with `ingest`, some of the events come by HTTP. `Ok(true)` where every committed event came back,
+/// in order, byte for byte.
+pub async fn run(events: usize, ingest: bool, keep: bool, stop: CancellationToken) -> anyhow::Result<bool> {
     let folder = tempfile::Builder::new().prefix("whippet-demo-").tempdir().context("a temporary folder")?;
     let broker: MockCluster<'static, DefaultProducerContext> =
         MockCluster::new(1).context("the broker inside this process")?;
-    for outbox in [ORDERS, CONTRACTS] {
+    for outbox in [ORDERS, CONTRACTS, CLICKS] {
         broker.create_topic(outbox.topic, PARTITIONS, 1).context("the topics")?;
     }
     std::fs::create_dir(folder.path().join("payloads")).context("the folder for payloads")?;
-    let config = configuration(folder.path(), &broker.bootstrap_servers())?;
+    let config = configuration(folder.path(), &broker.bootstrap_servers(), ingest)?;
     // Readers and the writer do not wait for each other in WAL mode.
-    let options = SqliteConnectOptions::from_str(config.source.url.expose())?
+    let source = config.source.as_ref().context("the demo has a source")?;
+    let options = SqliteConnectOptions::from_str(source.url.expose())?
         .journal_mode(SqliteJournalMode::Wal)
         .busy_timeout(Duration::from_secs(10));
     let database = SqlitePool::connect_with(options).await.context("the SQLite file")?;
     sqlx::raw_sql(AssertSqlSafe(ddl::script(&config))).execute(&database).await.context("the outbox")?;
 
     let app = App::build(&config).await?;
-    let admin = app.admin_address();
+    let (admin, ingest) = (app.admin_address(), app.ingest_address());
     let relay_stop = CancellationToken::new();
-    let board = app.board();
+    let boards = app.boards();
     let relay = tokio::spawn(app.run(relay_stop.clone()));
     let shared = Shared::default();
     let reading = CancellationToken::new();
     let store = config.object_store.as_ref().map(ObjectStore::open).transpose()?;
     let consumer = reader::open(&broker.bootstrap_servers(), store).await?;
     let reader = tokio::spawn(reader::run(consumer, shared.clone(), reading.clone()));
-    let shop = tokio::spawn(shop::run(database.clone(), events, shared.clone()));
+    let by_http = ingest.map_or(0, |_| events / BY_HTTP);
+    lock(&shared).writing = if ingest.is_some() { 2 } else { 1 };
+    let mut writers = JoinSet::new();
+    writers.spawn(shop::run(database.clone(), events - by_http, shared.clone()));
+    if let Some(ingest) = ingest {
+        writers.spawn(caller::run(ingest, by_http, shared.clone()));
+    }
 
     let mut screen = Screen::new(events);
-    screen.begin(&config, folder.path(), &broker.bootstrap_servers(), admin);
+    screen.begin(&config, folder.path(), &broker.bootstrap_servers(), admin, ingest);
     let finished = tokio::select! {
-        finished = watch(&shared, &mut screen, &board, shop) => finished,
+        finished = watch(&shared, &mut screen, &boards, writers) => finished,
         () = stop.cancelled() => Err(anyhow::anyhow!("interrupted before everything came back")),
     };
     let good = match finished {
@@ -131,19 +147,18 @@ pub async fn run(events: usize, keep: bool, stop: CancellationToken) -> anyhow::
 async fn watch(
     shared: &Shared,
     screen: &mut Screen,
-    board: &crate::admin::status::Board,
-    shop: tokio::task::JoinHandle<anyhow::Result<()>>,
+    boards: &[Arc<Board>],
+    mut writers: JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(REDRAW_EVERY);
     let (mut seen, mut moved) = (0, Instant::now());
-    let mut shop = Some(shop);
     loop {
         tick.tick().await;
-        if let Some(ended) = shop.take_if(|shop| shop.is_finished()) {
-            ended.await.context("the application")??;
+        while let Some(ended) = writers.try_join_next() {
+            ended.context("the application")??;
         }
         let progress = lock(shared);
-        screen.draw(&progress, &board.status());
+        screen.draw(&progress, &status::of_all(boards));
         if let Some(why) = &progress.unread {
             anyhow::bail!("the consumer cannot read on: {why}");
         }
@@ -151,7 +166,7 @@ async fn watch(
         if distinct != seen {
             (seen, moved) = (distinct, Instant::now());
         }
-        if progress.written && distinct >= progress.expected.len() {
+        if progress.writing == 0 && distinct >= progress.expected.len() {
             return Ok(());
         }
         anyhow::ensure!(
@@ -165,8 +180,8 @@ async fn watch(
 }
 
 /// As a user would write it, but for the free port and the quick polling.
-fn configuration(folder: &Path, broker: &str) -> anyhow::Result<Config> {
-    let yaml = format!(
+fn configuration(folder: &Path, broker: &str, ingest: bool) -> anyhow::Result<Config> {
+    let mut yaml = format!(
         "source: {{ url: 'sqlite://{folder}/shop.db?mode=rwc' }}\n\
          kafka: {{ bootstrap_servers: '{broker}' }}\n\
          object_store: {{ url: 'file://{folder}/payloads' }}\n\
@@ -179,5 +194,12 @@ fn configuration(folder: &Path, broker: &str) -> anyhow::Result<Config> {
         claim_checks = ORDERS.table,
         chunks = CONTRACTS.table,
     );
+    if ingest {
+        yaml += &format!(
+            "ingest: {{ listen: '127.0.0.1:0', topics: [{topic}], spool: '{folder}/spool' }}\n",
+            topic = CLICKS.topic,
+            folder = folder.display()
+        );
+    }
     Ok(config::parse("the demo's configuration", &yaml, &BTreeMap::new())?)
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, future::ready, time::Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{CONTRACTS, ORDERS, Shared, lock};
+use super::{CLICKS, CONTRACTS, ORDERS, Shared, lock};
 use crate::{
     consume::{Consumer, Event, Settings, Start, Travelled},
     record::wire,
@@ -46,7 +46,7 @@ pub async fn open(broker: &str, store: Option<Store>) -> anyhow::Result<Consumer
     let settings = Settings {
         start: Start::Beginning,
         properties,
-        ..Settings::new(broker, &[ORDERS.topic, CONTRACTS.topic])
+        ..Settings::new(broker, &[ORDERS.topic, CONTRACTS.topic, CLICKS.topic])
     };
     Ok(Consumer::open(&settings, store).await?)
 }

@@ -36,7 +36,14 @@ impl Screen {
         Screen { live, color, events, started: Instant::now(), last_line: None, drawn: 0 }
     }
 
-    pub fn begin(&mut self, config: &Config, folder: &Path, broker: &str, admin: Option<SocketAddr>) {
+    pub fn begin(
+        &mut self,
+        config: &Config,
+        folder: &Path,
+        broker: &str,
+        admin: Option<SocketAddr>,
+        ingest: Option<SocketAddr>,
+    ) {
         let mut text = String::new();
         let _ = writeln!(text, "{}\n", self.bold("whippet demo: from a committed row to a Kafka record"));
         let _ = writeln!(text, "  database   SQLite, {}", folder.join("shop.db").display());
@@ -50,7 +57,14 @@ impl Screen {
         if let Some(admin) = admin {
             let _ = writeln!(text, "  admin      http://{admin}/status and /metrics");
         }
-        let tables: Vec<&str> = config.tables.iter().map(|table| table.name.as_str()).collect();
+        if let Some(ingest) = ingest {
+            let _ = writeln!(
+                text,
+                "  ingest     http://{ingest}, every fourth event; the spool is in {}",
+                folder.display()
+            );
+        }
+        let tables: Vec<&str> = config.all_tables().map(|table| table.name.as_str()).collect();
         let _ = writeln!(text, "  tables     {}\n", tables.join(", "));
         print(&text);
     }

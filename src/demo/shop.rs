@@ -65,7 +65,7 @@ pub async fn run(database: SqlitePool, events: usize, shared: Shared) -> anyhow:
         let due = begin + WRITING.mul_f64(written as f64 / events as f64);
         tokio::time::sleep_until(due.into()).await;
     }
-    lock(&shared).written = true;
+    lock(&shared).writing -= 1;
     Ok(())
 }
 

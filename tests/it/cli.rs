@@ -47,6 +47,15 @@ fn a_good_configuration_is_0_and_the_schema_is_json() {
     assert!(schema["$schema"].is_string());
 }
 
+#[test]
+fn the_demo_takes_events_by_http_too() {
+    let said = whippet(&["demo", "--ingest", "--events", "200"]);
+    assert_eq!(said.status.code(), Some(0), "{}{}", text(&said.stdout), text(&said.stderr));
+    let stdout = text(&said.stdout);
+    assert!(stdout.contains("ingest     http://127.0.0.1:"), "{stdout}");
+    assert!(stdout.contains("every one of 200 committed events came back"), "{stdout}");
+}
+
 /// Without any service: the demo brings its own.
 #[test]
 fn the_demo_succeeds_and_says_what_it_compared() {

@@ -264,12 +264,14 @@ impl Relay {
     }
 
     pub fn start_with(config: &str, environment: &[(&str, &str)]) -> Relay {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_whippet"))
-            .args(["run", "--config", config])
-            .envs(environment.iter().copied())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_whippet"));
+        command.args(["run", "--config", config]).envs(environment.iter().copied());
+        Relay::start_by(command)
+    }
+
+    /// By a command that becomes `whippet run`.
+    pub fn start_by(mut command: Command) -> Relay {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Log::default());
         let (stderr, shared) = (child.stderr.take().unwrap(), log.clone());
         std::thread::spawn(move || {

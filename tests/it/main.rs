@@ -18,6 +18,8 @@ mod failures;
 mod faults;
 mod harness;
 mod impostor;
+mod ingest;
+mod ingest_faults;
 mod keep;
 mod large;
 mod leases;

@@ -101,7 +101,7 @@ impl Arguments {
 /// than are expected there.
 fn limits(config: &Config) -> Limits {
     let usual = Limits::default();
-    let largest = config.tables.iter().map(|table| table.payload.max_bytes).max();
+    let largest = config.all_tables().map(|table| table.payload.max_bytes).max();
     let payload_bytes = largest.unwrap_or_default().max(usual.payload_bytes);
     Limits {
         payload_bytes,

@@ -8,7 +8,7 @@ use super::{
     literal, quoted, quoted_table,
 };
 use crate::{
-    config::{AfterPublish, Capture, Config, Dialect, Rows, Table, Wake},
+    config::{AfterPublish, Capture, Config, Dialect, Rows, Source, Table, Wake},
     record::Template,
 };
 pub use mysql::{relay_table_names, relay_tables_mysql};
@@ -228,16 +228,19 @@ pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
 
 /// Everything that a configuration needs in the source database, as one script.
 pub fn script(config: &Config) -> String {
-    let dialect = config.source.dialect();
-    let schema = &config.source.relay_schema;
+    let Some(source) = &config.source else {
+        return "-- There is no source; the spool of ingest makes its own tables.\n".into();
+    };
+    let dialect = source.dialect();
+    let schema = &source.relay_schema;
     if dialect == Dialect::Mysql {
-        return joined(mysql::script(config));
+        return joined(mysql::script(config, source));
     }
     let mut script = vec![heading("The outbox")];
     for table in config.tables.iter().filter(|table| table.message_prefix().is_none()) {
         script.extend(outbox(table, dialect));
     }
-    script.extend(stream(config));
+    script.extend(stream(config, source));
     script.push(heading("The relay's own tables; it makes them by itself where it may"));
     script.extend(match dialect {
         Dialect::Postgres => relay_tables_postgres(schema),
@@ -245,7 +248,7 @@ pub fn script(config: &Config) -> String {
     });
     if dialect == Dialect::Postgres {
         script.push(heading("What the relay's role may do: no more than this"));
-        script.extend(grants(config));
+        script.extend(grants(config, source));
     }
     joined(script)
 }
@@ -394,12 +397,12 @@ fn notify(table: &Table) -> Vec<String> {
 
 /// Publication and slot, for tables that follow the log. The slot is in a comment: it cannot be made in a
 /// transaction that writes, and a script may be run as one.
-fn stream(config: &Config) -> Vec<String> {
+fn stream(config: &Config, source: &Source) -> Vec<String> {
     let followed = || config.tables.iter().filter(|table| table.capture != Capture::Poll);
     if followed().next().is_none() {
         return Vec::new();
     }
-    let stream = config.source.stream.clone().unwrap_or_default();
+    let stream = source.stream.clone().unwrap_or_default();
     let tables: Vec<String> = followed()
         .filter(|table| table.message_prefix().is_none())
         .map(|table| quoted_table(&table.name))
@@ -434,9 +437,9 @@ pub fn create_publication(name: &str, tables: &[String]) -> String {
 }
 
 /// In one block that does nothing where the role does not exist, so that the script runs anywhere.
-fn grants(config: &Config) -> Vec<String> {
-    let name = super::role(config.source.url.expose()).unwrap_or_else(|| "whippet".into());
-    let (role, own) = (quoted(&name), quoted(&config.source.relay_schema));
+fn grants(config: &Config, source: &Source) -> Vec<String> {
+    let name = super::role(source.url.expose()).unwrap_or_else(|| "whippet".into());
+    let (role, own) = (quoted(&name), quoted(&source.relay_schema));
     let mut grants = Vec::new();
     for table in &config.tables {
         if table.message_prefix().is_some() {

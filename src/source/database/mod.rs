@@ -16,6 +16,8 @@ mod postgres;
 pub use postgres::Postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "sqlite")]
+pub use sqlite::{Near, Sqlite};
 pub mod teardown;
 
 use std::{
@@ -244,7 +246,7 @@ pub enum Database {
     #[cfg(feature = "postgres")]
     Postgres(Postgres),
     #[cfg(feature = "sqlite")]
-    Sqlite(sqlite::Sqlite),
+    Sqlite(Sqlite),
 }
 
 /// One outbox table of a database.
@@ -281,7 +283,7 @@ impl Database {
             #[cfg(feature = "postgres")]
             Dialect::Postgres => Ok(Database::Postgres(Postgres::new(source)?)),
             #[cfg(feature = "sqlite")]
-            Dialect::Sqlite => Ok(Database::Sqlite(sqlite::Sqlite::new(source)?)),
+            Dialect::Sqlite => Ok(Database::Sqlite(Sqlite::new(source)?)),
             #[cfg(not(feature = "mysql"))]
             Dialect::Mysql => Err(Error::Setup("this build has no support for MySQL".into())),
             #[cfg(not(feature = "postgres"))]

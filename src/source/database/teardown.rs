@@ -3,7 +3,7 @@
 use super::{Database, Error};
 #[cfg(feature = "postgres")]
 use super::{Postgres, ddl, literal, quoted};
-use crate::config::Config;
+use crate::config::Source;
 
 /// Something that the relay made, and how it is dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,14 +27,14 @@ impl Database {
         not(any(feature = "postgres", feature = "sqlite")),
         expect(unused_variables, reason = "its tables have one name")
     )]
-    pub async fn remains(&self, config: &Config) -> Result<Remains, Error> {
+    pub async fn remains(&self, source: &Source) -> Result<Remains, Error> {
         match self {
             #[cfg(feature = "mysql")]
             Database::Mysql(db) => db.remains().await,
             #[cfg(feature = "postgres")]
-            Database::Postgres(db) => db.remains(config).await,
+            Database::Postgres(db) => db.remains(source).await,
             #[cfg(feature = "sqlite")]
-            Database::Sqlite(db) => db.remains(config).await,
+            Database::Sqlite(db) => db.remains(source).await,
         }
     }
 
@@ -64,7 +64,7 @@ const TABLES: [&str; 6] = ["leases", "holds", "pauses", "replays", "watermarks",
 
 #[cfg(feature = "postgres")]
 impl Postgres {
-    async fn remains(&self, config: &Config) -> Result<Remains, Error> {
+    async fn remains(&self, source: &Source) -> Result<Remains, Error> {
         let doing = "look for what the relay made";
         let pool = self.pool();
         let exists = async |sql: &'static str, name: &str| -> Result<bool, Error> {
@@ -73,7 +73,7 @@ impl Postgres {
             Ok(found.is_some())
         };
         let mut remains = Remains::default();
-        let stream = config.source.stream.clone().unwrap_or_default();
+        let stream = source.stream.clone().unwrap_or_default();
         let (slot, publication) = (&stream.slot, &stream.publication);
         if exists("SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND plugin = 'pgoutput' AND database = current_database()", slot).await? {
             remains.made.push(Made {
@@ -144,10 +144,10 @@ impl super::mysql::Mysql {
 
 #[cfg(feature = "sqlite")]
 impl super::sqlite::Sqlite {
-    async fn remains(&self, config: &Config) -> Result<Remains, Error> {
+    async fn remains(&self, source: &Source) -> Result<Remains, Error> {
         use super::{ddl, quoted};
         let doing = "look for what the relay made";
-        let prefix = &config.source.relay_schema;
+        let prefix = &source.relay_schema;
         let mut remains = Remains::default();
         let audit = ddl::AUDIT.to_owned();
         for table in TABLES.iter().map(|table| format!("{prefix}_{table}")).chain([audit]) {

@@ -3,7 +3,7 @@
 
 use super::{AUDIT, heading};
 use crate::{
-    config::{AfterPublish, Config, Table},
+    config::{AfterPublish, Config, Source, Table},
     record::Template,
 };
 
@@ -83,14 +83,14 @@ pub fn relay_tables_mysql(prefix: &str) -> Vec<String> {
 }
 
 /// Everything that a configuration needs, statement by statement.
-pub(super) fn script(config: &Config) -> Vec<String> {
-    let prefix = &config.source.relay_schema;
+pub(super) fn script(config: &Config, source: &Source) -> Vec<String> {
+    let prefix = &source.relay_schema;
     let mut script = vec![heading("The outbox")];
     config.tables.iter().for_each(|table| script.extend(outbox(table)));
     script.push(heading("The relay's own tables; it makes them by itself where it may"));
     script.extend(relay_tables_mysql(prefix));
     script.push(heading("What the relay's account may do: no more than this"));
-    script.extend(grants(config));
+    script.extend(grants(config, source));
     script.push(heading(
         "What to ask of whoever runs the server. Polling needs nothing but InnoDB, and binlog_format = ROW where \
          there is a binlog: the relay reads and writes with READ COMMITTED",
@@ -191,10 +191,10 @@ fn context(table: &Table, headers: &str) -> Vec<String> {
 
 /// As comments: an account has a host too, which only its administrator knows, and a grant to one that is not
 /// there is an error.
-fn grants(config: &Config) -> Vec<String> {
-    let user = super::super::role(config.source.url.expose()).unwrap_or_else(|| "whippet".into());
+fn grants(config: &Config, source: &Source) -> Vec<String> {
+    let user = super::super::role(source.url.expose()).unwrap_or_else(|| "whippet".into());
     let account = format!("'{}'@'%'", user.replace('\'', "''"));
-    let url = url::Url::parse(config.source.url.expose()).ok();
+    let url = url::Url::parse(source.url.expose()).ok();
     let database = url.map(|url| url.path().trim_matches('/').to_owned()).unwrap_or_default();
     let within = |name: &str| match name.split_once('.') {
         Some(_) => quoted_table(name),
@@ -213,7 +213,7 @@ fn grants(config: &Config) -> Vec<String> {
         };
         grant(&format!("SELECT, {change}"), &table.name);
     }
-    for name in relay_table_names(&config.source.relay_schema) {
+    for name in relay_table_names(&source.relay_schema) {
         grant("SELECT, INSERT, UPDATE, DELETE", &name);
     }
     if config.log().is_some() {

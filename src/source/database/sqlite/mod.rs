@@ -1,4 +1,4 @@
-//! SQLite: for the demo, and for the ingest spool to come.
+//! SQLite: for the demo, for small applications, and for the spool of ingest.
 //!
 //! Writers take turns, so a number from AUTOINCREMENT is also the commit order: no row appears below
 //! the cursor, and one connection at a time is enough.
@@ -6,14 +6,14 @@
 mod holds;
 mod kept;
 
-use std::{convert::Infallible, str::FromStr, time::Duration};
+use std::{convert::Infallible, str::FromStr, sync::Arc, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use sqlx::{
     AssertSqlSafe, Row as _, ValueRef as _,
     sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, MutexGuard, Notify};
 
 use self::kept::{KeptSql, Parts};
 use super::{
@@ -27,13 +27,48 @@ use crate::{
     source::Hold,
 };
 
+/// How often a table is read for commits that were heard of, at most.
+const WAKE_EVERY: Duration = Duration::from_millis(5);
+/// A lease that ends with its process, whose lock tells others so: the end of the year 9999.
+const FOR_EVER: i64 = 253_402_300_799;
+
 #[derive(Clone, Debug)]
 pub struct Sqlite {
     pub(super) pool: SqlitePool,
     prefix: String,
+    near: Near,
+}
+
+/// What writers of one file in one process have in common.
+#[derive(Clone, Debug, Default)]
+pub struct Near {
+    /// Whose turn it is to write. SQLite would let them sleep and try again, in no order.
+    pub turn: Arc<Mutex<()>>,
+    /// Notified when rows were committed.
+    pub committed: Arc<Notify>,
 }
 
 impl Sqlite {
+    /// A file that this process alone uses, and another part of it writes too.
+    pub fn shared(options: SqliteConnectOptions, near: Near) -> Sqlite {
+        let pool = SqlitePoolOptions::new().max_connections(2).connect_lazy_with(options);
+        Sqlite { pool, prefix: "whippet".into(), near }
+    }
+
+    /// Takes the lease for good, from whoever had it: the caller's lock says that nobody has it now.
+    pub async fn seize(&self, owner: &str) -> Result<Grant, Error> {
+        let sql = format!(
+            "INSERT INTO {leases} AS l (name, owner, epoch, expires_at) VALUES (?1, ?2, 1, {FOR_EVER}) \
+             ON CONFLICT (name) DO UPDATE SET epoch = l.epoch + 1, owner = excluded.owner, \
+               expires_at = excluded.expires_at \
+             RETURNING epoch",
+            leases = self.own("leases")
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(LEASE_NAME).bind(owner);
+        let epoch = query.fetch_one(&self.pool).await.map_err(Error::sql("take the lease"))?;
+        Ok(Grant { epoch })
+    }
+
     pub fn new(source: &config::Source) -> Result<Sqlite, Error> {
         let options = SqliteConnectOptions::from_str(source.url.expose())
             .map_err(|error| Error::Setup(format!("source.url: {error}")))?
@@ -41,7 +76,7 @@ impl Sqlite {
             .busy_timeout(Duration::from_secs(5));
         let pool =
             SqlitePoolOptions::new().max_connections(source.max_connections).connect_lazy_with(options);
-        Ok(Sqlite { pool, prefix: source.relay_schema.clone() })
+        Ok(Sqlite { pool, prefix: source.relay_schema.clone(), near: Near::default() })
     }
 
     pub async fn install(&self) -> Result<(), Error> {
@@ -104,9 +139,13 @@ impl Sqlite {
         Outbox::new(self, spec, &columns)
     }
 
-    /// SQLite tells other processes nothing.
-    pub async fn listen(&self, _table: &str, _heard: &Notify) -> Result<Infallible, Error> {
-        std::future::pending().await
+    /// SQLite tells other processes nothing: this is about writers in this one.
+    pub async fn listen(&self, _table: &str, heard: &Notify) -> Result<Infallible, Error> {
+        loop {
+            self.near.committed.notified().await;
+            heard.notify_one();
+            tokio::time::sleep(WAKE_EVERY).await;
+        }
     }
 
     fn own(&self, name: &str) -> String {
@@ -118,6 +157,7 @@ impl Sqlite {
 pub struct Outbox {
     name: String,
     pool: SqlitePool,
+    turn: Arc<Mutex<()>>,
     holds: HoldsSql,
     read_replays: String,
     read_one: String,
@@ -155,7 +195,8 @@ impl Outbox {
         let (own_holds, leases) = (db.own("holds"), db.own("leases"));
         let name = literal(&spec.name);
         let payload = quoted(&spec.payload);
-        let length = format!("length(CAST(o.{payload} AS BLOB))");
+        // Of a row's header: the payload itself is not read for it.
+        let length = format!("octet_length(o.{payload})");
         let cells: Vec<String> = spec
             .columns
             .iter()
@@ -253,6 +294,7 @@ impl Outbox {
             read_one: HoldsSql::read_one(&dialect, &list.replace("?4", "$2")),
             read_replays: HoldsSql::read_replays(spec, &dialect, &list.replace("?4", "$2")),
             pool: db.pool.clone(),
+            turn: db.near.turn.clone(),
             place_is_int,
             columns: spec.columns.len(),
             payload_index: spec.columns.iter().position(|column| *column == spec.payload),
@@ -342,18 +384,26 @@ impl Outbox {
     }
 
     pub async fn with_payload(&self, event: Event) -> Result<Event, Error> {
-        let query = sqlx::query_scalar(AssertSqlSafe(self.payload.as_str()));
+        let query = sqlx::query(AssertSqlSafe(self.payload.as_str()));
         let query = match &event.place {
             Place::Int(n) => query.bind(*n),
             Place::Text(text) => query.bind(text.to_string()),
         };
-        let payload: Option<Option<Vec<u8>>> =
-            query.fetch_optional(&self.pool).await.map_err(Error::sql("read a large payload"))?;
-        let row = self.payload_index.map(|index| event.row.with(index, payload.flatten().as_deref()));
+        let row = query.fetch_optional(&self.pool).await.map_err(Error::sql("read a large payload"))?;
+        // Borrowed: it may be large.
+        let payload: Option<Option<&[u8]>> =
+            row.as_ref().map(|row| row.try_get(0)).transpose().map_err(Error::sql("read a large payload"))?;
+        let row = self.payload_index.map(|index| event.row.with(index, payload.flatten()));
         Ok(Event { row: row.unwrap_or_default(), ..event })
     }
 
+    /// Waits until it is our turn to write.
+    async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
     pub async fn record(&self, places: &[Place], epoch: i64) -> Result<u64, Error> {
+        let _turn = self.turn().await;
         let done = sqlx::query(AssertSqlSafe(self.record.as_str()))
             .bind(json(places))
             .bind(epoch)
@@ -380,6 +430,7 @@ impl Outbox {
     }
 
     pub async fn hold(&self, holds: &[Hold], epoch: i64) -> Result<(), Error> {
+        let _turn = self.turn().await;
         let mut transaction =
             self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(Error::sql("hold events"))?;
         let mut held = 0;

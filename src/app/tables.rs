@@ -1,0 +1,102 @@
+//! From the configuration of a table to what its source and its records need.
+
+use crate::{
+    config::{self, AfterPublish, Config, Jitter},
+    record::{LargeSpec, Oversize, Rules, Spec},
+    relay::retry::Policy,
+    source::database::{Rows, TableSpec},
+};
+
+pub(super) fn policy(retry: &config::Retry) -> Policy {
+    Policy { initial: retry.initial, max: retry.max, jitter: retry.jitter == Jitter::Full }
+}
+
+pub(super) fn record_spec(table: &config::Table, has_store: bool) -> Spec {
+    let columns = &table.columns;
+    Spec {
+        id: columns.id.clone(),
+        topic: columns.topic.clone(),
+        key: columns.key.clone(),
+        kind: columns.kind.clone(),
+        payload: columns.payload.clone(),
+        headers: columns.headers.clone(),
+        partition: columns.partition.clone(),
+        version: columns.version.clone(),
+        tracing_span_context: columns.tracing_span_context.clone(),
+        topic_template: table.topic.clone(),
+        key_template: table.key.clone(),
+        headers_from: table.headers.from.clone(),
+        headers_static: table.headers.fixed.clone(),
+        allow: table.headers.allow.clone(),
+        deny: table.headers.deny.clone(),
+        headers_max_bytes: table.headers.max_bytes,
+        event_type_header: table.event_type_header(),
+        dead_letter_topic: table.dead_letter.topic.clone(),
+        large: large_spec(&table.payload, has_store),
+    }
+}
+
+fn large_spec(payload: &config::Payload, has_store: bool) -> LargeSpec {
+    let (references, chunks) = (&payload.reference.dialects, &payload.chunk.dialects);
+    LargeSpec {
+        content_type: payload.content_type.clone(),
+        encode: payload.encode.codec.codec().map(|codec| (codec, payload.encode.above)),
+        inline_max: payload.inline_max,
+        oversize: match payload.oversize {
+            Some(config::Oversize::ClaimCheck) => Oversize::ClaimCheck,
+            Some(config::Oversize::Chunk) => Oversize::Chunk,
+            Some(config::Oversize::Park) => Oversize::Park,
+            Some(config::Oversize::DeadLetter) => Oversize::DeadLetter,
+            None if has_store => Oversize::ClaimCheck,
+            None => Oversize::Fail,
+        },
+        reference_key: payload.reference.key.clone(),
+        whippet: references.contains(&config::ReferenceDialect::Whippet),
+        bakdata: references.contains(&config::ReferenceDialect::Bakdata),
+        chunk_bytes: payload.chunk.size,
+        silverback: chunks.contains(&config::ChunkDialect::Silverback),
+        linkedin: chunks.contains(&config::ChunkDialect::Linkedin),
+    }
+}
+
+/// What the sources of a configuration need of their tables.
+pub fn table_specs(config: &Config) -> anyhow::Result<Vec<TableSpec>> {
+    let spec = |table| -> anyhow::Result<TableSpec> {
+        Ok(table_spec(table, &Rules::compile(&record_spec(table, config.object_store.is_some()))?))
+    };
+    config.tables.iter().map(spec).collect()
+}
+
+pub(super) fn table_spec(table: &config::Table, rules: &Rules) -> TableSpec {
+    let columns = &table.columns;
+    TableSpec {
+        name: table.name.clone(),
+        rows: match (table.message_prefix(), table.rows) {
+            (Some(prefix), _) => Rows::Messages { prefix: prefix.to_owned() },
+            (None, config::Rows::Transient) => Rows::Transient,
+            (None, config::Rows::Stay) => Rows::Stay,
+        },
+        columns: rules.columns().to_vec(),
+        optional: rules
+            .columns()
+            .iter()
+            .chain(&columns.sequence)
+            .chain(&columns.published_at)
+            .filter(|name| !columns.required.contains(*name))
+            .cloned()
+            .collect(),
+        id: columns.id.clone(),
+        payload: columns.payload.clone(),
+        sequence: columns.sequence.clone(),
+        order: table.order,
+        timestamps: columns.timestamp.iter().chain(&columns.created_at).cloned().collect(),
+        published_at: match table.after_publish {
+            AfterPublish::Mark => columns.published_at.clone(),
+            AfterPublish::Delete | AfterPublish::Keep => None,
+        },
+        tx: columns.tx.clone().filter(|_| table.after_publish == AfterPublish::Keep),
+        after_publish: table.after_publish,
+        retention: table.retention.published,
+        max_payload: table.payload.max_bytes,
+    }
+}

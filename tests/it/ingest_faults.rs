@@ -1,0 +1,389 @@
+//! Ingest while things go wrong: whatever was answered with 202 is in Kafka.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    checker::{Written, check},
+    harness::{Relay, SOON, World, in_soak, services},
+    ingest::{address, answer, config, on_a_disk_of, post},
+};
+
+/// A caller that keeps its connection, and tries again until it is told 202.
+struct Caller {
+    address: String,
+    stream: Option<BufReader<TcpStream>>,
+}
+
+impl Caller {
+    fn new(address: &str) -> Caller {
+        Caller { address: address.to_owned(), stream: None }
+    }
+
+    /// The code of the answer; `None` where none came.
+    fn send(&mut self, topic: &str, key: &str, id: &str, body: &[u8]) -> Option<u16> {
+        let code = self.try_to_send(topic, key, id, body).ok();
+        if code.is_none() {
+            self.stream = None;
+        }
+        code
+    }
+
+    fn try_to_send(&mut self, topic: &str, key: &str, id: &str, body: &[u8]) -> std::io::Result<u16> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            none => {
+                let stream = TcpStream::connect(&self.address)?;
+                stream.set_read_timeout(Some(SOON))?;
+                stream.set_nodelay(true)?;
+                none.insert(BufReader::new(stream))
+            }
+        };
+        let mut request = format!(
+            "POST /v1/topics/{topic}/events HTTP/1.1\r\nHost: x\r\nWhippet-Key: {key}\r\nWhippet-Id: {id}\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        )
+        .into_bytes();
+        request.extend_from_slice(body);
+        stream.get_mut().write_all(&request)?;
+        let (mut code, mut length, mut line) = (0, 0, String::new());
+        loop {
+            line.clear();
+            if stream.read_line(&mut line)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            let text = line.trim_end().to_ascii_lowercase();
+            if text.is_empty() {
+                break;
+            }
+            if let Some(status) = text.strip_prefix("http/1.1 ") {
+                code = status[..3].parse().unwrap();
+            }
+            if let Some(value) = text.strip_prefix("content-length: ") {
+                length = value.parse().unwrap();
+            }
+        }
+        stream.read_exact(&mut vec![0; length])?;
+        Ok(code)
+    }
+}
+
+/// A port that is free now, and is asked for again by every start of a relay.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Fifty callers, ten thousand keys, the broker stopped and started, and the relay killed five times.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_202_is_in_kafka_in_order_whatever_dies() {
+    const CALLERS: usize = 50;
+    const KEYS: usize = 200;
+    let rounds = in_soak(4, 40);
+    let world = World::new("ingestload").await;
+    let topic = world.create_topic("events", 6, &[]).await;
+    let ingest = format!("127.0.0.1:{}", free_port());
+    let config = config(&world, &topic, "", "").replacen(
+        "listen: '127.0.0.1:0', topics",
+        &format!("listen: '{ingest}', topics"),
+        1,
+    );
+    let mut relay = Some(world.relay(&config));
+    let written: Arc<Mutex<Vec<Written>>> = Arc::default();
+    let (taken, transaction) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+    let begun = Instant::now();
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|caller| {
+            let (topic, ingest) = (topic.clone(), ingest.clone());
+            let (written, taken, transaction) = (written.clone(), taken.clone(), transaction.clone());
+            std::thread::spawn(move || {
+                let mut client = Caller::new(&ingest);
+                let mut own = Vec::new();
+                for number in 0..rounds * KEYS {
+                    let (id, key) = (format!("{caller}-{number}"), format!("{caller}/{}", number % KEYS));
+                    let payload = format!("{caller} {number}").into_bytes();
+                    let inserted = Instant::now();
+                    // Refused for want of room, cut off, or nobody there: the same again.
+                    while client.send(&topic, &key, &id, &payload) != Some(202) {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    taken.fetch_add(1, Ordering::Relaxed);
+                    own.push(Written {
+                        id,
+                        key,
+                        payload,
+                        transaction: transaction.fetch_add(1, Ordering::Relaxed),
+                        inserted,
+                        nth: 0,
+                        committed: Some(Instant::now()),
+                    });
+                }
+                written.lock().unwrap().extend(own);
+            })
+        })
+        .collect();
+    let all = CALLERS * KEYS * rounds;
+    let until_taken = |share: f64| {
+        while (taken.load(Ordering::Relaxed) as f64) < all as f64 * share {
+            assert!(
+                begun.elapsed() < in_soak(Duration::from_mins(4), Duration::from_mins(25)),
+                "{}",
+                taken.load(Ordering::Relaxed)
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    for step in 1..=5 {
+        until_taken(f64::from(step) * 0.15);
+        match step {
+            // What is taken while it is away waits in the spool.
+            2 => services("kill", "kafka"),
+            4 => services("up", "kafka"),
+            _ => {}
+        }
+        relay.take().unwrap().kill();
+        relay = Some(world.relay(&config));
+    }
+    for caller in callers {
+        caller.join().unwrap();
+    }
+    let rate = all as f64 / begun.elapsed().as_secs_f64();
+    let relay = relay.unwrap();
+    relay.until_status("/tables/0/pending", 0).await;
+    relay.until_status("/tables/0/in_flight", 0).await;
+    let peak = relay.peak_mib();
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    let written = written.lock().unwrap();
+    assert_eq!(written.len(), all);
+    let verdict = check(&written, world.consumer(&topic).read_to_end());
+    eprintln!("{rate:.0} requests/s, {verdict:?}, peak {peak:.0} MiB");
+    assert_eq!(verdict.published, all);
+    assert!(verdict.pairs > all / 2, "{verdict:?}");
+    // contract.md section 5: 40 MiB and twice the window.
+    assert!(peak < 64.0, "{peak} MiB");
+}
+
+/// A spool that is full refuses, takes nothing, and goes on when there is room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_spool_refuses_and_recovers() {
+    let world = World::new("ingestfull").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let relay = world.relay(&config(&world, &topic, "max_bytes: 4MiB", ""));
+    let ingest = address(&relay);
+    relay.operate(&world, &["pause", "--table", "ingest"]);
+    let body = vec![b'x'; 100_000];
+    let mut taken = 0;
+    let refused = loop {
+        let answer = post(&ingest, &topic, &format!("Whippet-Id: {taken}\r\nWhippet-Key: k\r\n"), &body);
+        if answer.code != 202 {
+            break answer;
+        }
+        taken += 1;
+    };
+    assert_eq!(refused.code, 429);
+    assert!(refused.head.contains("retry-after: 1"), "{}", refused.head);
+    assert!((30..=42).contains(&taken), "{taken} of 100 kB in 4 MiB");
+    let file = world.folder.path().join("spool/ingest.db");
+    assert!(std::fs::metadata(file).unwrap().len() <= 5 << 20, "the file is not larger than it may be");
+    assert!(relay.metric("whippet_ingest_spool_bytes", "") <= f64::from(4 << 20));
+    relay.operate(&world, &["resume", "--table", "ingest"]);
+    let deadline = Instant::now() + SOON;
+    while post(&ingest, &topic, "Whippet-Id: last\r\nWhippet-Key: k\r\n", &body).code != 202 {
+        assert!(Instant::now() < deadline);
+        world.pause().await;
+    }
+    let mut consumer = world.consumer(&topic);
+    let seen = consumer.read(taken + 1);
+    assert_eq!(seen.last().unwrap().header("id"), Some("last"));
+}
+
+/// The disk is full in the middle: refused cleanly; what was answered is published; and what is published makes
+/// room again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_and_recovers() {
+    let world = World::new("ingestdisk").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let relay = on_a_disk_of(&world, "40m", &topic, "");
+    relay.wait_for("it is memory");
+    let ingest = address(&relay);
+    // The disk as the relay sees it.
+    let disk = format!("/proc/{}/root{}/disk", relay.id(), world.folder.path().display());
+    relay.operate(&world, &["pause", "--table", "ingest"]);
+    let body = vec![b'x'; 100_000];
+    let mut taken = 0;
+    let send = |id: usize| post(&ingest, &topic, &format!("Whippet-Id: {id}\r\nWhippet-Key: k\r\n"), &body);
+    while send(taken).code == 202 {
+        taken += 1;
+    }
+    let refused = send(taken);
+    assert_eq!(refused.code, 507, "{}", refused.body);
+    assert!(refused.body["detail"].as_str().unwrap().contains("MiB are free"), "{}", refused.body);
+    assert!(taken > 20, "{taken}");
+    // Somebody else takes the rest, but for what the relay needs.
+    let filler = format!("{disk}/filler");
+    std::fs::write(&filler, vec![0; 8 << 20]).unwrap();
+    assert_eq!(send(taken).code, 507);
+    relay.operate(&world, &["resume", "--table", "ingest"]);
+    let mut consumer = world.consumer(&topic);
+    let ids: Vec<String> =
+        consumer.read(taken).iter().map(|record| record.header("id").unwrap().to_owned()).collect();
+    assert_eq!(ids, (0..taken).map(|id| id.to_string()).collect::<Vec<_>>(), "and nothing that was refused");
+    relay.until_status("/tables/0/pending", 0).await;
+    std::fs::remove_file(&filler).unwrap();
+    let deadline = Instant::now() + SOON;
+    while send(taken).code != 202 {
+        assert!(Instant::now() < deadline, "{}", relay.log());
+        world.pause().await;
+    }
+    relay.wait_for("the spool can be written to again");
+    consumer.read(taken + 1);
+}
+
+/// The disk fails in the middle of a write, with no warning: as where a quota ends (here, RLIMIT_FSIZE).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_fails_half_way_leaves_nothing() {
+    let world = World::new("ingestwrite").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let file = world.write("whippet.yaml", &config(&world, &topic, "", ""));
+    let mut command = Command::new("sh");
+    // In blocks of 512 bytes; without the signal that would end the process.
+    let script =
+        format!("trap '' XFSZ; ulimit -f 4096; exec {} run --config {file}", env!("CARGO_BIN_EXE_whippet"));
+    command.args(["-c", &script]);
+    let relay = Relay::start_by(command);
+    let ingest = address(&relay);
+    assert_eq!(post(&ingest, &topic, "Whippet-Id: before\r\nWhippet-Key: k\r\n", b"x").code, 202);
+    // Above what one file may have, in two lines of which the first would fit.
+    let lines = format!(
+        "{{\"id\":\"small\",\"key\":\"k\",\"payload\":1}}\n{{\"id\":\"large\",\"key\":\"k\",\"payload\":\"{}\"}}\n",
+        "x".repeat(3 << 20)
+    );
+    let refused = post(&ingest, &topic, "Content-Type: application/x-ndjson\r\n", lines.as_bytes());
+    assert_eq!(refused.code, 507, "{}", refused.body);
+    assert_eq!(post(&ingest, &topic, "Whippet-Id: after\r\nWhippet-Key: k\r\n", b"x").code, 202);
+    let mut consumer = world.consumer(&topic);
+    consumer.read(2);
+    relay.until_status("/tables/0/pending", 0).await;
+    let ids: Vec<&str> = consumer.read_to_end().iter().map(|record| record.header("id").unwrap()).collect();
+    assert_eq!(ids, ["before", "after"], "not half a batch");
+    relay.signal("TERM");
+    assert_eq!(relay.ended().code(), Some(0));
+}
+
+/// Slow callers and half a body take nothing from others, and leave nothing behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_callers_and_half_bodies_are_cut_off() {
+    let world = World::new("ingestslow").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let relay = world.relay(&config(&world, &topic, "", ""));
+    let ingest = address(&relay);
+    let open = |head: &str| {
+        let mut stream = TcpStream::connect(&ingest).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let head = format!("POST /v1/topics/{topic}/events HTTP/1.1\r\nHost: x\r\n");
+    let begun = Instant::now();
+    let mut half_a_head = open(&head);
+    // Half of them would be half of a payload, and the connection ends.
+    for _ in 0..20 {
+        drop(open(&format!("{head}Content-Length: 10\r\n\r\nhalf")));
+    }
+    // One announces all the room that bodies have, and sends nothing.
+    let mut nothing = open(&format!("{head}Content-Length: 3000000\r\n\r\n"));
+    let stop = Arc::new(AtomicBool::new(false));
+    let drips: Vec<_> = (0..10)
+        .map(|_| {
+            let (mut stream, stop) = (open(&format!("{head}Content-Length: 1000\r\n\r\n")), stop.clone());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) && stream.write_all(b"x").is_ok() {
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                answer(&mut stream).code
+            })
+        })
+        .collect();
+    let mut caller = Caller::new(&ingest);
+    for number in 0..200 {
+        assert_eq!(caller.send(&topic, "k", &number.to_string(), b"x"), Some(202));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(8), "others were not held up: {:?}", begun.elapsed());
+    assert_eq!(answer(&mut nothing).code, 408);
+    let mut rest = Vec::new();
+    half_a_head.read_to_end(&mut rest).ok();
+    assert!(!String::from_utf8_lossy(&rest).contains(" 202"));
+    for drip in drips {
+        assert_eq!(drip.join().unwrap(), 408);
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    let mut consumer = world.consumer(&topic);
+    consumer.read(200);
+    assert_eq!(relay.stop().0, Some(0));
+    assert_eq!(consumer.read_to_end().len(), 200, "nothing of what was cut off");
+}
+
+/// Payloads of 5 MB become claim checks like any row's, in a bounded memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_bodies_become_claim_checks() {
+    let world = World::new("ingestlarge").await;
+    let topic = world.create_topic("events", 3, &[]).await;
+    let objects = world.folder.path().join("objects");
+    std::fs::create_dir(&objects).unwrap();
+    let store = format!("object_store: {{ url: 'file://{}' }}", objects.display());
+    let relay = world.relay(&config(&world, &topic, "", &store));
+    let ingest = address(&relay);
+    let body = |caller: usize, number: usize| {
+        let mut body = vec![u8::try_from(caller * 10 + number).unwrap(); 5_000_000];
+        body[..4].copy_from_slice(b"\x00\xffab");
+        body
+    };
+    std::thread::scope(|scope| {
+        for caller in 0..4 {
+            let (ingest, topic) = (&ingest, &topic);
+            scope.spawn(move || {
+                for number in 0..5 {
+                    let headers = format!("Whippet-Id: {caller}-{number}\r\nWhippet-Key: {caller}\r\n");
+                    assert_eq!(post(ingest, topic, &headers, &body(caller, number)).code, 202);
+                }
+            });
+        }
+    });
+    let mut consumer = world.consumer(&topic);
+    for record in consumer.read(20) {
+        let (caller, number) = record.header("id").unwrap().split_once('-').unwrap();
+        let uri = record.text();
+        assert_eq!(record.header("whippet-ref-size"), Some("5000000"));
+        let stored = std::fs::read(uri.strip_prefix("file://").unwrap()).unwrap();
+        assert!(stored == body(caller.parse().unwrap(), number.parse().unwrap()), "{uri}");
+    }
+    for caller in 0..4 {
+        let key = caller.to_string().into_bytes();
+        let numbers: Vec<&str> = consumer
+            .seen
+            .iter()
+            .filter(|record| record.key.as_ref() == Some(&key))
+            .map(|record| record.header("id").unwrap())
+            .collect();
+        assert_eq!(numbers, (0..5).map(|number| format!("{caller}-{number}")).collect::<Vec<_>>());
+    }
+    let peak = relay.peak_mib();
+    // contract.md section 5: 40 MiB, twice the window, three times the largest row; and docs/ingest.md: five times the
+    // largest body that is taken.
+    eprintln!("peak {peak:.0} MiB");
+    assert!(peak < 40.0 + 24.0 + 15.0 + 25.0, "{peak} MiB");
+    let status: Value = relay.status();
+    assert_eq!(status["tables"][0]["parked_events"], 0);
+}
