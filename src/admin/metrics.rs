@@ -9,6 +9,7 @@ use prometheus::{
 };
 
 use crate::{
+    coordinate::standing::Standing,
     record::{Dropped, Form, Packed},
     relay::packer::Unpacked,
     source::{Cause, hold::Counts},
@@ -17,6 +18,8 @@ use crate::{
 /// Seconds: from a local broker's answer to an outage's backlog.
 const LATENCY_BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3600.0];
+/// Seconds: from a relay that says goodbye to a long lease that has to run out.
+const TAKEOVER_BUCKETS: [f64; 9] = [0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0];
 /// Events of one transaction of the spool.
 const GROUP_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 2000.0];
 
@@ -47,6 +50,11 @@ pub struct Metrics {
     pub slot_safe_bytes: Gauge,
     pub slot_active: IntGauge,
     leases_held: IntGaugeVec,
+    group_members: IntGauge,
+    membership_epoch: IntGauge,
+    parts_moved: IntCounter,
+    memberships_lost: IntCounter,
+    takeover: Histogram,
     last_publish: GaugeVec,
     context_dropped: IntCounterVec,
     pub resident_bytes: Gauge,
@@ -187,8 +195,28 @@ const SLOT_SAFE_BYTES: Described = gauge(
     "What may still be written before the server gives the slot up (safe_wal_size); +Inf without a limit.",
 );
 const SLOT_ACTIVE: Described = gauge("whippet_slot_active", &[], "1 while the slot is read.");
-const LEASES_HELD: Described =
-    gauge("whippet_leases_held", &["table"], "Leases that this relay holds for a table.");
+const LEASES_HELD: Described = gauge(
+    "whippet_leases_held",
+    &["table"],
+    "Buckets of a shared table that this relay has, or 1 for a table that \
+     is not shared and is its own.",
+);
+const GROUP_MEMBERS: Described =
+    gauge("whippet_group_members", &[], "Relays that share the source, as far as it is known.");
+const MEMBERSHIP_EPOCH: Described =
+    gauge("whippet_membership_epoch", &[], "The fencing number of this relay's membership. 0 without one.");
+const PARTS_MOVED: Described =
+    counter("whippet_leases_moved_total", &[], "Buckets that this relay took or let go.");
+const MEMBERSHIPS_LOST: Described = counter(
+    "whippet_memberships_lost_total",
+    &[],
+    "Times that the membership ran out before it was renewed.",
+);
+const TAKEOVER: Described = histogram(
+    "whippet_takeover_seconds",
+    &[],
+    "When work of a relay that is gone was taken over: the time since its last sign of life.",
+);
 const LAST_PUBLISH: Described = gauge(
     "whippet_last_publish_timestamp_seconds",
     &["table"],
@@ -244,7 +272,7 @@ pub const REFUSALS: [&str; 10] =
     ["bad", "unauthorized", "topic", "too_large", "slow", "full", "busy", "disk", "failed", "stopping"];
 
 /// Every metric, in the order of the docs.
-pub const ALL: [Described; 38] = [
+pub const ALL: [Described; 43] = [
     EVENTS_READ,
     EVENTS_PUBLISHED,
     EVENTS_DEAD_LETTERED,
@@ -269,6 +297,11 @@ pub const ALL: [Described; 38] = [
     SLOT_SAFE_BYTES,
     SLOT_ACTIVE,
     LEASES_HELD,
+    GROUP_MEMBERS,
+    MEMBERSHIP_EPOCH,
+    PARTS_MOVED,
+    MEMBERSHIPS_LOST,
+    TAKEOVER,
     LAST_PUBLISH,
     CONTEXT_DROPPED,
     CONFIG_LAST_RELOAD_SUCCESS,
@@ -356,6 +389,14 @@ impl Metrics {
             slot_safe_bytes: registered!(r, Gauge::with_opts(SLOT_SAFE_BYTES.opts())),
             slot_active: registered!(r, IntGauge::with_opts(SLOT_ACTIVE.opts())),
             leases_held: ints(&LEASES_HELD),
+            group_members: int(&GROUP_MEMBERS),
+            membership_epoch: int(&MEMBERSHIP_EPOCH),
+            parts_moved: count(&PARTS_MOVED),
+            memberships_lost: count(&MEMBERSHIPS_LOST),
+            takeover: registered!(
+                r,
+                Histogram::with_opts(buckets(&TAKEOVER).buckets(TAKEOVER_BUCKETS.to_vec()))
+            ),
             last_publish: floats(&LAST_PUBLISH),
             context_dropped: counters(&CONTEXT_DROPPED),
             resident_bytes: registered!(r, Gauge::with_opts(RESIDENT_BYTES.opts())),
@@ -478,8 +519,23 @@ impl Metrics {
         }
     }
 
-    pub fn leases(&self, table: &str, held: bool) {
-        self.leases_held.with_label_values(&[table]).set(i64::from(held));
+    pub fn leases(&self, table: &str, held: usize) {
+        self.leases_held.with_label_values(&[table]).set(i64::try_from(held).unwrap_or(i64::MAX));
+    }
+
+    pub fn membership(&self, standing: &Standing) {
+        self.group_members.set(i64::try_from(standing.view().members.len()).unwrap_or(i64::MAX));
+        self.membership_epoch.set(standing.epoch().unwrap_or(0));
+        let news = standing.moved().saturating_sub(self.parts_moved.get());
+        self.parts_moved.inc_by(news);
+    }
+
+    pub fn membership_lost(&self) {
+        self.memberships_lost.inc();
+    }
+
+    pub fn took_over(&self, after: Duration) {
+        self.takeover.observe(after.as_secs_f64());
     }
 
     pub fn count_dropped(&self, table: &str, dropped: &Dropped) {

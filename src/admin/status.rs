@@ -9,7 +9,12 @@ use std::{
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::{coordinate::Lease, event::TableIx, relay::Core, source::database::Backlog};
+use crate::{
+    coordinate::{Lease, Member, Part, View},
+    event::TableIx,
+    relay::Core,
+    source::database::Backlog,
+};
 
 /// A loop that has not turned for this long is stuck: `/livez` fails.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
@@ -29,7 +34,22 @@ pub struct Status {
     pub last_source_error: Option<String>,
     /// Kafka topics that cannot be written to now.
     pub blocked_topics: Vec<String>,
+    /// The relays that share the source, as the database had them last.
+    pub group: Vec<MemberStatus>,
     pub tables: Vec<TableStatus>,
+}
+
+/// A relay of the group.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemberStatus {
+    pub replica: String,
+    /// The fencing number of its membership.
+    pub epoch: i64,
+    /// Until its membership ends, if it is not renewed; by the database's clock.
+    pub expires_in_seconds: f64,
+    pub buckets: usize,
+    /// Whether it works on the tables that are not shared.
+    pub not_shared: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -90,6 +110,10 @@ struct Inner {
     halted: Vec<bool>,
     /// Events of the table are lost with its slot.
     lost: Vec<bool>,
+    /// Which tables are shared among relays.
+    shared: Vec<bool>,
+    /// Whether this relay works on tables that are shared, and on those that are not.
+    works: (bool, bool),
 }
 
 #[derive(Debug)]
@@ -125,12 +149,15 @@ impl Board {
                 ready: vec![false; tables.len()],
                 halted: vec![false; tables.len()],
                 lost: vec![false; tables.len()],
+                shared: vec![false; tables.len()],
+                works: (false, false),
                 status: Status {
                     version: env!("CARGO_PKG_VERSION"),
                     replica,
                     role: "unreachable",
                     last_source_error: None,
                     blocked_topics: Vec::new(),
+                    group: Vec::new(),
                     tables,
                 },
             }),
@@ -142,7 +169,9 @@ impl Board {
         let mut status = inner.status.clone();
         for (index, table) in status.tables.iter_mut().enumerate() {
             let halted = inner.halted[index] || inner.lost[index];
-            table.state = match (status.role, halted, inner.ready[index]) {
+            let works = if inner.shared[index] { inner.works.0 } else { inner.works.1 };
+            let role = if status.role == "owner" && !works { "standby" } else { status.role };
+            table.state = match (role, halted, inner.ready[index]) {
                 (_, true, _) => "halted",
                 ("standby", ..) => "standby",
                 ("owner", _, true) if table.paused.iter().any(|scope| scope == "table") => "paused",
@@ -167,8 +196,9 @@ impl Board {
         inner.relay_turned.elapsed() < STUCK_AFTER
     }
 
-    pub fn standing_by(&self) -> bool {
-        self.lock().status.role == "standby"
+    /// `owner`, `standby` or `unreachable`.
+    pub fn role(&self) -> &'static str {
+        self.lock().status.role
     }
 
     pub fn relay_turned(&self, core: &Core) {
@@ -214,11 +244,36 @@ impl Board {
 
     pub fn lease(&self, lease: &Lease) {
         let mut inner = self.lock();
-        inner.status.role = match (lease.epoch(), inner.reached, &inner.status.last_source_error) {
-            (Some(_), ..) => "owner",
-            (None, true, None) => "standby",
+        inner.works = match lease {
+            Lease::Owner { parts, .. } if lease.epoch().is_some() => (!parts.buckets.is_empty(), parts.whole),
+            _ => (false, false),
+        };
+        // Buckets are of no use where no table is shared, and so on.
+        let (shared, whole) = (inner.shared.contains(&true), inner.shared.contains(&false));
+        let works = (inner.works.0 && shared) || (inner.works.1 && whole);
+        inner.status.role = match (works, inner.reached, &inner.status.last_source_error) {
+            (true, ..) => "owner",
+            (false, true, None) => "standby",
             _ => "unreachable",
         };
+    }
+
+    pub fn shared(&self, shared: Vec<bool>) {
+        self.lock().shared = shared;
+    }
+
+    pub fn group(&self, view: &View) {
+        let member = |member: &Member| {
+            let parts = || view.of(member.epoch);
+            MemberStatus {
+                replica: member.owner.clone(),
+                epoch: member.epoch,
+                expires_in_seconds: member.left.as_secs_f64(),
+                buckets: parts().filter(|part| *part != Part::Whole).count(),
+                not_shared: parts().any(|part| part == Part::Whole),
+            }
+        };
+        self.lock().status.group = view.members.iter().map(member).collect();
     }
 
     pub fn table_ready(&self, table: TableIx) {

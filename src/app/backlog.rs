@@ -10,7 +10,7 @@ use crate::{
     coordinate::{Lease, report},
     event::TableIx,
     source::{
-        database::{Database, TableSpec, answered},
+        database::{Backlog, Database, TableSpec, answered},
         log::Unsettled,
     },
 };
@@ -21,6 +21,7 @@ const BACKLOG_EVERY: Duration = Duration::from_secs(5);
 /// A table whose backlog is measured.
 pub(super) struct Watched {
     pub spec: TableSpec,
+    pub lease: watch::Receiver<Lease>,
     /// Told how long the oldest row has waited, in seconds.
     pub waits: watch::Sender<f64>,
     /// What waits, where there is no table to be asked.
@@ -30,9 +31,8 @@ pub(super) struct Watched {
 /// Measures what waits in a table, apart from the poller: it has to show when the poller is stuck.
 pub(super) async fn watch_backlog(
     database: Database,
-    Watched { spec, waits, only_in_log }: Watched,
+    Watched { spec, lease, waits, only_in_log }: Watched,
     table: TableIx,
-    lease: watch::Receiver<Lease>,
     board: Arc<Board>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
@@ -45,9 +45,21 @@ pub(super) async fn watch_backlog(
             _ = tick.tick() => {}
             () = stop.cancelled() => return,
         }
-        let owner = lease.borrow().epoch().is_some();
-        metrics.leases(&spec.name, owner);
-        if !owner {
+        let now = lease.borrow().clone();
+        let (held, speaks) = match &now {
+            Lease::Owner { parts, .. } if now.epoch().is_some() => match spec.shared {
+                Some(_) => (parts.buckets.len(), parts.speaks()),
+                None => (1, true),
+            },
+            _ => (0, false),
+        };
+        metrics.leases(&spec.name, held);
+        if !speaks {
+            // Measured once, by one relay.
+            metrics.pending_events.with_label_values(&[&spec.name]).set(0);
+            metrics.oldest_pending_age.with_label_values(&[&spec.name]).set(0.0);
+            metrics.oldest_parked_age.with_label_values(&[&spec.name]).set(0.0);
+            board.backlog(table, Backlog::default());
             continue;
         }
         let measured = async {

@@ -177,11 +177,7 @@ mod read {
         // The server shows 63 bytes of it (NAMEDATALEN), and by that we know our own.
         let mut application = format!("whippet:{}", source.relay_schema);
         application.truncate(63);
-        Slot {
-            database: database.clone(),
-            settings: source.stream.clone().unwrap_or_default(),
-            application,
-        }
+        Slot { database: database.clone(), settings: source.stream.clone().unwrap_or_default(), application }
     }
 }
 

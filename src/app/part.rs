@@ -15,12 +15,12 @@ use tracing::warn;
 use super::{
     backlog::{Watched, watch_backlog},
     log::Log,
-    tables::{policy, record_spec, table_spec},
+    tables::{policy, record_spec, shared as shared_by, table_spec},
 };
 use crate::{
     admin::{metrics::Metrics, status::Board, verbs},
     config::{self, Config, Dialect, Poll},
-    coordinate::{Keeper, Lease},
+    coordinate::{Keeper, Lease, drain::Drain},
     event::TableIx,
     record::Rules,
     relay::{Core, Left, Relay, Table, packer::Packer, retry::GiveUp, window::Window},
@@ -67,7 +67,7 @@ pub(super) struct Part {
 enum Tenure {
     Kept(Box<Keeper>),
     /// Nobody tells the lease anything more; it is not to look as if its keeper were gone.
-    ForLife(#[expect(dead_code, reason = "held, not used")] watch::Sender<Lease>),
+    ForLife(#[expect(dead_code, reason = "held, not used")] [watch::Sender<Lease>; 2]),
 }
 
 impl Part {
@@ -92,6 +92,8 @@ impl Part {
         })
         .context("kafka")?;
         let (lease, leased) = watch::channel(Lease::Standby);
+        // Of the tables that are not shared: whose relay has them as a whole.
+        let (whole, whole_leased) = watch::channel(Lease::Standby);
         let (events, intake) = mpsc::channel(BATCHES_ON_THE_WAY);
 
         let mut log = Log::default();
@@ -100,10 +102,14 @@ impl Part {
             let retry = policy(&table.retry);
             let rules = Rules::compile(&record_spec(table, *has_store))
                 .with_context(|| format!("table {}", table.name))?;
-            let spec = table_spec(table, &rules);
+            let dialect = config.source.as_ref().map_or(Dialect::Sqlite, config::Source::dialect);
+            let shared = match owner {
+                Owner::Lease => shared_by(table, dialect, config.replicas.buckets),
+                Owner::Process { .. } => None,
+            };
+            let spec = table_spec(table, &rules, shared);
             let (waits, waited) = watch::channel(0.0);
             let (unsettled, only_in_log) = watch::channel(Unsettled::default());
-            let dialect = config.source.as_ref().map_or(Dialect::Sqlite, config::Source::dialect);
             let end = log.follow(dialect, table, &spec, waited, unsettled);
             let (tell, commands) = mpsc::unbounded_channel::<Command>();
             sources.push(tell);
@@ -119,13 +125,15 @@ impl Part {
                 poll: poll(table, owner),
                 retry,
                 window: window.clone(),
-                lease: leased.clone(),
+                lease: if spec.shared.is_some() { leased.clone() } else { whole_leased.clone() },
+                drain: None,
                 board: board.clone(),
                 metrics: metrics.clone(),
             };
             pollers.push((source, feed));
             let keeps_rows = spec.stays();
-            watched.push(Watched { spec, waits, only_in_log });
+            let lease = if spec.shared.is_some() { leased.clone() } else { whole_leased.clone() };
+            watched.push(Watched { spec, lease, waits, only_in_log });
             relayed.push(Arc::new(Table {
                 name: table.name.clone(),
                 rules,
@@ -136,7 +144,13 @@ impl Part {
                 max_held: table.hold.max_events,
             }));
         }
-        log.open(config, &database, &leased, metrics);
+        log.open(config, &database, &whole_leased, metrics);
+        let shared: Vec<bool> = watched.iter().map(|table| table.spec.shared.is_some()).collect();
+        let drain = Arc::new(Drain::new(shared.iter().copied()));
+        for ((source, _), is_shared) in pollers.iter_mut().zip(&shared) {
+            source.drain = is_shared.then(|| drain.clone());
+        }
+        board.shared(shared);
         let relay = Relay {
             core: Core::new(relayed, window.clone(), metrics.clone()),
             sink: Arc::new(kafka),
@@ -144,6 +158,7 @@ impl Part {
             intake,
             sources,
             lease: leased,
+            epoch: None,
             board: board.clone(),
             started: Instant::now(),
         };
@@ -152,14 +167,19 @@ impl Part {
                 database: database.clone(),
                 owner: replica.clone(),
                 length: config.replicas.lease,
+                buckets: config.replicas.buckets,
                 lease,
+                whole,
+                drain,
                 board: board.clone(),
+                metrics: metrics.clone(),
             })),
             Owner::Process { epoch } => {
                 lease.send_replace(Lease::for_life(epoch));
+                whole.send_replace(Lease::for_life(epoch));
                 board.source_reached();
                 board.lease(&lease.borrow());
-                Tenure::ForLife(lease)
+                Tenure::ForLife([lease, whole])
             }
         };
         let metrics = metrics.clone();
@@ -191,7 +211,6 @@ impl Part {
                 self.database.clone(),
                 table,
                 TableIx(index as u16),
-                self.relay.lease.clone(),
                 self.board.clone(),
                 self.metrics.clone(),
                 after_relay.clone(),

@@ -1,10 +1,10 @@
 //! From the configuration of a table to what its source and its records need.
 
 use crate::{
-    config::{self, AfterPublish, Config, Jitter},
-    record::{LargeSpec, Oversize, Rules, Spec},
+    config::{self, AfterPublish, Capture, Config, Dialect, Jitter, Order},
+    record::{LargeSpec, Oversize, Rules, Spec, Template},
     relay::retry::Policy,
-    source::database::{Rows, TableSpec},
+    source::database::{Piece, Rows, Shared, TableSpec},
 };
 
 pub(super) fn policy(retry: &config::Retry) -> Policy {
@@ -62,12 +62,31 @@ fn large_spec(payload: &config::Payload, has_store: bool) -> LargeSpec {
 /// What the sources of a configuration need of their tables.
 pub fn table_specs(config: &Config) -> anyhow::Result<Vec<TableSpec>> {
     let spec = |table| -> anyhow::Result<TableSpec> {
-        Ok(table_spec(table, &Rules::compile(&record_spec(table, config.object_store.is_some()))?))
+        Ok(table_spec(table, &Rules::compile(&record_spec(table, config.object_store.is_some()))?, None))
     };
     config.tables.iter().map(spec).collect()
 }
 
-pub(super) fn table_spec(table: &config::Table, rules: &Rules) -> TableSpec {
+/// By what relays share a table, where they do: one that follows the log is as little cut into pieces as the
+/// log, and one whose rows are kept has one frontier.
+pub(super) fn shared(table: &config::Table, dialect: Dialect, buckets: u16) -> Option<Shared> {
+    let is_shared = table.capture == Capture::Poll
+        && table.after_publish != AfterPublish::Keep
+        && table.order != Order::Table
+        && dialect != Dialect::Sqlite;
+    let key = match (&table.key, &table.columns.key, table.order) {
+        (_, _, Order::None | Order::Table) => Vec::new(),
+        (Some(template), _, Order::Key) => Template::parse(template)
+            .map(|template| {
+                template.map(|text| Piece::Text(text.to_owned()), |name| Piece::Column(name.to_owned()))
+            })
+            .unwrap_or_default(),
+        (None, column, Order::Key) => column.iter().cloned().map(Piece::Column).collect(),
+    };
+    is_shared.then_some(Shared { buckets, key })
+}
+
+pub(super) fn table_spec(table: &config::Table, rules: &Rules, shared: Option<Shared>) -> TableSpec {
     let columns = &table.columns;
     TableSpec {
         name: table.name.clone(),
@@ -98,5 +117,6 @@ pub(super) fn table_spec(table: &config::Table, rules: &Rules) -> TableSpec {
         after_publish: table.after_publish,
         retention: table.retention.published,
         max_payload: table.payload.max_bytes,
+        shared,
     }
 }

@@ -31,6 +31,9 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
     if config.replicas.lease < least {
         problems.add("replicas.lease", "expected at least 1s: it is renewed several times in its length");
     }
+    if !(1..=4096).contains(&config.replicas.buckets) {
+        problems.add("replicas.buckets", "expected 1 to 4096");
+    }
     if config.limits.in_flight_bytes < 64 << 10 {
         problems.add("limits.in_flight_bytes", "expected at least 64KiB");
     }

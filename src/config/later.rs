@@ -6,16 +6,11 @@ use serde_json::{Value, json};
 use super::error::{Problems, join};
 
 /// Path (`[]` for every element), the value that asks for nothing, and what is missing.
-const KEYS: [(&str, &str, &str); 10] = [
+const KEYS: [(&str, &str, &str); 8] = [
     ("kafka.delivery", "at_least_once", EXACTLY_ONCE),
     ("kafka.eos_units", "4", EXACTLY_ONCE),
     ("kafka.position_topic", "whippet.positions", EXACTLY_ONCE),
-    ("replicas.mode", "auto", "one relay owns a source and others stand by; nothing else can be chosen yet"),
-    (
-        "replicas.buckets",
-        "64",
-        "sharing the work among replicas is still to come: one owns the source, others stand by",
-    ),
+    ("replicas.mode", "auto", "relays share the work of a source; nothing else can be chosen yet"),
     ("log.context", "", "context headers in log lines are still to come"),
     ("telemetry", "", "traces are still to come"),
     ("tables[].headers.blob", "", "one header that carries them all is still to come"),

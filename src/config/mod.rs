@@ -317,7 +317,11 @@ impl Default for Limits {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Replicas {
-    /// How long a relay owns the source without renewing; a dead one is replaced after this.
+    /// How many buckets of keys the work is cut into, for relays to share. Stored at the first start: relays
+    /// that differ do not start.
+    #[schemars(range(min = 1, max = 4096))]
+    pub buckets: u16,
+    /// How long a relay has its share without renewing; a dead one is replaced after this.
     #[serde(with = "units::duration")]
     #[schemars(with = "units::DurationText")]
     pub lease: Duration,
@@ -325,7 +329,7 @@ pub struct Replicas {
 
 impl Default for Replicas {
     fn default() -> Replicas {
-        Replicas { lease: Duration::from_secs(10) }
+        Replicas { buckets: 64, lease: Duration::from_secs(10) }
     }
 }
 

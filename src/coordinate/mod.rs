@@ -1,132 +1,85 @@
-//! Which relay does what: a lease in the source database, by the database's clock, with a fencing
-//! number that every recording statement checks. One lease covers the whole source; a second relay
-//! stands by and takes over when the first one is gone.
+//! Which relay does what. Relays of one source are members of a group, which the source database keeps:
+//! by its clock, with a fencing number that every recording statement checks. The work is cut into parts
+//! ([`group`]), each of which one member has.
 //!
-//! The owner believes in its lease for two thirds of its length only, counted on its own monotonic
-//! clock from *before* it asked. So it stops sending well before the database lets another one in,
-//! whatever the two clocks say.
+//! A membership is one thing for everything that a relay does: when it is gone, all parts are free and
+//! nothing is recorded in its name any more. So a part needs no fencing number of its own.
 
-use std::{sync::Arc, time::Duration};
+pub mod drain;
+pub mod group;
+pub mod keeper;
+#[cfg(test)]
+mod sim;
+pub mod standing;
 
-use tokio::{sync::watch, time::Instant};
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use crate::{
-    admin::status::Board,
-    relay::retry::Policy,
-    source::database::{Database, Error},
+use tokio::time::Instant;
+
+pub use self::{
+    group::{Member, Part, View},
+    keeper::Keeper,
 };
-
-/// What this relay knows of its lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lease {
-    /// Another relay works, or the database has not been reached.
-    Standby,
-    /// Ours: nothing may be sent or recorded after `until`, and only under `epoch`.
-    Owner { epoch: i64, until: Instant },
-}
 
 /// How long a process lives at most, as far as its leases are concerned.
 const FOR_LIFE: Duration = Duration::from_hours(24 * 365 * 30);
 
-impl Lease {
-    /// Of a source that belongs to this process as long as it lives.
-    pub fn for_life(epoch: i64) -> Lease {
-        Lease::Owner { epoch, until: Instant::now() + FOR_LIFE }
+/// The parts that a relay works on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Counts the lists.
+    pub serial: u64,
+    /// The tables that are not shared.
+    pub whole: bool,
+    /// Buckets of keys of the tables that are shared, in order.
+    pub buckets: Vec<u16>,
+    /// How many buckets there are.
+    pub of_all: usize,
+    /// Counts the changes of what is held, by table.
+    pub gates: BTreeMap<String, i64>,
+}
+
+impl Parts {
+    /// Whether no other relay works on the shared tables.
+    pub fn has_all(&self) -> bool {
+        self.buckets.len() == self.of_all
     }
 
+    /// Whether it speaks for all where one has to: a table's backlog is measured once.
+    pub fn speaks(&self) -> bool {
+        self.buckets.first() == Some(&0)
+    }
+}
+
+/// What this relay knows of its membership.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lease {
+    /// Another relay works, or the database has not been reached.
+    Standby,
+    /// Ours: nothing may be sent or recorded after `until`, and only under `epoch`.
+    Owner { epoch: i64, until: Instant, parts: Arc<Parts> },
+}
+
+impl Lease {
     /// The fencing number, while the lease holds.
     pub fn epoch(&self) -> Option<i64> {
         match self {
-            Lease::Owner { epoch, until } if Instant::now() < *until => Some(*epoch),
+            Lease::Owner { epoch, until, .. } if Instant::now() < *until => Some(*epoch),
             _ => None,
         }
     }
-}
 
-/// Keeps the lease until `stop`, then gives it up.
-pub struct Keeper {
-    pub database: Database,
-    /// Names this process; another start of the same pod is another owner.
-    pub owner: String,
-    pub length: Duration,
-    pub lease: watch::Sender<Lease>,
-    pub board: Arc<Board>,
-}
+    /// Of a source that belongs to this process as long as it lives.
+    pub fn for_life(epoch: i64) -> Lease {
+        let parts = Arc::new(Parts { whole: true, ..Parts::default() });
+        Lease::Owner { epoch, until: Instant::now() + FOR_LIFE, parts }
+    }
 
-impl Keeper {
-    pub async fn run(self, stop: CancellationToken) {
-        let mut failures = 0;
-        let mut installed = false;
-        let mut was_owner = false;
-        loop {
-            let asked = Instant::now();
-            let answer = async {
-                if !installed {
-                    self.database.install().await?;
-                    installed = true;
-                }
-                self.database.lease(&self.owner, self.length).await
-            };
-            let outcome = tokio::select! {
-                outcome = tokio::time::timeout(self.length / 3, answer) => outcome,
-                () = stop.cancelled() => break,
-            };
-            let pause = match outcome {
-                Ok(Ok(Some(grant))) => {
-                    failures = 0;
-                    self.board.source_reached();
-                    let until = asked + self.length * 2 / 3;
-                    self.lease.send_replace(Lease::Owner { epoch: grant.epoch, until });
-                    if !was_owner {
-                        info!(epoch = grant.epoch, "this relay owns the source");
-                    }
-                    was_owner = true;
-                    self.length / 4
-                }
-                Ok(Ok(None)) => {
-                    failures = 0;
-                    self.board.source_reached();
-                    if was_owner || *self.lease.borrow() != Lease::Standby {
-                        warn!("another relay owns the source now; standing by");
-                    } else if !self.board.standing_by() {
-                        info!("another relay owns the source; standing by");
-                    }
-                    was_owner = false;
-                    self.lease.send_replace(Lease::Standby);
-                    (self.length / 8).min(Duration::from_secs(1))
-                }
-                failed => {
-                    failures += 1;
-                    installed = false;
-                    let error = match failed {
-                        Ok(Err(error)) => error,
-                        _ => Error::NoAnswer("renew the lease"),
-                    };
-                    // Without the lease no table is read, so nobody else would notice.
-                    if error.needs_another_connection() {
-                        self.database.renew();
-                    }
-                    self.board.source_failed(&report(&error));
-                    warn!(
-                        error = report(&error),
-                        attempt = failures,
-                        "cannot reach the source database; will try again"
-                    );
-                    // While the lease runs, a quick second try; then with growing pauses.
-                    let policy = Policy { max: self.length.min(Duration::from_secs(5)), ..Policy::default() };
-                    policy.pause(failures, fastrand::f64())
-                }
-            };
-            self.board.lease(&self.lease.borrow());
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = stop.cancelled() => break,
-            }
-        }
-        if was_owner && let Err(error) = self.database.release(&self.owner).await {
-            warn!(error = report(&error), "could not release the lease; it runs out by itself");
+    /// The lease, for tables that are not shared.
+    pub fn of_whole(&self) -> Lease {
+        match self {
+            Lease::Owner { parts, .. } if parts.whole => self.clone(),
+            _ => Lease::Standby,
         }
     }
 }

@@ -118,7 +118,7 @@ impl Spool {
 
     /// Takes the relay's lease in the spool: nobody else has the lock.
     pub async fn own(&self, owner: &str) -> anyhow::Result<i64> {
-        Ok(self.relays.seize(owner).await?.epoch)
+        Ok(self.relays.seize(owner).await?)
     }
 
     pub fn intake(&self) -> Intake {

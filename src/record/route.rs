@@ -18,7 +18,7 @@ pub struct Template {
     parts: Vec<Part>,
 }
 
-/// Kept apart, not rendered, so that the same template can become an SQL expression too.
+/// Kept apart, not rendered: the same template is an SQL expression too, where relays share a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
     Literal(String),
@@ -76,6 +76,15 @@ impl Template {
         let part = |part: &Part| match part {
             Part::Literal(text) => Some(text.clone()),
             Part::Column(name) => value(name).map(str::to_owned),
+        };
+        self.parts.iter().map(part).collect()
+    }
+
+    /// Its texts and columns in order, each as the caller has them.
+    pub fn map<T>(&self, text: impl Fn(&str) -> T, column: impl Fn(&str) -> T) -> Vec<T> {
+        let part = |part: &Part| match part {
+            Part::Literal(literal) => text(literal),
+            Part::Column(name) => column(name),
         };
         self.parts.iter().map(part).collect()
     }

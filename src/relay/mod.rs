@@ -57,6 +57,8 @@ pub struct Relay<S> {
     /// One for each table. Dropped at the end, which tells the sources to finish.
     pub sources: Vec<mpsc::UnboundedSender<Command>>,
     pub lease: watch::Receiver<Lease>,
+    /// The membership under which it works.
+    pub epoch: Option<i64>,
     pub board: Arc<Board>,
     /// The origin of the relay's monotonic clock.
     pub started: Instant,
@@ -79,8 +81,7 @@ impl<S: Sink> Relay<S> {
         let mut outside = Outside::default();
         let mut board_tick = tokio::time::interval(BOARD_EVERY);
         board_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let first = Action::Lease(self.lease_until());
-        self.apply(first, &mut outside);
+        self.heed_the_lease(&mut outside);
         let mut give_up: Option<Instant> = None;
         loop {
             if give_up.is_some() && (self.core.unanswered() == 0 || give_up <= Some(Instant::now())) {
@@ -92,7 +93,10 @@ impl<S: Sink> Relay<S> {
             let action = tokio::select! {
                 biased;
                 // 1. The lease first: without it nothing may be sent.
-                Ok(()) = self.lease.changed() => Action::Lease(self.lease_until()),
+                Ok(()) = self.lease.changed() => {
+                    self.heed_the_lease(&mut outside);
+                    continue;
+                }
                 // 2. What ended makes room.
                 reports = self.sink.reports() => Action::Reports(reports),
                 Some(done) = outside.rebuilds.join_next() => {
@@ -188,12 +192,20 @@ impl<S: Sink> Relay<S> {
         self.sources[table.0 as usize].send(command).ok();
     }
 
-    /// Until when we may send, on the relay's clock.
-    fn lease_until(&mut self) -> Option<Duration> {
-        match &*self.lease.borrow_and_update() {
+    /// Takes up until when we may send, on the relay's clock. Another membership is another lease, even if
+    /// nobody noticed that the first one had ended.
+    fn heed_the_lease(&mut self, outside: &mut Outside) {
+        let lease = match &*self.lease.borrow_and_update() {
             Lease::Standby => None,
-            Lease::Owner { until, .. } => Some(until.saturating_duration_since(self.started)),
+            Lease::Owner { epoch, until, .. } => Some((*epoch, *until)),
+        };
+        let epoch = lease.map(|(epoch, _)| epoch);
+        if self.epoch.is_some() && epoch.is_some() && self.epoch != epoch {
+            self.apply(Action::Lease(None), outside);
         }
+        self.epoch = epoch;
+        let until = lease.map(|(_, until)| until.saturating_duration_since(self.started));
+        self.apply(Action::Lease(until), outside);
     }
 }
 

@@ -16,6 +16,7 @@ mod db;
 mod doctor;
 mod failures;
 mod faults;
+mod group;
 mod harness;
 mod impostor;
 mod ingest;

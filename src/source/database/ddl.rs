@@ -87,6 +87,25 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
   noted timestamptz NOT NULL DEFAULT now()
 )"
         ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {schema}.members (
+  epoch bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  owner text NOT NULL,
+  expires_at timestamptz NOT NULL
+)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {schema}.parts (
+  part integer PRIMARY KEY,
+  epoch bigint
+)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {schema}.gates (
+  table_name text PRIMARY KEY,
+  version bigint NOT NULL
+)"
+        ),
         format!("CREATE INDEX IF NOT EXISTS holds_by_key ON {schema}.holds (table_name, topic, key)"),
         format!(
             "CREATE INDEX IF NOT EXISTS holds_ended ON {schema}.holds (table_name) \
@@ -143,6 +162,8 @@ pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
     let (pauses, replays) = (quoted(&format!("{prefix}_pauses")), quoted(&format!("{prefix}_replays")));
     let (watermarks, milestones) =
         (quoted(&format!("{prefix}_watermarks")), quoted(&format!("{prefix}_milestones")));
+    let (members, parts) = (quoted(&format!("{prefix}_members")), quoted(&format!("{prefix}_parts")));
+    let gates = quoted(&format!("{prefix}_gates"));
     let ended = quoted(&format!("{prefix}_holds_ended"));
     let audit = quoted(AUDIT);
     vec![
@@ -164,6 +185,15 @@ pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
   PRIMARY KEY (table_name, at)
 )"
         ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {members} (
+  epoch INTEGER PRIMARY KEY AUTOINCREMENT,
+  owner TEXT NOT NULL,
+  expires_at REAL NOT NULL
+)"
+        ),
+        format!("CREATE TABLE IF NOT EXISTS {parts} (part INTEGER PRIMARY KEY, epoch INTEGER)"),
+        format!("CREATE TABLE IF NOT EXISTS {gates} (table_name TEXT PRIMARY KEY, version INTEGER NOT NULL)"),
         format!(
             "CREATE TABLE IF NOT EXISTS {leases} (
   name TEXT PRIMARY KEY,

@@ -4,7 +4,7 @@
 //! One relay changes a table's holds, and that only in transactions that begin with
 //! [`HoldsSql::fence`]: an owner that lost its lease changes nothing.
 
-use super::{LEASE_NAME, TableSpec};
+use super::{OF_BUCKETS, TableSpec};
 use crate::{config::Order, source::hold::Scope};
 
 pub(super) const APPLY: &str = "carry out an operator's verb";
@@ -64,7 +64,7 @@ pub(super) struct Dialect<'a> {
     pub or_nothing: &'static str,
     /// How an INSERT into the replays ends: what is there gets the new topic.
     pub or_topic: fn(replays: &str) -> String,
-    /// Keeps the lease's row as it is until the transaction ends.
+    /// Keeps the membership's row as it is until the transaction ends.
     pub lock: &'static str,
     /// `$4` is a part of the column.
     pub contains_4: fn(&str) -> String,
@@ -88,6 +88,8 @@ pub(super) struct Dialect<'a> {
     pub among_5: fn(&str) -> String,
     /// The condition that a row is published, where rows are kept.
     pub settled: Option<String>,
+    /// Of a shared table: an expression of the bucket of a row `o`.
+    pub bucket: Option<String>,
 }
 
 #[derive(Debug)]
@@ -122,6 +124,11 @@ pub(super) struct HoldsSql {
     /// Whether a row has the time of its publishing.
     pub replays_by_time: bool,
     pub has_replays: String,
+    /// Of a shared table: an expression of a row's bucket.
+    pub bucket: Option<String>,
+    pub make_gates: String,
+    pub version: String,
+    pub bump: String,
     pub forget_replays: String,
 }
 
@@ -129,7 +136,7 @@ impl HoldsSql {
     pub fn new(spec: &TableSpec, dialect: &Dialect<'_>) -> HoldsSql {
         let own = dialect.own;
         let (holds, pauses, replays) = (own("holds"), own("pauses"), own("replays"));
-        let (leases, audit) = (own("leases"), own("audit"));
+        let (members, gates, audit) = (own("members"), own("gates"), own("audit"));
         let (name, key) = ((dialect.literal)(&spec.name), (dialect.quoted)("key"));
         let Dialect { text, bytes, int, .. } = dialect;
         // Where rows are kept, what becomes of a hold is written down until their frontier has it.
@@ -198,11 +205,7 @@ impl HoldsSql {
         };
         let of_topic = if spec.order == Order::Table { "$1 <> ''" } else { "h.topic = $1" };
         HoldsSql {
-            fence: format!(
-                "SELECT epoch FROM {leases} WHERE name = {}{}",
-                (dialect.literal)(LEASE_NAME),
-                dialect.lock
-            ),
+            fence: format!("SELECT epoch FROM {members} WHERE epoch = $1{}", dialect.lock),
             closed_keys: format!(
                 "SELECT DISTINCT h.topic, h.key, h.cause = 'store' FROM {holds} h \
                  WHERE {} AND (h.state = 'parked' OR h.cause = 'store'){keyed}",
@@ -280,8 +283,22 @@ impl HoldsSql {
                     ids = (dialect.among_5)(&dialect.id),
                 )
             }),
+            bucket: dialect.bucket.clone(),
+            make_gates: format!(
+                "INSERT INTO {gates} (table_name, version) VALUES ({name}, 0) {}",
+                dialect.or_nothing
+            ),
+            version: format!("SELECT version FROM {gates} WHERE table_name = {name}"),
+            bump: format!("UPDATE {gates} SET version = version + 1 WHERE table_name = {name}"),
             has_replays: format!("SELECT count(*) FROM {replays} WHERE table_name = {name}"),
-            forget_replays: format!("DELETE FROM {replays} WHERE table_name = {name}"),
+            // Those whose row is gone.
+            forget_replays: format!(
+                "DELETE FROM {replays} WHERE table_name = {name} AND NOT EXISTS ( \
+                   SELECT 1 FROM {outbox} o WHERE o.{seq} = {place})",
+                outbox = dialect.outbox,
+                seq = dialect.seq,
+                place = (dialect.as_seq)(&format!("{replays}.place")),
+            ),
         }
     }
 
@@ -302,7 +319,7 @@ impl HoldsSql {
         format!(
             "SELECT {columns}, r.topic, {requested} FROM {replays} r \
              JOIN {outbox} o ON o.{seq} = {place} \
-             WHERE r.table_name = {name} ORDER BY o.{seq} LIMIT $1",
+             WHERE r.table_name = {name}{OF_BUCKETS} ORDER BY o.{seq} LIMIT $1",
             requested = (dialect.moment)("r.requested"),
             outbox = dialect.outbox,
             seq = dialect.seq,
@@ -379,8 +396,17 @@ macro_rules! hold_methods {
             pub async fn gates<F: Future<Output = ()>>(
                 &self,
                 mut piece: impl FnMut(Vec<ClosedKey>) -> F,
-            ) -> Result<(Gates, u64), Error> {
+            ) -> Result<Listed, Error> {
                 let read = || Error::sql("read what is held");
+                // Before the list: what changes meanwhile is no part of it.
+                sql::query(AssertSqlSafe(self.holds.make_gates.as_str()))
+                    .execute(&self.pool)
+                    .await
+                    .map_err(read())?;
+                let version: i64 = sql::query_scalar(AssertSqlSafe(self.holds.version.as_str()))
+                    .fetch_one(&self.pool)
+                    .await
+                    .map_err(read())?;
                 {
                     let mut rows = sql::query_as(AssertSqlSafe(self.holds.closed_keys.as_str())).fetch(&self.pool);
                     let mut keys: Vec<ClosedKey> = Vec::new();
@@ -415,7 +441,8 @@ macro_rules! hold_methods {
                     .fetch_one(&self.pool)
                     .await
                     .map_err(read())?;
-                Ok((Gates { paused, topics, held }, replays.unsigned_abs()))
+                let gates = Gates { paused, topics, held };
+                Ok(Listed { gates, replays: replays.unsigned_abs(), version })
             }
 
             /// Held events, the oldest first.
@@ -459,6 +486,7 @@ macro_rules! hold_methods {
             pub async fn release(&self, over: &Over, epoch: i64) -> Result<u64, Error> {
                 let doing = "release what was held";
                 let mut tx = self.fenced(epoch, doing).await?;
+                execute!(tx, &self.holds.bump);
                 let release = match over {
                     Over::Topic(topic) => {
                         sql::query(AssertSqlSafe(self.holds.release_topic.as_str())).bind(topic.as_str())
@@ -474,6 +502,7 @@ macro_rules! hold_methods {
             /// this epoch. A dry run is rolled back.
             pub async fn apply(&self, request: &Request, epoch: i64) -> Result<Outcome, Error> {
                 let mut tx = self.fenced(epoch, APPLY).await?;
+                execute!(tx, &self.holds.bump);
                 let outcome = match &request.verb {
                     Verb::Pause(scope) | Verb::Resume(scope) => {
                         let (word, topic, key) = words_of(scope);
@@ -571,9 +600,10 @@ macro_rules! hold_methods {
         }
 
         /// Published rows that are to be published again, in order. Forgets those that are gone.
-            pub async fn replays(&self, limits: Limits) -> Result<Vec<Found>, Error> {
+            pub async fn replays(&self, limits: Limits, buckets: Option<&[u16]>) -> Result<Vec<Found>, Error> {
                 let doing = "read what is to be replayed";
-                let rows = sql::query(AssertSqlSafe(self.read_replays.as_str()))
+                let text = self.of_buckets(&self.read_replays, buckets);
+                let rows = sql::query(AssertSqlSafe(&*text))
                     .bind(i64::try_from(limits.rows).unwrap_or(i64::MAX))
                     .bind(<$inline>::try_from(limits.inline_bytes).unwrap_or(<$inline>::MAX))
                     .fetch_all(&self.pool)
@@ -594,10 +624,19 @@ macro_rules! hold_methods {
                 rows.iter().map(found).collect::<Result<_, _>>().map_err(Error::sql(doing))
             }
 
+            /// A statement about these buckets only, if not about all.
+            pub(super) fn of_buckets<'a>(&self, statement: &'a str, buckets: Option<&[u16]>) -> Cow<'a, str> {
+                match (&self.holds.bucket, buckets) {
+                    (Some(bucket), Some(buckets)) => Cow::Owned(of_buckets(statement, bucket, buckets)),
+                    _ => Cow::Borrowed(statement),
+                }
+            }
+
             /// A transaction in which the lease is, and stays, of this epoch.
             pub(super) async fn fenced(&self, epoch: i64, doing: &'static str) -> Result<$tx, Error> {
                 let mut tx = $begin(&self.pool).await.map_err(Error::sql(doing))?;
                 let current: Option<i64> = sql::query_scalar(AssertSqlSafe(self.holds.fence.as_str()))
+                    .bind(epoch)
                     .fetch_optional(&mut *tx)
                     .await
                     .map_err(Error::sql(doing))?;

@@ -4,6 +4,7 @@
 
 pub mod audit;
 pub mod ddl;
+mod group;
 mod holds;
 mod kept;
 #[cfg(feature = "mysql")]
@@ -30,6 +31,7 @@ use tokio::sync::Notify;
 
 use crate::{
     config::{self, AfterPublish, Dialect, Order},
+    coordinate::{Part, standing::Attended},
     doctor::Finding,
     event::{Event, Place},
     source::{
@@ -134,6 +136,46 @@ pub struct TableSpec {
     pub retention: Option<Duration>,
     /// A payload above this is not read, in bytes.
     pub max_payload: usize,
+    /// Where relays share the table: by what.
+    pub shared: Option<Shared>,
+}
+
+/// How the rows of a table are shared among relays: by a hash of their key, so that all of a key are one's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// The number of buckets.
+    pub buckets: u16,
+    /// The key as it goes out, piece by piece. A row without one, and any of a table without order, goes by its
+    /// id.
+    pub key: Vec<Piece>,
+}
+
+/// A piece of a key: a text as it is, or a column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    Text(String),
+    Column(String),
+}
+
+impl Shared {
+    /// An SQL expression of the text that is hashed: `concat` joins pieces to NULL where one is NULL, and `column` is a
+    /// column as text, `None` where the table does not have it.
+    fn hashed(
+        &self,
+        id: String,
+        text: impl Fn(&str) -> String,
+        column: impl Fn(&str) -> Option<String>,
+        concat: impl Fn(&[String]) -> String,
+    ) -> String {
+        let piece = |piece: &Piece| match piece {
+            Piece::Text(literal) => Some(text(literal)),
+            Piece::Column(name) => column(name),
+        };
+        match self.key.iter().map(piece).collect::<Option<Vec<String>>>() {
+            Some(pieces) if !pieces.is_empty() => format!("coalesce({}, {id})", concat(&pieces)),
+            _ => id,
+        }
+    }
 }
 
 impl TableSpec {
@@ -222,21 +264,45 @@ impl Backlog {
     }
 }
 
+/// Where a read says which buckets it is of.
+const OF_BUCKETS: &str = "/* of all buckets */";
+
+/// A statement with that place filled in: `bucket` is an expression of a row's bucket.
+fn of_buckets(statement: &str, bucket: &str, buckets: &[u16]) -> String {
+    let list: Vec<String> = buckets.iter().map(ToString::to_string).collect();
+    let condition =
+        if list.is_empty() { "false".into() } else { format!("{bucket} IN ({})", list.join(",")) };
+    statement.replace(OF_BUCKETS, &format!(" AND {condition}"))
+}
+
+/// What stops events of a table, as it was listed.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub gates: Gates,
+    /// Rows that are to be replayed.
+    pub replays: u64,
+    /// Counts the changes: a hold that rests on an older list is refused, where a table is shared.
+    pub version: i64,
+}
+
 /// Rows that one statement deletes because they are old.
 pub const EXPIRED_AT_ONCE: u64 = 5_000;
 
 /// Counting every row of a large backlog costs more than the number is worth.
 pub const BACKLOG_CAP: u64 = 100_000;
 
-/// A lease as the database granted it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// The fencing number: grows with every new owner.
-    pub epoch: i64,
-}
-
-/// The name of the lease that covers the whole source; buckets will have their own.
+/// The one lease that relays before the group knew of, and whose it is while there is a group.
 pub const LEASE_NAME: &str = "source";
+const GROUP: &str = "the group in `members`";
+
+/// A membership that is to be begun, or renewed.
+#[derive(Clone, Copy, Debug)]
+pub struct Attendance<'a> {
+    pub epoch: Option<i64>,
+    /// Names the process.
+    pub owner: &'a str,
+    pub length: Duration,
+}
 
 /// A database, by its dialect.
 #[derive(Clone, Debug)]
@@ -336,9 +402,29 @@ impl Database {
         }
     }
 
-    /// Takes the lease if it is free or ours, and starts it anew.
-    pub async fn lease(&self, owner: &str, length: Duration) -> Result<Option<Grant>, Error> {
-        each!(self, db => db.lease(owner, length).await)
+    /// Cuts the work into parts, the first time.
+    pub async fn cut(&self, buckets: u16) -> Result<(), Error> {
+        each!(self, db => db.cut(buckets).await)
+    }
+
+    /// Begins or renews a membership of the group, and says how that is.
+    pub async fn attend(&self, attendance: Attendance<'_>) -> Result<Attended, Error> {
+        each!(self, db => db.attend(attendance).await)
+    }
+
+    /// Takes parts of the work from the owners that were seen. Returns those that it got.
+    pub async fn take(&self, epoch: i64, parts: &[(Part, Option<i64>)]) -> Result<Vec<Part>, Error> {
+        each!(self, db => db.take(epoch, parts).await)
+    }
+
+    /// Lets parts of the work go.
+    pub async fn leave(&self, epoch: i64, parts: &[Part]) -> Result<(), Error> {
+        each!(self, db => db.leave(epoch, parts).await)
+    }
+
+    /// Gives a membership up, so that others need not wait.
+    pub async fn resign(&self, epoch: i64) -> Result<(), Error> {
+        each!(self, db => db.resign(epoch).await)
     }
 
     /// This moment of the database: what it sees, every later read sees.
@@ -351,11 +437,6 @@ impl Database {
             #[cfg(feature = "sqlite")]
             Database::Sqlite(_) => ready(Err(Error::Setup("SQLite has no log to follow".into()))).await,
         }
-    }
-
-    /// Gives the lease up, so that the next owner need not wait.
-    pub async fn release(&self, owner: &str) -> Result<(), Error> {
-        each!(self, db => db.release(owner).await)
     }
 
     /// Checks the table against the catalogue and makes its statements.
@@ -385,12 +466,11 @@ impl Outbox {
         each!(self, outbox => outbox.has_cursor())
     }
 
-    /// Hands the closed keys to `piece`, some at a time, then returns the rest of the gates and the
-    /// number of rows that are to be replayed.
+    /// Hands the closed keys to `piece`, some at a time, then returns the rest of the gates.
     pub async fn gates<F: Future<Output = ()>>(
         &self,
         piece: impl FnMut(Vec<ClosedKey>) -> F,
-    ) -> Result<(Gates, u64), Error> {
+    ) -> Result<Listed, Error> {
         each!(self, outbox => outbox.gates(piece).await)
     }
 
@@ -420,8 +500,8 @@ impl Outbox {
     }
 
     /// Published rows that are to be published again, in order.
-    pub async fn replays(&self, limits: Limits) -> Result<Vec<Found>, Error> {
-        each!(self, outbox => outbox.replays(limits).await)
+    pub async fn replays(&self, limits: Limits, buckets: Option<&[u16]>) -> Result<Vec<Found>, Error> {
+        each!(self, outbox => outbox.replays(limits, buckets).await)
     }
 
     /// These rows were published again.
@@ -429,17 +509,25 @@ impl Outbox {
         each!(self, outbox => outbox.replayed(places).await)
     }
 
-    /// One read: one statement, one snapshot. `known` are the places that were handed over and are
-    /// not recorded (all of them, or those above `reach.low` where there is a cursor), and
-    /// `skip_held` says whether the table has held rows to leave out.
+    /// One read: one statement, one snapshot; of these buckets only, if not of all. `known` are the places that
+    /// were handed over and are not recorded (all of them, or those above `reach.low` where there is a cursor),
+    /// and `skip_held` says whether the table has held rows to leave out.
     pub async fn read(
         &self,
         reach: Reach,
         known: &[Place],
         limits: Limits,
         skip_held: bool,
+        buckets: Option<&[u16]>,
     ) -> Result<Vec<Found>, Error> {
-        each!(self, outbox => outbox.read(reach, known, limits, skip_held).await)
+        match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql(outbox) => outbox.read(known, limits, skip_held, buckets).await,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(outbox) => outbox.read(reach, known, limits, skip_held, buckets).await,
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(outbox) => outbox.read(reach, known, limits, skip_held).await,
+        }
     }
 
     /// The event with its payload, which is NULL where the row is gone.
@@ -474,9 +562,18 @@ impl Outbox {
         each!(self, outbox => outbox.expire(kept, epoch).await)
     }
 
-    /// Commits holds, if the lease is still of this epoch.
-    pub async fn hold(&self, holds: &[Hold], epoch: i64) -> Result<(), Error> {
-        each!(self, outbox => outbox.hold(holds, epoch).await)
+    /// Commits holds, if the lease is still of this epoch. `false` where they rest on gates that another relay has
+    /// changed since.
+    pub async fn hold(&self, holds: &[Hold], epoch: i64, version: i64) -> Result<bool, Error> {
+        match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql(outbox) => outbox.hold(holds, epoch, version).await,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(outbox) => outbox.hold(holds, epoch, version).await,
+            // Its tables are not shared.
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(outbox) => outbox.hold(holds, epoch).await.map(|()| true),
+        }
     }
 
     /// The transactions that may still commit rows with numbers given out before now.

@@ -60,7 +60,8 @@ impl Database {
 
 /// The relay's own tables, without the prefix that some dialects give them.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
-const TABLES: [&str; 6] = ["leases", "holds", "pauses", "replays", "watermarks", "milestones"];
+const TABLES: [&str; 9] =
+    ["leases", "members", "parts", "gates", "holds", "pauses", "replays", "watermarks", "milestones"];
 
 #[cfg(feature = "postgres")]
 impl Postgres {
@@ -94,7 +95,7 @@ impl Postgres {
                 continue;
             }
             let ask = match *table {
-                "leases" => format!("SELECT owner FROM {name} WHERE expires_at > clock_timestamp() LIMIT 1"),
+                "members" => format!("SELECT owner FROM {name} WHERE expires_at > clock_timestamp() LIMIT 1"),
                 "holds" => format!("SELECT count(*)::text FROM {name} WHERE cells IS NOT NULL"),
                 "released" => format!("SELECT count(*)::text FROM {name}"),
                 _ => String::new(),
@@ -105,7 +106,7 @@ impl Postgres {
                     .await
                     .map_err(Error::sql(doing))?;
                 match *table {
-                    "leases" => remains.owner = found,
+                    "members" => remains.owner = found,
                     _ => {
                         remains.only_copies += found.and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
                     }
@@ -160,7 +161,7 @@ impl super::sqlite::Sqlite {
             if found.is_none() {
                 continue;
             }
-            if table.ends_with("_leases") {
+            if table.ends_with("_members") {
                 let ask = format!(
                     "SELECT owner FROM {} WHERE expires_at > (julianday('now') - 2440587.5) * 86400 LIMIT 1",
                     quoted(&table)

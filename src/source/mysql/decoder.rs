@@ -454,6 +454,7 @@ mod tests {
             after_publish: AfterPublish::Delete,
             retention: None,
             max_payload: 1 << 20,
+            shared: None,
         };
         let columns = vec![
             column("seq", "bigint", "bigint"),

@@ -87,6 +87,7 @@ mod tests {
             after_publish: AfterPublish::Delete,
             retention: None,
             max_payload: 20,
+            shared: None,
         }
     }
 

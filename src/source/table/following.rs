@@ -448,7 +448,8 @@ impl Task {
     }
 
     /// Rows of these places are recorded or held: they are known no more.
-    pub(super) fn forget_known<'a>(&mut self, places: impl IntoIterator<Item = &'a Place>) {
+    pub(super) fn forget_known<'a>(&mut self, places: impl IntoIterator<Item = &'a Place> + Clone) {
+        self.is_done_with(places.clone());
         for place in places {
             let number = self.state.known.remove(place).and_then(|known| known.number);
             if let Some(log) = &mut self.log {

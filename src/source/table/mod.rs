@@ -15,6 +15,7 @@ mod following;
 mod keeping;
 mod reading;
 mod recording;
+mod sharing;
 mod verbs;
 
 use std::{
@@ -33,6 +34,7 @@ use tracing::{error, info, warn};
 use self::{
     following::{Following, Known},
     keeping::Kept,
+    sharing::Share,
 };
 use super::{
     Command, Feed, Hold, Refusal, Source, Yield,
@@ -43,7 +45,7 @@ use super::{
 use crate::{
     admin::{metrics::Metrics, status::Board},
     config::{Poll, Wake},
-    coordinate::{Lease, report},
+    coordinate::{Lease, drain::Drain, report},
     event::Place,
     relay::{retry::Policy, window::Window},
 };
@@ -71,6 +73,8 @@ pub struct TableSource {
     pub retry: Policy,
     pub window: Arc<Window>,
     pub lease: watch::Receiver<Lease>,
+    /// Where relays share the table: who wants to know when a bucket has nothing in flight.
+    pub drain: Option<Arc<Drain>>,
     pub board: Arc<Board>,
     pub metrics: Arc<Metrics>,
 }
@@ -147,6 +151,7 @@ struct Task {
     log: Option<Following>,
     feed: Feed,
     state: State,
+    share: Share,
     outbox: Option<Arc<Outbox>>,
     interval: Duration,
     next_read: Instant,
@@ -173,7 +178,9 @@ impl Source for TableSource {
                 heard.clone(),
             )))
         });
+        let share = Share::new(this.drain.clone());
         let task = Task {
+            share,
             source: this,
             log,
             feed,
@@ -290,15 +297,13 @@ impl Task {
 
     async fn turn(&mut self) -> Result<Next, Error> {
         self.hear_all();
-        let Some(epoch) = self.source.lease.borrow_and_update().epoch() else {
-            // What was settled under a lost lease is read, and published, by its next owner.
-            self.state.owed.clear();
-            self.state.unseen.clear();
-            self.state.holds.clear();
+        let lease = self.source.lease.borrow_and_update().clone();
+        let Some(epoch) = lease.epoch() else {
+            self.forget_what_is_owed();
             self.refuse_wishes();
-            self.state.kept = None;
             return Ok(Next::Told);
         };
+        self.take_up(&lease);
         if self.outbox.is_none() {
             let outbox = self.source.database.outbox(&self.source.spec);
             self.outbox = Some(Arc::new(answered("look at the table", outbox).await?));
@@ -312,7 +317,9 @@ impl Task {
             self.open();
             self.know_frontier(epoch).await?;
         }
-        self.expire(epoch).await?;
+        if self.speaks() {
+            self.expire(epoch).await?;
+        }
         self.change_gates(epoch).await?;
         if self.state.barred || self.state.stopping {
             return Ok(recorded_by.map_or(Next::Told, Next::At));
@@ -361,6 +368,7 @@ impl Task {
         state.opened = true;
         state.gates_due = true;
         state.released.clear();
+        self.is_done_with_all();
         self.back_to_the_table();
         self.read_the_log_again();
     }

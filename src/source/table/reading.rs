@@ -60,7 +60,11 @@ impl Task {
         let known: Vec<Place> = state.known.keys().chain(&state.held).filter(above_low).cloned().collect();
         // Held rows are left out by SQL only where memory does not list them: on the first pass
         // over the table, and on a full sweep.
-        let read = outbox.read(reach, &known, limits, state.skip_held);
+        let some = self.share.buckets();
+        if some.is_some_and(<[u16]>::is_empty) {
+            return Ok(Some(0));
+        }
+        let read = outbox.read(reach, &known, limits, state.skip_held, some);
         let mut found = answered("read the outbox", read).await?;
         fail::fail_point!("read", |_| std::process::abort());
         if full_sweep {

@@ -122,7 +122,12 @@ impl Task {
             return Ok(());
         }
         fail::fail_point!("before-park", |_| std::process::abort());
-        answered("hold events", outbox.hold(&self.state.holds, epoch)).await?;
+        let held = outbox.hold(&self.state.holds, epoch, self.share.version);
+        if !answered("hold events", held).await? {
+            // Another relay changed the gates: they are looked at first.
+            self.state.gates_due = true;
+            return Ok(());
+        }
         fail::fail_point!("mid-park", |_| std::process::abort());
         let holds = std::mem::take(&mut self.state.holds);
         let mut tickets: Vec<Ticket> = Vec::with_capacity(holds.len());

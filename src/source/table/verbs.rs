@@ -15,7 +15,7 @@ use crate::{
     event::Place,
     source::{
         Refusal, Yield,
-        database::{Error, Limits, answered},
+        database::{Error, Limits, Listed, answered},
         hold::{Outcome, Over, Request, Scope, Verb},
     },
 };
@@ -100,7 +100,8 @@ impl Task {
         let Some(outbox) = &self.outbox else { return Ok(()) };
         let generation = self.state.generation;
         let piece = |keys| self.send(Yield::Closed { generation, keys });
-        let (gates, replays) = outbox.gates(piece).await?;
+        let Listed { gates, replays, version } = outbox.gates(piece).await?;
+        self.share.version = version;
         self.gather(epoch).await?;
         let state = &mut self.state;
         state.gates_due = false;
@@ -125,9 +126,11 @@ impl Task {
         let (kept, forgotten) =
             std::mem::take(&mut self.state.holds).into_iter().partition(|hold| hold.cause.is_its_own());
         self.state.holds = kept;
+        let forgotten: Vec<crate::source::Hold> = forgotten;
+        let places: Vec<Place> = forgotten.iter().map(|hold| hold.place.clone()).collect();
         let tickets: Vec<_> = forgotten
             .into_iter()
-            .map(|hold: crate::source::Hold| {
+            .map(|hold| {
                 self.state.known.remove(&hold.place);
                 if let Some(kept) = &mut self.state.kept {
                     kept.give_back(&hold.place);
@@ -135,6 +138,7 @@ impl Task {
                 hold.ticket
             })
             .collect();
+        self.is_done_with(&places);
         if !tickets.is_empty() {
             self.read_the_log_again();
             self.send(Yield::Forgotten { tickets }).await;
@@ -158,7 +162,8 @@ impl Task {
             return Ok(());
         }
         let Some(outbox) = &self.outbox else { return Ok(()) };
-        let found = answered("read what is to be replayed", outbox.replays(limits)).await?;
+        let found =
+            answered("read what is to be replayed", outbox.replays(limits, self.share.buckets())).await?;
         if found.is_empty() {
             state.replaying = false;
             info!(table = self.source.spec.name.as_str(), "everything that was to be replayed is published");

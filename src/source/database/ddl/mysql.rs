@@ -22,7 +22,9 @@ fn quoted_table(name: &str) -> String {
 
 /// The names of the relay's own tables.
 pub fn relay_table_names(prefix: &str) -> Vec<String> {
-    let own = ["leases", "holds", "pauses", "replays"].iter().map(|name| format!("{prefix}_{name}"));
+    let own = ["leases", "members", "parts", "gates", "holds", "pauses", "replays"]
+        .iter()
+        .map(|name| format!("{prefix}_{name}"));
     own.chain([AUDIT.to_owned()]).collect()
 }
 
@@ -33,6 +35,16 @@ pub fn relay_tables_mysql(prefix: &str) -> Vec<String> {
   owner VARCHAR(255) NOT NULL,
   epoch BIGINT NOT NULL,
   expires_at DATETIME(6) NOT NULL"
+            .to_owned(),
+        "epoch BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
+  owner VARCHAR(255) NOT NULL,
+  expires_at DATETIME(6) NOT NULL"
+            .to_owned(),
+        "part INT NOT NULL PRIMARY KEY,
+  epoch BIGINT"
+            .to_owned(),
+        "table_name VARCHAR(128) NOT NULL PRIMARY KEY,
+  version BIGINT NOT NULL"
             .to_owned(),
         format!(
             "table_name VARCHAR(128) NOT NULL,

@@ -1,17 +1,18 @@
 //! Holds, verbs and replays in MySQL.
 
-use std::future::Future;
+use std::{borrow::Cow, future::Future};
 
 use futures_util::TryStreamExt as _;
 use sqlx::AssertSqlSafe;
 
 use super::{
     super::{
-        Error, Found, Limits, TableSpec, answered,
+        Error, Found, Limits, Listed, TableSpec, answered,
         holds::{
             APPLY, Dialect, FIXED, KEYS_AT_ONCE, SHOWN_AT_MOST, count, execute, execute_matching,
             hold_methods, matching, scope_of, words_of,
         },
+        of_buckets,
     },
     Outbox,
     columns::Column,
@@ -31,6 +32,7 @@ pub(super) fn dialect<'a>(
     place: &'a Column,
     id: String,
     place_text: String,
+    bucket: Option<String>,
 ) -> Dialect<'a> {
     Dialect {
         own,
@@ -75,6 +77,7 @@ pub(super) fn dialect<'a>(
             )
         },
         settled: None,
+        bucket,
     }
 }
 

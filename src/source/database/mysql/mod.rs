@@ -3,6 +3,7 @@
 mod columns;
 mod doctor;
 mod gaps;
+mod group;
 mod holds;
 mod log;
 mod outbox;
@@ -27,7 +28,7 @@ use self::{
     sql::{literal, quoted},
 };
 pub use self::{columns::Column, outbox::Outbox};
-use super::{Error, Grant, LEASE_NAME, TableSpec, audit::Line, ddl};
+use super::{Error, GROUP, LEASE_NAME, TableSpec, audit::Line, ddl};
 use crate::config::{self, TlsMode};
 
 const CONNECT: &str = "connect to the source database";
@@ -212,12 +213,12 @@ impl Mysql {
 
     /// The relay that owns the source now, if there is one.
     pub(super) async fn owner(&self) -> Result<Option<String>, Error> {
-        let leases = format!("{}_leases", self.prefix);
-        if !self.own_tables().await?.contains(&leases) {
+        let members = format!("{}_members", self.prefix);
+        if !self.own_tables().await?.contains(&members) {
             return Ok(None);
         }
         let text =
-            format!("SELECT owner FROM {} WHERE expires_at > UTC_TIMESTAMP(6) LIMIT 1", quoted(&leases));
+            format!("SELECT owner FROM {} WHERE expires_at > UTC_TIMESTAMP(6) LIMIT 1", quoted(&members));
         let query = sql::query_scalar(AssertSqlSafe(&text));
         query.fetch_optional(&self.pool()).await.map_err(Error::sql("look for the owner"))
     }
@@ -230,14 +231,13 @@ impl Mysql {
             .map_err(Error::sql("drop it"))
     }
 
-    pub async fn lease(&self, owner: &str, length: Duration) -> Result<Option<Grant>, Error> {
-        // One statement by the database's clock: free, expired or ours. The epoch grows with every change of
-        // owner, and with every new start of the same one after its lease ran out. It is set first: what
-        // follows in the list would see the new owner.
+    /// Keeps a relay of an older version, which knows of one lease only, from working beside the group. `false`
+    /// where one works now.
+    async fn hold_off_older(&self, length: Duration) -> Result<bool, Error> {
         let take = format!(
             "UPDATE {leases} SET \
-               epoch = LAST_INSERT_ID(IF(owner = $1 AND expires_at > UTC_TIMESTAMP(6), epoch, epoch + 1)), \
-               owner = $1, expires_at = UTC_TIMESTAMP(6) + INTERVAL $2 MICROSECOND \
+               epoch = IF(owner = $1, epoch, epoch + 1), owner = $1, \
+               expires_at = UTC_TIMESTAMP(6) + INTERVAL $2 MICROSECOND \
              WHERE name = {name} AND (owner = $1 OR expires_at <= UTC_TIMESTAMP(6))",
             leases = self.own("leases"),
             name = literal(LEASE_NAME),
@@ -254,29 +254,26 @@ impl Mysql {
         let mut connection = self.pool().get_conn().await.map_err(Error::sql(doing))?;
         let mut made = false;
         loop {
-            let query = sql::query(AssertSqlSafe(&take)).bind(owner).bind(length);
+            let query = sql::query(AssertSqlSafe(&take)).bind(GROUP).bind(length);
             let taken = query.execute(&mut connection).await.map_err(Error::sql(doing))?;
             if taken.rows_affected() > 0 {
-                let epoch = connection.last_insert_id().unwrap_or_default().cast_signed();
-                return Ok(Some(Grant { epoch }));
+                return Ok(true);
             }
             let make = sql::query(AssertSqlSafe(&make));
             if made || make.execute(&mut connection).await.map_err(Error::sql(doing))?.rows_affected() == 0 {
                 // It is there, and somebody else's.
-                return Ok(None);
+                return Ok(false);
             }
             made = true;
         }
     }
 
-    pub async fn release(&self, owner: &str) -> Result<(), Error> {
-        let text = format!(
-            "UPDATE {} SET expires_at = UTC_TIMESTAMP(6) WHERE name = {} AND owner = $1",
-            self.own("leases"),
-            literal(LEASE_NAME)
-        );
-        let query = sql::query(AssertSqlSafe(&text)).bind(owner);
-        query.execute(&self.pool()).await.map(drop).map_err(Error::sql("release the lease"))
+    async fn join(&self, join: &str, owner: &str, micros: i64) -> Result<i64, Error> {
+        let doing = "join the group";
+        let mut connection = self.pool().get_conn().await.map_err(Error::sql(doing))?;
+        let query = sql::query(AssertSqlSafe(join)).bind(owner).bind(micros);
+        query.execute(&mut connection).await.map_err(Error::sql(doing))?;
+        Ok(connection.last_insert_id().unwrap_or_default().cast_signed())
     }
 
     /// MySQL tells other sessions nothing.

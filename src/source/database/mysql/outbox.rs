@@ -10,7 +10,7 @@ use sqlx::AssertSqlSafe;
 
 use super::{
     super::{
-        BACKLOG_CAP, Backlog, EXPIRED_AT_ONCE, Error, Found, LEASE_NAME, Limits, Reach, TableSpec,
+        BACKLOG_CAP, Backlog, EXPIRED_AT_ONCE, Error, Found, Limits, OF_BUCKETS, TableSpec,
         holds::{FIXED, HoldsSql},
     },
     Mysql,
@@ -106,7 +106,7 @@ impl Outbox {
             false => place.id(alias),
         };
         let (table, seq) = (quoted_table(&spec.name), format!("o.{}", quoted(&place.name)));
-        let (holds, leases, replays) = (db.own("holds"), db.own("leases"), db.own("replays"));
+        let (holds, members, replays) = (db.own("holds"), db.own("members"), db.own("replays"));
         let name = literal(&spec.name);
         let timestamp = spec.timestamps.iter().find_map(|name| of(name));
         let list = list(spec, &of, &text_of("o."), timestamp);
@@ -122,7 +122,7 @@ impl Outbox {
             catalogue.index.as_ref().map(|index| format!(" FORCE INDEX ({index})")).unwrap_or_default();
         let by_place =
             catalogue.by_place.as_ref().map(|index| format!(" FORCE INDEX ({index})")).unwrap_or_default();
-        let epoch = format!("SELECT epoch FROM {leases} WHERE name = {}", literal(LEASE_NAME));
+        let member = |epoch: &str| format!("EXISTS (SELECT 1 FROM {members} m WHERE m.epoch = {epoch})");
         let order = if spec.sequence.is_some() { format!(" ORDER BY {seq}") } else { String::new() };
         let age = timestamp.map_or("NULL".to_owned(), |column| {
             format!(
@@ -133,8 +133,8 @@ impl Outbox {
         let payload = of(&spec.payload);
         let sql = Sql {
             read: format!("SELECT {list} FROM {table} o{along} WHERE "),
-            end: format!("{pending}{order} LIMIT "),
-            end_skipping_held: format!("{pending}{unheld}{order} LIMIT "),
+            end: format!("{pending}{OF_BUCKETS}{order} LIMIT "),
+            end_skipping_held: format!("{pending}{unheld}{OF_BUCKETS}{order} LIMIT "),
             payload: match payload.and_then(|column| column.piece("o.")) {
                 Some(piece) => (piece, true),
                 None => (payload.map_or("NULL".to_owned(), |column| column.cell("o.")), false),
@@ -144,9 +144,12 @@ impl Outbox {
             record: match mark {
                 Some(column) => (
                     "UPDATE ".into(),
-                    format!(" SET o.{column} = UTC_TIMESTAMP(6) WHERE o.{column} IS NULL AND ({epoch}) = $1"),
+                    format!(
+                        " SET o.{column} = UTC_TIMESTAMP(6) WHERE o.{column} IS NULL AND {}",
+                        member("$1")
+                    ),
                 ),
-                None => ("DELETE o FROM ".into(), format!(" WHERE ({epoch}) = $1")),
+                None => ("DELETE o FROM ".into(), format!(" WHERE {}", member("$1"))),
             },
             recorded: format!("{table} o{by_place}"),
             replayed: format!("DELETE FROM {replays} WHERE table_name = {name} AND place IN ("),
@@ -156,8 +159,9 @@ impl Outbox {
             expire: match &published_at {
                 Some(column) => format!(
                     "DELETE FROM {table} WHERE {column} < UTC_TIMESTAMP(6) - INTERVAL $1 MICROSECOND \
-                       AND ({epoch}) = $2 AND NOT EXISTS (SELECT 1 FROM {replays} r \
+                       AND {} AND NOT EXISTS (SELECT 1 FROM {replays} r \
                          WHERE r.table_name = {name} AND r.place = {}) LIMIT {EXPIRED_AT_ONCE}",
+                    member("$2"),
                     text_of("")
                 ),
                 None => String::new(),
@@ -167,13 +171,20 @@ impl Outbox {
                    LIMIT {BACKLOG_CAP}) waiting), \
                  (SELECT {age} FROM {table} o{along} WHERE TRUE{pending}{unheld}{order} LIMIT 1)"
             ),
-            epoch,
+            epoch: format!("SELECT epoch FROM {members} WHERE epoch = $1"),
         };
         // A character has four bytes at most.
         let largest_piece = (catalogue.packet / 8).cast_signed().max(256);
         let own = |name: &str| db.own(name);
         let id = of(&spec.id).map_or("NULL".into(), |column| column.id("o."));
-        let dialect = dialect(&own, spec, place, id, text_of("o."));
+        let bucket = spec.shared.as_ref().map(|shared| {
+            let column = |name: &str| of(name).map(|column| format!("HEX({})", column.cell("o.")));
+            let text = |text: &str| format!("HEX({})", literal(text));
+            let hashed =
+                shared.hashed(id.clone(), text, column, |pieces| format!("CONCAT({})", pieces.join(", ")));
+            format!("CRC32({hashed}) MOD {}", shared.buckets)
+        });
+        let dialect = dialect(&own, spec, place, id, text_of("o."), bucket);
         Ok(Outbox {
             name: spec.name.clone(),
             holds: HoldsSql::new(spec, &dialect),
@@ -203,10 +214,10 @@ impl Outbox {
 
     pub async fn read(
         &self,
-        _reach: Reach,
         known: &[Place],
         limits: Limits,
         skip_held: bool,
+        buckets: Option<&[u16]>,
     ) -> Result<Vec<Found>, Error> {
         let doing = "read the outbox";
         let places = match (self.place_is_int, known) {
@@ -224,7 +235,7 @@ impl Outbox {
         };
         let Sql { read, end, end_skipping_held, .. } = &self.sql;
         let end = if skip_held { end_skipping_held } else { end };
-        let text = format!("{read}{places}{end}{}", limits.rows);
+        let text = format!("{read}{places}{}{}", self.of_buckets(end, buckets), limits.rows);
         let query =
             sql::query(AssertSqlSafe(&text)).bind(i64::try_from(limits.inline_bytes).unwrap_or(i64::MAX));
         let rows = query.fetch_all(&self.pool).await.map_err(Error::sql(doing))?;
@@ -334,7 +345,7 @@ impl Outbox {
 
     /// Nothing was written: because the lease is not ours any more?
     async fn check_fence(&self, epoch: i64) -> Result<(), Error> {
-        let query = sql::query_scalar(AssertSqlSafe(&self.sql.epoch));
+        let query = sql::query_scalar(AssertSqlSafe(&self.sql.epoch)).bind(epoch);
         let current: Option<i64> =
             query.fetch_optional(&self.pool).await.map_err(Error::sql("check the lease"))?;
         if current == Some(epoch) { Ok(()) } else { Err(Error::Fenced(epoch)) }
@@ -349,15 +360,27 @@ impl Outbox {
         Ok(done.rows_affected())
     }
 
-    pub async fn hold(&self, holds: &[Hold], epoch: i64) -> Result<(), Error> {
+    pub async fn hold(&self, holds: &[Hold], epoch: i64, version: i64) -> Result<bool, Error> {
         let doing = "hold events";
         let mut tx = self.fenced(epoch, doing).await?;
+        if self.holds.bucket.is_some() {
+            let now = format!("{} LOCK IN SHARE MODE", self.holds.version);
+            let now: i64 = sql::query_scalar(AssertSqlSafe(&now))
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(Error::sql(doing))?;
+            if now != version {
+                tx.rollback().await.map_err(Error::sql(doing))?;
+                return Ok(false);
+            }
+        }
         for some in holds.chunks(HOLDS_AT_ONCE) {
             let rows: Vec<String> = some.iter().map(|hold| self.hold_row(hold)).collect();
             let text = format!("{}{} ON DUPLICATE KEY UPDATE state = state", self.sql.hold, rows.join(","));
             sql::query(AssertSqlSafe(&text)).execute(&mut *tx).await.map_err(Error::sql(doing))?;
         }
-        tx.commit().await.map_err(Error::sql(doing))
+        tx.commit().await.map_err(Error::sql(doing))?;
+        Ok(true)
     }
 
     fn hold_row(&self, hold: &Hold) -> String {

@@ -1,6 +1,6 @@
 //! Holds, verbs and replays in PostgreSQL.
 
-use std::future::Future;
+use std::{borrow::Cow, future::Future};
 
 use futures_util::TryStreamExt as _;
 use sqlx::{
@@ -11,12 +11,12 @@ use sqlx::{
 
 use super::{
     super::{
-        Error, Found, Limits, TableSpec, answered, ddl,
+        Error, Found, Limits, Listed, TableSpec, answered, ddl,
         holds::{
             APPLY, Dialect, FIXED, KEYS_AT_ONCE, OR_NOTHING, SHOWN_AT_MOST, count, delete, execute,
             execute_matching, hold_methods, matching, or_topic, scope_of, words_of,
         },
-        literal, quoted, quoted_table,
+        literal, of_buckets, quoted, quoted_table,
     },
     Outbox,
     outbox::ranges,
@@ -35,6 +35,7 @@ pub(super) fn dialect<'a>(
     place: &str,
     place_type: &'a str,
     settled: Option<String>,
+    bucket: Option<String>,
 ) -> Dialect<'a> {
     Dialect {
         own,
@@ -65,6 +66,7 @@ pub(super) fn dialect<'a>(
         id: format!("o.{}", quoted(&spec.id)),
         among_5: |column| format!("(CAST($5 AS text[]) IS NULL OR {column}::text = ANY($5))"),
         settled,
+        bucket,
     }
 }
 

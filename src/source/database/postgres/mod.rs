@@ -1,5 +1,6 @@
 //! PostgreSQL 14 to 18: the pool, the lease and the relay's own tables.
 
+mod group;
 mod holds;
 mod kept;
 mod outbox;
@@ -20,7 +21,7 @@ use sqlx::{
 use tokio::sync::Notify;
 
 pub use self::outbox::Outbox;
-use super::{Error, Grant, LEASE_NAME, TableSpec, ddl, quoted, quoted_table};
+use super::{Error, GROUP, LEASE_NAME, TableSpec, ddl, quoted, quoted_table};
 use crate::{
     config::{self, TlsMode},
     source::postgres::wire,
@@ -192,7 +193,7 @@ impl Postgres {
             "SELECT bool_and(to_regclass(format('%I.%I', $1::text, name)) IS NOT NULL) FROM unnest($2::text[]) name",
         )
         .bind(&self.schema)
-        .bind(&["leases", "holds", "pauses", "replays", "released", "watermarks", "milestones", "slots", ddl::AUDIT][..])
+        .bind(&["leases", "members", "parts", "gates", "holds", "pauses", "replays", "released", "watermarks", "milestones", "slots", ddl::AUDIT][..])
         .fetch_one(&mut *connection)
         .await
         .map_err(Error::sql("look for the relay's own tables"))?;
@@ -217,43 +218,32 @@ impl Postgres {
         Ok(())
     }
 
-    pub async fn lease(&self, owner: &str, length: Duration) -> Result<Option<Grant>, Error> {
-        // One statement by the database's clock: free, expired or ours. The epoch grows with every
-        // change of owner, and with every new start of the same one after its lease ran out.
+    /// Keeps a relay of an older version, which knows of one lease only, from working beside the group. `false`
+    /// where one works now.
+    async fn hold_off_older(&self, length: Duration) -> Result<bool, Error> {
         let sql = format!(
             "INSERT INTO {schema}.leases AS l (name, owner, epoch, expires_at) \
              VALUES ($1, $2, 1, clock_timestamp() + make_interval(secs => $3)) \
              ON CONFLICT (name) DO UPDATE SET \
                owner = excluded.owner, expires_at = excluded.expires_at, \
-               epoch = CASE WHEN l.owner = excluded.owner AND l.expires_at > clock_timestamp() \
-                       THEN l.epoch ELSE l.epoch + 1 END \
-             WHERE l.owner = excluded.owner OR l.expires_at <= clock_timestamp() \
-             RETURNING epoch",
+               epoch = CASE WHEN l.owner = excluded.owner THEN l.epoch ELSE l.epoch + 1 END \
+             WHERE l.owner = excluded.owner OR l.expires_at <= clock_timestamp()",
             schema = quoted(&self.schema)
         );
-        let epoch: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
+        let done = sqlx::query(AssertSqlSafe(sql))
             .bind(LEASE_NAME)
-            .bind(owner)
+            .bind(GROUP)
             .bind(length.as_secs_f64())
-            .fetch_optional(&self.pool())
-            .await
-            .map_err(Error::sql("renew the lease"))?;
-        Ok(epoch.map(|epoch| Grant { epoch }))
-    }
-
-    pub async fn release(&self, owner: &str) -> Result<(), Error> {
-        let sql = format!(
-            "UPDATE {schema}.leases SET expires_at = clock_timestamp() \
-             WHERE name = $1 AND owner = $2",
-            schema = quoted(&self.schema)
-        );
-        sqlx::query(AssertSqlSafe(sql))
-            .bind(LEASE_NAME)
-            .bind(owner)
             .execute(&self.pool())
             .await
-            .map_err(Error::sql("release the lease"))?;
-        Ok(())
+            .map_err(Error::sql("renew the lease"))?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    async fn join(&self, join: &str, owner: &str, micros: i64) -> Result<i64, Error> {
+        let join = format!("{join} RETURNING epoch");
+        let join = sqlx::query_scalar(AssertSqlSafe(join)).bind(owner).bind(micros);
+        join.fetch_one(&self.pool()).await.map_err(Error::sql("join the group"))
     }
 
     /// Listens on the channel named like the table and passes every NOTIFY on. Ends with an error

@@ -10,7 +10,7 @@ use sqlx::{
 
 use super::{
     super::{
-        BACKLOG_CAP, Backlog, EXPIRED_AT_ONCE, Error, Found, LEASE_NAME, Limits, Reach, TableSpec,
+        BACKLOG_CAP, Backlog, EXPIRED_AT_ONCE, Error, Found, Limits, OF_BUCKETS, Reach, TableSpec,
         holds::{FIXED, HoldsSql, hold_again},
         literal, quoted, quoted_table,
     },
@@ -147,14 +147,14 @@ impl Outbox {
                 format!(
                     "WITH late AS MATERIALIZED ( \
                        SELECT o.{seq}::bigint AS seq FROM {table} o \
-                       WHERE o.{seq} > $1 AND o.{seq} <= $2{pending}{unheld} \
+                       WHERE o.{seq} > $1 AND o.{seq} <= $2{pending}{unheld}{OF_BUCKETS} \
                          AND NOT (SELECT $3::text::int8multirange) @> o.{seq}::bigint \
                        ORDER BY 1 LIMIT $4) \
                      SELECT x.* FROM late, LATERAL ( \
                        SELECT {list} FROM {table} o WHERE o.{seq} = late.seq LIMIT 1) x \
                      UNION ALL \
                      (SELECT {list} FROM {table} o \
-                      WHERE o.{seq} > $2{pending}{unheld} \
+                      WHERE o.{seq} > $2{pending}{unheld}{OF_BUCKETS} \
                         AND (SELECT count(*) FROM late) < $4 \
                       ORDER BY o.{seq} LIMIT $4)"
                 )
@@ -167,7 +167,7 @@ impl Outbox {
                 format!(
                     "SELECT {list} FROM {table} o \
                      WHERE $1::bigint IS NOT NULL AND $2::bigint IS NOT NULL \
-                       AND NOT (o.{seq} = ANY($3::text[]::{place_type}[])){pending}{unheld}{order} \
+                       AND NOT (o.{seq} = ANY($3::text[]::{place_type}[])){pending}{unheld}{OF_BUCKETS}{order} \
                      LIMIT $4"
                 )
             }
@@ -179,14 +179,36 @@ impl Outbox {
         } else {
             format!("ANY($1::text[]::{place_type}[])")
         };
-        let epoch = format!("SELECT epoch FROM {schema}.leases WHERE name = {}", literal(LEASE_NAME));
-        let fence = format!("({epoch}) = $2");
+        let fence = format!("EXISTS (SELECT FROM {schema}.members m WHERE m.epoch = $2)");
         let record = match (&spec.after_publish, &spec.published_at) {
             (AfterPublish::Mark, Some(column)) => format!(
                 "UPDATE {table} o SET {} = now() WHERE o.{seq} = {places}{pending} AND {fence}",
                 quoted(column)
             ),
             _ => format!("DELETE FROM {table} o WHERE o.{seq} = {places} AND {fence}"),
+        };
+        let bucket = spec.shared.as_ref().map(|shared| {
+            let column = |name: &str| match type_of(name) {
+                None => None,
+                Some("bytea") => Some(format!("encode(o.{}, 'hex')", quoted(name))),
+                Some(_) => Some(format!("o.{}::text", quoted(name))),
+            };
+            let id = column(&spec.id).unwrap_or_else(|| "''".into());
+            let hashed = shared.hashed(id, literal, column, |pieces| format!("({})", pieces.join(" || ")));
+            let n = shared.buckets;
+            format!("mod(mod(hashtextextended({hashed}, 0), {n}) + {n}, {n})")
+        });
+        // A verb by way of another relay changes the gates first: either it waits for the hold, or the hold for
+        // it, and is refused.
+        let (known_gates, if_known) = match spec.shared {
+            Some(_) => (
+                format!(
+                    "WITH known AS MATERIALIZED (SELECT FROM {schema}.gates \
+                       WHERE table_name = {name} AND version = $10 FOR SHARE) "
+                ),
+                " AND EXISTS (SELECT FROM known)",
+            ),
+            None => (String::new(), ""),
         };
         let oldest = match clock {
             Clock::None => "NULL::timestamptz".to_owned(),
@@ -211,12 +233,12 @@ impl Outbox {
             ),
             record,
             hold: format!(
-                "INSERT INTO {schema}.holds AS h \
+                "{known_gates}INSERT INTO {schema}.holds AS h \
                    (table_name, place, event_id, topic, key, state, cause, reason, attempts) \
                  SELECT {name}, p, i, t, k, s, c, r, a FROM unnest( \
                    $1::text[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::text[], $8::text[], $9::int[]) \
                    AS held(p, i, t, k, s, c, r, a) \
-                 WHERE {fence} \
+                 WHERE {fence}{if_known} \
                  ON CONFLICT (table_name, place) DO {again}",
                 again = hold_again(spec)
             ),
@@ -234,7 +256,7 @@ impl Outbox {
             replayed: format!(
                 "DELETE FROM {schema}.replays WHERE table_name = {name} AND place = ANY($1::text[])"
             ),
-            epoch,
+            epoch: format!("SELECT epoch FROM {schema}.members WHERE epoch = $1"),
             writers: "SELECT DISTINCT virtualtransaction FROM pg_locks \
                       WHERE locktype = 'relation' AND relation = $1::bigint::oid \
                         AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
@@ -246,7 +268,7 @@ impl Outbox {
             ),
         };
         let own = |name: &str| own(&db.schema, name);
-        let dialect = dialect(&own, spec, place, &place_type, settled);
+        let dialect = dialect(&own, spec, place, &place_type, settled, bucket);
         Ok(Outbox {
             name: spec.name.clone(),
             holds: HoldsSql::new(spec, &dialect),
@@ -276,9 +298,11 @@ impl Outbox {
         known: &[Place],
         limits: Limits,
         skip_held: bool,
+        buckets: Option<&[u16]>,
     ) -> Result<Vec<Found>, Error> {
         let sql = if skip_held { &self.sql.read_skipping_held } else { &self.sql.read };
-        let query = sqlx::query(AssertSqlSafe(sql.as_str())).bind(reach.low).bind(reach.cursor);
+        let sql = self.of_buckets(sql, buckets);
+        let query = sqlx::query(AssertSqlSafe(&*sql)).bind(reach.low).bind(reach.cursor);
         let query = match self.place_is_int {
             true => query.bind(ranges(ints(known))),
             false => query.bind(texts(known)),
@@ -389,11 +413,12 @@ impl Outbox {
         Ok(done.rows_affected())
     }
 
-    pub async fn hold(&self, holds: &[Hold], epoch: i64) -> Result<(), Error> {
+    pub async fn hold(&self, holds: &[Hold], epoch: i64, version: i64) -> Result<bool, Error> {
         if !self.stays {
-            return self.hold_content(holds, epoch).await;
+            return self.hold_content(holds, epoch).await.map(|()| true);
         }
-        let done = sqlx::query(AssertSqlSafe(self.sql.hold.as_str()))
+        let shared = self.holds.bucket.is_some();
+        let query = sqlx::query(AssertSqlSafe(self.sql.hold.as_str()))
             .bind(holds.iter().map(|hold| hold.place.to_string()).collect::<Vec<_>>())
             .bind(epoch)
             .bind(holds.iter().map(|hold| hold.event_id.clone()).collect::<Vec<_>>())
@@ -402,19 +427,27 @@ impl Outbox {
             .bind(holds.iter().map(|hold| hold.cause.state().as_str()).collect::<Vec<_>>())
             .bind(holds.iter().map(|hold| hold.cause.as_str()).collect::<Vec<_>>())
             .bind(holds.iter().map(|hold| hold.reason.clone()).collect::<Vec<_>>())
-            .bind(holds.iter().map(|hold| hold.attempts.cast_signed()).collect::<Vec<_>>())
-            .execute(&self.pool)
+            .bind(holds.iter().map(|hold| hold.attempts.cast_signed()).collect::<Vec<_>>());
+        let query = if shared { query.bind(version) } else { query };
+        let done = query.execute(&self.pool).await.map_err(Error::sql("hold events"))?;
+        if done.rows_affected() > 0 {
+            return Ok(true);
+        }
+        self.check_fence(epoch).await?;
+        if !shared {
+            return Ok(true);
+        }
+        let now: i64 = sqlx::query_scalar(AssertSqlSafe(self.holds.version.as_str()))
+            .fetch_one(&self.pool)
             .await
             .map_err(Error::sql("hold events"))?;
-        if done.rows_affected() == 0 {
-            self.check_fence(epoch).await?;
-        }
-        Ok(())
+        Ok(now == version)
     }
 
     /// Nothing was written: because the lease is not ours any more?
     async fn check_fence(&self, epoch: i64) -> Result<(), Error> {
         let current: Option<i64> = sqlx::query_scalar(AssertSqlSafe(self.sql.epoch.as_str()))
+            .bind(epoch)
             .fetch_optional(&self.pool)
             .await
             .map_err(Error::sql("check the lease"))?;

@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 
 use super::{
     super::{
-        Error, LEASE_NAME, TableSpec,
+        Error, TableSpec,
         holds::{FIXED, HoldsSql},
         literal, quoted,
     },
@@ -39,7 +39,7 @@ impl Outbox {
             .collect();
         let list = format!("o.place, o.at_ms, {length}, {}", cells.join(", "));
         let of_table = format!("o.table_name = {name}");
-        let epoch = format!("SELECT epoch FROM {schema}.leases WHERE name = {}", literal(LEASE_NAME));
+        let fence = format!("EXISTS (SELECT FROM {schema}.members m WHERE m.epoch = $2)");
         let read = format!(
             "SELECT {list} FROM {table} o WHERE $1::bigint IS NOT NULL AND $2::bigint IS NOT NULL \
                AND {of_table} AND NOT (o.place = ANY($3::text[])) ORDER BY o.place COLLATE \"C\" LIMIT $4"
@@ -53,7 +53,7 @@ impl Outbox {
                 payload.map_or(1, |index| index + 1)
             ),
             record: format!(
-                "DELETE FROM {table} o WHERE {of_table} AND o.place = ANY($1::text[]) AND ({epoch}) = $2"
+                "DELETE FROM {table} o WHERE {of_table} AND o.place = ANY($1::text[]) AND {fence}"
             ),
             replayed: nothing,
             hold: format!(
@@ -64,12 +64,12 @@ impl Outbox {
                  ON CONFLICT (table_name, place) DO NOTHING"
             ),
             expire: String::new(),
-            epoch,
+            epoch: format!("SELECT epoch FROM {schema}.members WHERE epoch = $1"),
             writers: "SELECT NULL::text WHERE $1::bigint IS NULL",
             backlog: format!("SELECT count(*), NULL::float8 FROM {table} o WHERE {of_table}"),
         };
         let own = |name: &str| own(&db.schema, name);
-        let dialect = dialect(&own, spec, "place", "text", None);
+        let dialect = dialect(&own, spec, "place", "text", None, None);
         Outbox {
             name: spec.name.clone(),
             holds: HoldsSql::new(spec, &dialect),

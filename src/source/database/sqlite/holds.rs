@@ -1,6 +1,6 @@
 //! Holds, verbs and replays in SQLite.
 
-use std::future::Future;
+use std::{borrow::Cow, future::Future};
 
 use futures_util::TryStreamExt as _;
 use sqlx::{
@@ -10,12 +10,12 @@ use sqlx::{
 
 use super::{
     super::{
-        Error, Found, Limits, TableSpec, answered, ddl,
+        Error, Found, Limits, Listed, TableSpec, answered, ddl,
         holds::{
             APPLY, Dialect, FIXED, KEYS_AT_ONCE, OR_NOTHING, SHOWN_AT_MOST, count, delete, execute,
             execute_matching, hold_methods, matching, or_topic, scope_of, words_of,
         },
-        literal, quoted,
+        literal, of_buckets, quoted,
     },
     Outbox, json_texts,
 };
@@ -63,6 +63,7 @@ pub(super) fn dialect<'a>(
             format!("($5 IS NULL OR CAST({column} AS TEXT) IN (SELECT value FROM json_each($5)))")
         },
         settled,
+        bucket: None,
     }
 }
 

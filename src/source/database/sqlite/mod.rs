@@ -3,6 +3,7 @@
 //! Writers take turns, so a number from AUTOINCREMENT is also the commit order: no row appears below
 //! the cursor, and one connection at a time is enough.
 
+mod group;
 mod holds;
 mod kept;
 
@@ -17,7 +18,7 @@ use tokio::sync::{Mutex, MutexGuard, Notify};
 
 use self::kept::{KeptSql, Parts};
 use super::{
-    BACKLOG_CAP, Backlog, EXPIRED_AT_ONCE, Error, Found, Grant, LEASE_NAME, Limits, Reach, TableSpec, ddl,
+    BACKLOG_CAP, Backlog, EXPIRED_AT_ONCE, Error, Found, GROUP, LEASE_NAME, Limits, Reach, TableSpec, ddl,
     holds::{FIXED, HoldsSql, hold_again},
     literal, quoted,
 };
@@ -55,18 +56,16 @@ impl Sqlite {
         Sqlite { pool, prefix: "whippet".into(), near }
     }
 
-    /// Takes the lease for good, from whoever had it: the caller's lock says that nobody has it now.
-    pub async fn seize(&self, owner: &str) -> Result<Grant, Error> {
-        let sql = format!(
-            "INSERT INTO {leases} AS l (name, owner, epoch, expires_at) VALUES (?1, ?2, 1, {FOR_EVER}) \
-             ON CONFLICT (name) DO UPDATE SET epoch = l.epoch + 1, owner = excluded.owner, \
-               expires_at = excluded.expires_at \
-             RETURNING epoch",
-            leases = self.own("leases")
-        );
-        let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(LEASE_NAME).bind(owner);
-        let epoch = query.fetch_one(&self.pool).await.map_err(Error::sql("take the lease"))?;
-        Ok(Grant { epoch })
+    /// Becomes the only member for good: the caller's lock says that nobody else is one. Returns its epoch.
+    pub async fn seize(&self, owner: &str) -> Result<i64, Error> {
+        let doing = "take the lease";
+        let members = self.own("members");
+        let nobody = format!("DELETE FROM {members}");
+        sqlx::query(AssertSqlSafe(nobody)).execute(&self.pool).await.map_err(Error::sql(doing))?;
+        let join =
+            format!("INSERT INTO {members} (owner, expires_at) VALUES (?1, {FOR_EVER}) RETURNING epoch");
+        let join = sqlx::query_scalar(AssertSqlSafe(join)).bind(owner);
+        join.fetch_one(&self.pool).await.map_err(Error::sql(doing))
     }
 
     pub fn new(source: &config::Source) -> Result<Sqlite, Error> {
@@ -89,38 +88,37 @@ impl Sqlite {
         Ok(())
     }
 
-    pub async fn lease(&self, owner: &str, length: Duration) -> Result<Option<Grant>, Error> {
+    /// Keeps a relay of an older version, which knows of one lease only, from working beside the group. `false`
+    /// where one works now.
+    async fn hold_off_older(&self, length: Duration) -> Result<bool, Error> {
         // Seconds since the Unix epoch, with fractions: the database and the relay share one host.
         let sql = format!(
             "INSERT INTO {leases} AS l (name, owner, epoch, expires_at) \
              VALUES (?1, ?2, 1, unixepoch('subsec') + ?3) \
              ON CONFLICT (name) DO UPDATE SET \
-               epoch = CASE WHEN l.owner = excluded.owner AND l.expires_at > unixepoch('subsec') \
-                       THEN l.epoch ELSE l.epoch + 1 END, \
+               epoch = CASE WHEN l.owner = excluded.owner THEN l.epoch ELSE l.epoch + 1 END, \
                owner = excluded.owner, expires_at = excluded.expires_at \
-             WHERE l.owner = excluded.owner OR l.expires_at <= unixepoch('subsec') \
-             RETURNING epoch",
+             WHERE l.owner = excluded.owner OR l.expires_at <= unixepoch('subsec')",
             leases = self.own("leases")
         );
-        let epoch: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
+        let done = sqlx::query(AssertSqlSafe(sql))
             .bind(LEASE_NAME)
-            .bind(owner)
+            .bind(GROUP)
             .bind(length.as_secs_f64())
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(Error::sql("renew the lease"))?;
-        Ok(epoch.map(|epoch| Grant { epoch }))
-    }
-
-    pub async fn release(&self, owner: &str) -> Result<(), Error> {
-        let sql = format!("UPDATE {} SET expires_at = 0 WHERE name = ?1 AND owner = ?2", self.own("leases"));
-        sqlx::query(AssertSqlSafe(sql))
-            .bind(LEASE_NAME)
-            .bind(owner)
             .execute(&self.pool)
             .await
-            .map_err(Error::sql("release the lease"))?;
-        Ok(())
+            .map_err(Error::sql("renew the lease"))?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    async fn join(&self, join: &str, owner: &str, micros: i64) -> Result<i64, Error> {
+        let join = sqlx::query(AssertSqlSafe(join)).bind(owner).bind(micros);
+        let done = join.execute(&self.pool).await.map_err(Error::sql("join the group"))?;
+        Ok(done.last_insert_rowid())
+    }
+
+    pub(super) fn pool(&self) -> SqlitePool {
+        self.pool.clone()
     }
 
     pub async fn outbox(&self, spec: &TableSpec) -> Result<Outbox, Error> {
@@ -192,7 +190,7 @@ impl Outbox {
 
         let table = quoted(&spec.name);
         let seq = quoted(place);
-        let (own_holds, leases) = (db.own("holds"), db.own("leases"));
+        let (own_holds, members) = (db.own("holds"), db.own("members"));
         let name = literal(&spec.name);
         let payload = quoted(&spec.payload);
         // Of a row's header: the payload itself is not read for it.
@@ -255,7 +253,7 @@ impl Outbox {
             true => format!("{seq} IN {places}"),
             false => format!("CAST({seq} AS TEXT) IN {places}"),
         };
-        let fence = format!("(SELECT epoch FROM {leases} WHERE name = {}) = ?2", literal(LEASE_NAME));
+        let fence = format!("EXISTS (SELECT 1 FROM {members} m WHERE m.epoch = ?2)");
         let record = match (&spec.after_publish, &spec.published_at) {
             (AfterPublish::Mark, Some(column)) => format!(
                 "UPDATE {table} SET {} = strftime('%Y-%m-%dT%H:%M:%fZ') WHERE {matches} AND {fence}",
@@ -315,7 +313,7 @@ impl Outbox {
                 "DELETE FROM {} WHERE table_name = {name} AND place IN (SELECT value FROM json_each($1))",
                 db.own("replays")
             ),
-            epoch: format!("SELECT epoch FROM {leases} WHERE name = {}", literal(LEASE_NAME)),
+            epoch: format!("SELECT epoch FROM {members} WHERE epoch = ?1"),
             backlog: format!(
                 "SELECT (SELECT count(*) FROM (SELECT 1 FROM {table} o WHERE true{pending}{unheld} \
                    LIMIT {BACKLOG_CAP})), \
@@ -459,6 +457,7 @@ impl Outbox {
 
     async fn check_fence(&self, epoch: i64) -> Result<(), Error> {
         let current: Option<i64> = sqlx::query_scalar(AssertSqlSafe(self.epoch.as_str()))
+            .bind(epoch)
             .fetch_optional(&self.pool)
             .await
             .map_err(Error::sql("check the lease"))?;

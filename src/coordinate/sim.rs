@@ -1,0 +1,351 @@
+//! The group under virtual time: seeded histories of relays that stop and go on, of clocks that run at
+//! different speeds, of answers that are lost and of statements that arrive late, against a database that
+//! does what the real ones do. Two relays never believe at the same time that a part is theirs, but for a relay
+//! that stood still: that one finds out before it sends anything new, or within what it had in its hands.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use fastrand::Rng;
+use tokio::time::Instant;
+
+use super::{
+    Lease, Part, View,
+    group::Member,
+    standing::{Attended, Moves, Standing},
+};
+
+const LENGTH: Duration = Duration::from_secs(10);
+const BUCKETS: u16 = 16;
+/// The longest that a statement is on its way, there or back, and longer than anybody waits for it.
+const LATE: u64 = 5_000;
+/// How much faster or slower a relay's clock may run, in percent.
+const SKEW: i64 = 10;
+
+/// The relay's tables. Times are the database's, in milliseconds.
+#[derive(Default)]
+struct Database {
+    next: i64,
+    members: BTreeMap<i64, (usize, u64)>,
+    parts: BTreeMap<Part, Option<i64>>,
+}
+
+#[derive(Clone, Debug)]
+enum Statement {
+    Join,
+    Renew(i64),
+    Sweep,
+    Look,
+    Take(i64, Vec<(Part, Option<i64>)>),
+    Leave(i64, Vec<Part>),
+}
+
+#[derive(Clone, Debug)]
+enum Said {
+    Epoch(Option<i64>),
+    Done,
+    View(View),
+    Taken(Vec<Part>),
+}
+
+impl Database {
+    fn run(&mut self, relay: usize, statement: &Statement, now: u64) -> Said {
+        let expires = now + LENGTH.as_millis() as u64;
+        match statement {
+            Statement::Join => {
+                self.next += 1;
+                self.members.insert(self.next, (relay, expires));
+                Said::Epoch(Some(self.next))
+            }
+            Statement::Renew(epoch) => match self.members.get_mut(epoch) {
+                Some((_, until)) if *until > now => {
+                    *until = expires;
+                    Said::Epoch(Some(*epoch))
+                }
+                _ => Said::Epoch(None),
+            },
+            Statement::Sweep => {
+                self.members.retain(|_, (_, until)| *until > now);
+                Said::Done
+            }
+            Statement::Look => Said::View(View {
+                members: self
+                    .members
+                    .iter()
+                    .map(|(epoch, (relay, until))| Member {
+                        epoch: *epoch,
+                        owner: relay.to_string(),
+                        left: Duration::from_millis(until.saturating_sub(now)),
+                    })
+                    .collect(),
+                parts: self.parts.clone(),
+                gates: BTreeMap::new(),
+            }),
+            Statement::Take(epoch, wanted) => {
+                let mut taken = Vec::new();
+                for (part, seen) in wanted {
+                    if self.members.contains_key(epoch) && self.parts[part] == *seen {
+                        self.parts.insert(*part, Some(*epoch));
+                        taken.push(*part);
+                    }
+                }
+                Said::Taken(taken)
+            }
+            Statement::Leave(epoch, parts) => {
+                for part in parts {
+                    if self.parts[part] == Some(*epoch) {
+                        self.parts.insert(*part, None);
+                    }
+                }
+                Said::Done
+            }
+        }
+    }
+}
+
+/// What a relay waits for.
+#[derive(Clone, Debug)]
+enum Step {
+    Renewing,
+    Sweeping(i64),
+    Looking(i64),
+    Leaving(Vec<Part>, Vec<(Part, Option<i64>)>),
+    Taking,
+}
+
+struct Relay {
+    standing: Standing,
+    /// On its own clock.
+    asked: Instant,
+    step: Option<Step>,
+    /// Counts its questions: an answer to an older one is not waited for any more.
+    question: u64,
+    next_round: u64,
+    gives_up: u64,
+    /// Stands still until then.
+    asleep_until: u64,
+    speed: i64,
+    /// Parts let go lately, and until when something of them may be in flight.
+    busy_until: u64,
+}
+
+struct World {
+    random: Rng,
+    origin: Instant,
+    now: u64,
+    database: Database,
+    relays: Vec<Relay>,
+    /// On the way to the database: when, from whom, its question, and what.
+    requests: Vec<(u64, usize, u64, Statement)>,
+    answers: Vec<(u64, usize, u64, Said)>,
+    faults: bool,
+    taken_over: u64,
+}
+
+impl World {
+    fn new(seed: u64, relays: usize) -> World {
+        let mut random = Rng::with_seed(seed);
+        let origin = Instant::now();
+        let parts = (0..BUCKETS).map(Part::Bucket).chain([Part::Whole]).map(|part| (part, None)).collect();
+        let relays = (0..relays).map(|_| Relay {
+            standing: Standing::default(),
+            asked: origin,
+            step: None,
+            question: 0,
+            next_round: random.u64(0..3_000),
+            gives_up: 0,
+            asleep_until: 0,
+            speed: 100 + random.i64(-SKEW..=SKEW),
+            busy_until: 0,
+        });
+        let relays = relays.collect();
+        World {
+            random,
+            origin,
+            now: 0,
+            database: Database { parts, ..Database::default() },
+            relays,
+            requests: Vec::new(),
+            answers: Vec::new(),
+            faults: true,
+            taken_over: 0,
+        }
+    }
+
+    /// A relay's own clock: it goes on while the relay stands still.
+    fn clock(&self, relay: usize) -> Instant {
+        self.origin + Duration::from_millis(self.now * self.relays[relay].speed as u64 / 100)
+    }
+
+    fn send(&mut self, relay: usize, step: Step, statement: Statement) {
+        let way = if self.faults && self.random.u32(0..20) == 0 { LATE } else { 30 };
+        let at = self.now + self.random.u64(0..way);
+        let own = &mut self.relays[relay];
+        own.question += 1;
+        own.gives_up = self.now + LENGTH.as_millis() as u64 / 3;
+        own.step = Some(step);
+        let question = own.question;
+        self.requests.push((at, relay, question, statement));
+    }
+
+    fn begin(&mut self, relay: usize) {
+        self.relays[relay].asked = self.clock(relay);
+        let statement = match self.relays[relay].standing.epoch() {
+            Some(epoch) => Statement::Renew(epoch),
+            None => Statement::Join,
+        };
+        self.send(relay, Step::Renewing, statement);
+    }
+
+    fn end_round(&mut self, relay: usize) {
+        let pause = self.relays[relay].standing.look_again_in(LENGTH).as_millis() as u64;
+        let own = &mut self.relays[relay];
+        own.step = None;
+        own.next_round = self.now + pause.max(1);
+    }
+
+    fn heard(&mut self, relay: usize, said: Said) {
+        let asked = self.relays[relay].asked;
+        match (self.relays[relay].step.take(), said) {
+            (Some(Step::Renewing), Said::Epoch(Some(epoch))) => {
+                self.send(relay, Step::Sweeping(epoch), Statement::Sweep);
+            }
+            (Some(Step::Renewing), Said::Epoch(None)) => {
+                self.relays[relay].standing.attended(asked, LENGTH, Attended::Gone, 0);
+                self.relays[relay].next_round = self.now;
+            }
+            (Some(Step::Sweeping(epoch)), Said::Done) => {
+                self.send(relay, Step::Looking(epoch), Statement::Look);
+            }
+            (Some(Step::Looking(epoch)), Said::View(view)) => {
+                // What is in flight is done after a while.
+                let done = if self.relays[relay].busy_until <= self.now { u64::MAX } else { 0 };
+                let answer = Attended::Member { epoch, view };
+                let was_moving = self.relays[relay].standing.is_moving();
+                let Moves { take, leave } = self.relays[relay].standing.attended(asked, LENGTH, answer, done);
+                if !was_moving && self.relays[relay].standing.is_moving() {
+                    self.relays[relay].busy_until = self.now + self.random.u64(0..4_000);
+                }
+                self.moves(relay, leave, take);
+            }
+            (Some(Step::Leaving(parts, take)), Said::Done) => {
+                self.relays[relay].standing.left(&parts);
+                self.moves(relay, Vec::new(), take);
+            }
+            (Some(Step::Taking), Said::Taken(parts)) => {
+                self.taken_over += parts.len() as u64;
+                let now = self.clock(relay);
+                self.relays[relay].standing.took(&parts, now);
+                self.end_round(relay);
+            }
+            (step, said) => panic!("{step:?} {said:?}"),
+        }
+    }
+
+    fn moves(&mut self, relay: usize, leave: Vec<Part>, take: Vec<(Part, Option<i64>)>) {
+        let Some(epoch) = self.relays[relay].standing.epoch() else { return self.end_round(relay) };
+        if !leave.is_empty() {
+            self.relays[relay].standing.leaves(&leave);
+            let statement = Statement::Leave(epoch, leave.clone());
+            self.send(relay, Step::Leaving(leave, take), statement);
+        } else if take.is_empty() {
+            self.end_round(relay);
+        } else {
+            self.send(relay, Step::Taking, Statement::Take(epoch, take));
+        }
+    }
+
+    fn tick(&mut self) {
+        self.now += 1;
+        let due: Vec<_> = self.requests.extract_if(.., |request| request.0 <= self.now).collect();
+        for (_, relay, question, statement) in due {
+            let said = self.database.run(relay, &statement, self.now);
+            let lost = self.faults && self.random.u32(0..30) == 0;
+            if !lost {
+                let at = self.now + self.random.u64(0..30);
+                self.answers.push((at, relay, question, said));
+            }
+        }
+        let now = self.now;
+        let awake: Vec<bool> = self.relays.iter().map(|relay| relay.asleep_until <= now).collect();
+        let due: Vec<_> = self.answers.extract_if(.., |answer| answer.0 <= now && awake[answer.1]).collect();
+        for (_, relay, question, said) in due {
+            if self.relays[relay].question == question && self.relays[relay].step.is_some() {
+                self.heard(relay, said);
+            }
+        }
+        for relay in 0..self.relays.len() {
+            if !awake[relay] {
+                continue;
+            }
+            if self.faults && self.random.u32(0..20_000) == 0 {
+                self.relays[relay].asleep_until = self.now + self.random.u64(0..25_000);
+                continue;
+            }
+            if self.faults && self.random.u32(0..60_000) == 0 {
+                // Killed, and started anew.
+                self.relays[relay].standing = Standing::default();
+                self.relays[relay].step = None;
+                self.relays[relay].next_round = self.now + self.random.u64(0..5_000);
+            }
+            if self.relays[relay].step.is_some() && self.relays[relay].gives_up <= self.now {
+                self.relays[relay].step = None;
+                self.relays[relay].next_round = self.now + self.random.u64(50..500);
+            }
+            if self.relays[relay].step.is_none() && self.relays[relay].next_round <= self.now {
+                self.begin(relay);
+            }
+        }
+    }
+
+    /// The parts that a relay would send events of at this moment, by its own clock.
+    fn believes(&self, relay: usize) -> Vec<Part> {
+        let now = self.clock(relay);
+        match self.relays[relay].standing.lease() {
+            Lease::Owner { until, parts, .. } if now < until => {
+                let whole = parts.whole.then_some(Part::Whole);
+                parts.buckets.iter().map(|bucket| Part::Bucket(*bucket)).chain(whole).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn check(&self, seed: u64) {
+        let mut owners: BTreeMap<Part, usize> = BTreeMap::new();
+        for relay in 0..self.relays.len() {
+            for part in self.believes(relay) {
+                if let Some(other) = owners.insert(part, relay) {
+                    panic!("seed {seed}, {} ms: {part} is worked on by relays {other} and {relay}", self.now);
+                }
+            }
+        }
+    }
+}
+
+fn history(seed: u64) -> u64 {
+    let mut world = World::new(seed, 2 + (seed % 4) as usize);
+    while world.now < 90_000 {
+        world.tick();
+        world.check(seed);
+    }
+    // Left alone, they come to fair shares of everything.
+    world.faults = false;
+    for relay in &mut world.relays {
+        relay.asleep_until = 0;
+    }
+    while world.now < 150_000 {
+        world.tick();
+        world.check(seed);
+    }
+    let shares: Vec<usize> = (0..world.relays.len()).map(|relay| world.believes(relay).len()).collect();
+    assert_eq!(shares.iter().sum::<usize>(), usize::from(BUCKETS) + 1, "seed {seed}: {shares:?}");
+    let fair = usize::from(BUCKETS) / world.relays.len();
+    assert!(shares.iter().all(|share| (fair..=fair + 2).contains(share)), "seed {seed}: {shares:?}");
+    world.taken_over
+}
+
+#[test]
+fn no_part_ever_has_two_owners_who_believe_in_it() {
+    let histories = std::env::var("WHIPPET_SIM_HISTORIES").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    let moved: u64 = (0..histories).map(history).sum();
+    assert!(moved > histories * 20, "{moved} parts were taken in {histories} histories");
+}

@@ -1,0 +1,227 @@
+//! The statements of the group ([`crate::coordinate`]), as all dialects take them: parameters `$1`, `$2`;
+//! everything that differs is a field of [`Dialect`]. Each is a transaction of its own and locks rows of one
+//! table only, for a moment: no relay that stops can hold another one up.
+
+/// What the dialects say differently.
+pub(super) struct Dialect<'a> {
+    /// Quoted name of one of the relay's own tables.
+    pub own: &'a dyn Fn(&str) -> String,
+    /// This moment, and so many microseconds later, on the server's clock.
+    pub now: &'static str,
+    pub later: fn(&str) -> String,
+    /// Seconds until a moment.
+    pub seconds_until: fn(&str) -> String,
+    pub int: &'static str,
+    pub text: &'static str,
+    pub float: &'static str,
+    /// Compares NULL with NULL.
+    pub same: &'static str,
+    /// What an INSERT ends with that may find its row there.
+    pub or_nothing: &'static str,
+    /// Passes rows by that somebody is working on, in the order of a column; where writers take turns, nothing.
+    pub skip_locked: fn(&str) -> String,
+}
+
+#[derive(Debug)]
+pub(super) struct GroupSql {
+    pub count_buckets: String,
+    /// `$1`: the number of a part.
+    pub cut: String,
+    /// `$1`: the name of the process. Its older memberships end.
+    pub leave_older: String,
+    /// `$1`, `$2`: the name, and microseconds.
+    pub join: String,
+    /// `$1`, `$2`: the epoch, and microseconds.
+    pub renew: String,
+    pub sweep: String,
+    /// Rows of (kind, number, epoch, name, seconds), in one snapshot: parts, members and gates.
+    pub look: String,
+    /// `$1` to `$3`: the epoch, a part, and the owner that was seen.
+    pub take: String,
+    /// `$1`, `$2`: the epoch and a part.
+    pub leave: String,
+    /// `$1`: the epoch.
+    pub resign: String,
+}
+
+impl GroupSql {
+    pub fn new(dialect: &Dialect<'_>) -> GroupSql {
+        let own = dialect.own;
+        let (members, parts, gates) = (own("members"), own("parts"), own("gates"));
+        let Dialect { now, int, text, float, same, .. } = dialect;
+        let later = (dialect.later)("$2");
+        let expired = match (dialect.skip_locked)("epoch") {
+            none if none.is_empty() => format!("expires_at <= {now}"),
+            skip => format!(
+                "epoch IN (SELECT epoch FROM (SELECT epoch FROM {members} WHERE expires_at <= {now}{skip}) gone) \
+                 AND expires_at <= {now}"
+            ),
+        };
+        GroupSql {
+            count_buckets: format!("SELECT count(*) FROM {parts} WHERE part >= 0"),
+            cut: format!("INSERT INTO {parts} (part) VALUES ($1) {}", dialect.or_nothing),
+            leave_older: format!("DELETE FROM {members} WHERE owner = $1"),
+            join: format!("INSERT INTO {members} (owner, expires_at) VALUES ($1, {later})"),
+            renew: format!(
+                "UPDATE {members} SET expires_at = {later} WHERE epoch = $1 AND expires_at > {now}"
+            ),
+            sweep: format!("DELETE FROM {members} WHERE {expired}"),
+            look: format!(
+                "SELECT 'part', CAST(part AS {int}), epoch, CAST(NULL AS {text}), CAST(NULL AS {float}) FROM {parts} \
+                 UNION ALL SELECT 'member', CAST(0 AS {int}), epoch, owner, CAST({left} AS {float}) FROM {members} \
+                 UNION ALL SELECT 'gates', CAST(0 AS {int}), version, table_name, CAST(NULL AS {float}) FROM {gates}",
+                left = (dialect.seconds_until)("expires_at"),
+            ),
+            take: format!(
+                "UPDATE {parts} SET epoch = $1 WHERE part = $2 AND epoch {same} $3 \
+                 AND EXISTS (SELECT 1 FROM {members} m WHERE m.epoch = $1)"
+            ),
+            leave: format!("UPDATE {parts} SET epoch = NULL WHERE part = $2 AND epoch = $1"),
+            resign: format!("DELETE FROM {members} WHERE epoch = $1"),
+        }
+    }
+}
+
+/// What a database does for the group: the same calls in all dialects, on different types. Where it is used,
+/// `sql` is the driver. A type with a method `group_sql`, one `pool`, one `hold_off_older` and one `join`.
+macro_rules! group_methods {
+    ($database:ty) => {
+        impl $database {
+            /// Cuts the work into parts, the first time; every relay has to have the same number of buckets.
+            pub async fn cut(&self, buckets: u16) -> Result<(), Error> {
+                let doing = "share the work out";
+                let statements = self.group_sql();
+                let count: i64 = sql::query_scalar(AssertSqlSafe(statements.count_buckets.as_str()))
+                    .fetch_one(&self.pool())
+                    .await
+                    .map_err(Error::sql(doing))?;
+                if count == 0 {
+                    for part in -1..i64::from(buckets) {
+                        sql::query(AssertSqlSafe(statements.cut.as_str()))
+                            .bind(part)
+                            .execute(&self.pool())
+                            .await
+                            .map_err(Error::sql(doing))?;
+                    }
+                    // Another relay may have done so at the same time, with another number.
+                    return Box::pin(self.cut(buckets)).await;
+                }
+                if count == i64::from(buckets) {
+                    return Ok(());
+                }
+                Err(Error::Setup(format!(
+                    "the work on this source is cut into {count} buckets and replicas.buckets says {buckets}: set it \
+                     to {count}, or stop every relay, empty the relay's own table `parts` and start them anew"
+                )))
+            }
+
+            /// Renews a membership, or begins one, and says how the group is.
+            pub async fn attend(&self, attendance: Attendance<'_>) -> Result<Attended, Error> {
+                let doing = "renew the lease";
+                let Attendance { epoch, owner, length } = attendance;
+                let statements = self.group_sql();
+                if !self.hold_off_older(length).await? {
+                    return Ok(Attended::Older);
+                }
+                let micros = i64::try_from(length.as_micros()).unwrap_or(i64::MAX);
+                let epoch = match epoch {
+                    Some(epoch) => {
+                        let renewed = sql::query(AssertSqlSafe(statements.renew.as_str()))
+                            .bind(epoch)
+                            .bind(micros)
+                            .execute(&self.pool())
+                            .await
+                            .map_err(Error::sql(doing))?;
+                        if renewed.rows_affected() == 0 {
+                            return Ok(Attended::Gone);
+                        }
+                        epoch
+                    }
+                    None => {
+                        sql::query(AssertSqlSafe(statements.leave_older.as_str()))
+                            .bind(owner)
+                            .execute(&self.pool())
+                            .await
+                            .map_err(Error::sql(doing))?;
+                        self.join(&statements.join, owner, micros).await?
+                    }
+                };
+                sql::query(AssertSqlSafe(statements.sweep.as_str()))
+                    .execute(&self.pool())
+                    .await
+                    .map_err(Error::sql("end memberships that ran out"))?;
+                Ok(Attended::Member { epoch, view: self.look().await? })
+            }
+
+            /// The group, in one snapshot.
+            pub async fn look(&self) -> Result<View, Error> {
+                type Row = (String, i64, Option<i64>, Option<String>, Option<f64>);
+                let rows: Vec<Row> = sql::query_as(AssertSqlSafe(self.group_sql().look.as_str()))
+                    .fetch_all(&self.pool())
+                    .await
+                    .map_err(Error::sql("look at the group"))?;
+                let mut view = View::default();
+                for (kind, number, epoch, name, seconds) in rows {
+                    match (kind.as_str(), epoch, name) {
+                        ("part", owner, _) => {
+                            let part = i32::try_from(number).ok().and_then(Part::of_number);
+                            view.parts.extend(part.map(|part| (part, owner)));
+                        }
+                        ("member", Some(epoch), Some(owner)) => {
+                            let left = Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default();
+                            view.members.push(Member { epoch, owner, left });
+                        }
+                        (_, Some(version), Some(table)) => {
+                            view.gates.insert(table, version);
+                        }
+                        _ => {}
+                    }
+                }
+                Ok(view)
+            }
+
+            /// Takes parts from the owners that were seen. Returns those that it got.
+            pub async fn take(&self, epoch: i64, parts: &[(Part, Option<i64>)]) -> Result<Vec<Part>, Error> {
+                let statements = self.group_sql();
+                let mut taken = Vec::new();
+                for (part, seen) in parts {
+                    let done = sql::query(AssertSqlSafe(statements.take.as_str()))
+                        .bind(epoch)
+                        .bind(part.number())
+                        .bind(*seen)
+                        .execute(&self.pool())
+                        .await
+                        .map_err(Error::sql("take a part of the work"))?;
+                    if done.rows_affected() > 0 {
+                        taken.push(*part);
+                    }
+                }
+                Ok(taken)
+            }
+
+            pub async fn leave(&self, epoch: i64, parts: &[Part]) -> Result<(), Error> {
+                let statements = self.group_sql();
+                for part in parts {
+                    sql::query(AssertSqlSafe(statements.leave.as_str()))
+                        .bind(epoch)
+                        .bind(part.number())
+                        .execute(&self.pool())
+                        .await
+                        .map_err(Error::sql("let a part of the work go"))?;
+                }
+                Ok(())
+            }
+
+            /// Gives the membership up, so that others need not wait.
+            pub async fn resign(&self, epoch: i64) -> Result<(), Error> {
+                sql::query(AssertSqlSafe(self.group_sql().resign.as_str()))
+                    .bind(epoch)
+                    .execute(&self.pool())
+                    .await
+                    .map(drop)
+                    .map_err(Error::sql("give the lease up"))
+            }
+        }
+    };
+}
+pub(super) use group_methods;

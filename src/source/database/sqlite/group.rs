@@ -1,0 +1,36 @@
+//! The group in SQLite.
+
+use std::time::Duration;
+
+use sqlx::{self as sql, AssertSqlSafe};
+
+use super::{
+    super::{
+        Attendance, Error,
+        group::{Dialect, GroupSql, group_methods},
+        holds::OR_NOTHING,
+    },
+    Sqlite,
+};
+use crate::coordinate::{Member, Part, View, standing::Attended};
+
+impl Sqlite {
+    fn group_sql(&self) -> GroupSql {
+        GroupSql::new(&Dialect {
+            own: &|name| self.own(name),
+            // Seconds since the Unix epoch, with fractions.
+            now: "unixepoch('subsec')",
+            later: |micros| format!("unixepoch('subsec') + {micros} / 1000000.0"),
+            seconds_until: |moment| format!("{moment} - unixepoch('subsec')"),
+            int: "INTEGER",
+            text: "TEXT",
+            float: "REAL",
+            same: "IS",
+            or_nothing: OR_NOTHING,
+            // Writers take turns.
+            skip_locked: |_| String::new(),
+        })
+    }
+}
+
+group_methods!(Sqlite);
