@@ -3,7 +3,7 @@
 //!
 //! A part has one owner, by the number of its membership. It changes hands in two ways only: its owner
 //! lets it go, or its owner's membership is gone from the database, and with it the right to record
-//! anything. Both are seen before the part is taken, and it is taken only from the owner that was seen.
+//! anything. Both are seen before the part is taken, and it is taken only as it was seen.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -57,19 +57,32 @@ pub struct Member {
     pub left: Duration,
 }
 
+/// Whose a part is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The membership that has it.
+    pub by: Option<i64>,
+    /// Counts its changes: it is taken or let go only as it was seen, so that a statement that arrives late, of
+    /// whoever it is, does nothing.
+    pub turn: i64,
+}
+
+/// A part as it was seen.
+pub type Seen = (Part, i64);
+
 /// The group as the database has it, in one snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
     pub members: Vec<Member>,
-    /// Every part that there is, and the membership that has it.
-    pub parts: BTreeMap<Part, Option<i64>>,
+    /// Every part that there is.
+    pub parts: BTreeMap<Part, Held>,
     /// Counts the changes of what is held, by table: one relay may change what another has read.
     pub gates: BTreeMap<String, i64>,
 }
 
 impl View {
     pub fn of(&self, epoch: i64) -> impl Iterator<Item = Part> {
-        self.parts.iter().filter(move |(_, owner)| **owner == Some(epoch)).map(|(part, _)| *part)
+        self.parts.iter().filter(move |(_, held)| held.by == Some(epoch)).map(|(part, _)| *part)
     }
 
     fn is_member(&self, epoch: i64) -> bool {
@@ -80,8 +93,8 @@ impl View {
 /// What a member should do to come nearer to a fair share.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Parts to take, from the owner that was seen.
-    pub take: Vec<(Part, Option<i64>)>,
+    /// Parts to take, as they were seen.
+    pub take: Vec<Seen>,
     /// Parts to let go, once nothing of them is in flight.
     pub leave: BTreeSet<Part>,
 }
@@ -93,7 +106,7 @@ pub fn plan(me: i64, view: &View) -> Plan {
     if !view.is_member(me) {
         return plan;
     }
-    let is_free = |owner: &Option<i64>| owner.is_none_or(|epoch| !view.is_member(epoch));
+    let is_free = |held: &Held| held.by.is_none_or(|epoch| !view.is_member(epoch));
     let of_buckets = |epoch| view.of(epoch).filter(|part| *part != Part::Whole).count();
     let buckets = view.parts.keys().filter(|part| **part != Part::Whole).count();
     let mut ranked: Vec<(usize, i64)> =
@@ -106,14 +119,14 @@ pub fn plan(me: i64, view: &View) -> Plan {
         let surplus = view.of(me).filter(|part| *part != Part::Whole).collect::<Vec<_>>();
         plan.leave = surplus.into_iter().rev().take(mine - share).collect();
     }
-    let free = view.parts.iter().filter(|(part, owner)| **part != Part::Whole && is_free(owner));
+    let free = view.parts.iter().filter(|(part, held)| **part != Part::Whole && is_free(held));
     // Each begins elsewhere, so that they seldom want the same one.
-    let free: Vec<(Part, Option<i64>)> = free.map(|(part, owner)| (*part, *owner)).collect();
+    let free: Vec<Seen> = free.map(|(part, held)| (*part, held.turn)).collect();
     let wanted = share.saturating_sub(mine).min(free.len());
     let start = (rank * free.len()) / ranked.len();
     plan.take = free.iter().cycle().skip(start).take(wanted).copied().collect();
-    if let Some(owner) = view.parts.get(&Part::Whole).filter(|owner| is_free(owner)) {
-        plan.take.push((Part::Whole, *owner));
+    if let Some(held) = view.parts.get(&Part::Whole).filter(|held| is_free(held)) {
+        plan.take.push((Part::Whole, held.turn));
     }
     plan
 }
@@ -130,7 +143,7 @@ mod tests {
             owner: format!("relay-{epoch}"),
             left: Duration::from_secs(5),
         };
-        let parts = parts.iter().map(|(bucket, owner)| (Part::Bucket(*bucket), *owner));
+        let parts = parts.iter().map(|(bucket, by)| (Part::Bucket(*bucket), Held { by: *by, turn: 0 }));
         View { members: members.iter().map(member).collect(), parts: parts.collect(), gates: BTreeMap::new() }
     }
 
@@ -143,10 +156,13 @@ mod tests {
                 let plan = plan(member.epoch, view);
                 quiet &= plan == Plan::default();
                 for part in plan.leave {
-                    view.parts.insert(part, None);
+                    let held = view.parts.get_mut(&part).unwrap();
+                    *held = Held { by: None, turn: held.turn + 1 };
                 }
                 for (part, seen) in plan.take {
-                    assert_eq!(view.parts.insert(part, Some(member.epoch)), Some(seen));
+                    let held = view.parts.get_mut(&part).unwrap();
+                    assert_eq!(held.turn, seen);
+                    *held = Held { by: Some(member.epoch), turn: seen + 1 };
                     moved += 1;
                 }
             }
@@ -180,11 +196,11 @@ mod tests {
     #[test]
     fn what_is_not_shared_stays_where_it_is() {
         let mut group = view(&[1, 2], &[(0, Some(1)), (1, Some(2))]);
-        group.parts.insert(Part::Whole, Some(2));
+        group.parts.insert(Part::Whole, Held { by: Some(2), turn: 0 });
         assert_eq!(settle(&mut group), 0);
-        group.parts.insert(Part::Whole, Some(7));
+        group.parts.insert(Part::Whole, Held { by: Some(7), turn: 0 });
         settle(&mut group);
-        assert_eq!(group.parts[&Part::Whole], Some(1), "from one who is no member any more");
+        assert_eq!(group.parts[&Part::Whole].by, Some(1), "from one who is no member any more");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 pub use self::{
-    group::{Member, Part, View},
+    group::{Held, Member, Part, Seen, View},
     keeper::Keeper,
 };
 

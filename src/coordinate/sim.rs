@@ -9,8 +9,7 @@ use fastrand::Rng;
 use tokio::time::Instant;
 
 use super::{
-    Lease, Part, View,
-    group::Member,
+    Held, Lease, Member, Part, Seen, View,
     standing::{Attended, Moves, Standing},
 };
 
@@ -18,6 +17,9 @@ const LENGTH: Duration = Duration::from_secs(10);
 const BUCKETS: u16 = 16;
 /// The longest that a statement is on its way, there or back, and longer than anybody waits for it.
 const LATE: u64 = 5_000;
+/// How often a relay stands still, or is killed: at most so many milliseconds apart.
+const NAP_EVERY: u64 = 40_000;
+const KILL_EVERY: u64 = 120_000;
 /// How much faster or slower a relay's clock may run, in percent.
 const SKEW: i64 = 10;
 
@@ -26,7 +28,7 @@ const SKEW: i64 = 10;
 struct Database {
     next: i64,
     members: BTreeMap<i64, (usize, u64)>,
-    parts: BTreeMap<Part, Option<i64>>,
+    parts: BTreeMap<Part, Held>,
 }
 
 #[derive(Clone, Debug)]
@@ -35,8 +37,8 @@ enum Statement {
     Renew(i64),
     Sweep,
     Look,
-    Take(i64, Vec<(Part, Option<i64>)>),
-    Leave(i64, Vec<Part>),
+    Take(i64, Vec<Seen>),
+    Leave(i64, Vec<Seen>),
 }
 
 #[derive(Clone, Debug)]
@@ -83,17 +85,17 @@ impl Database {
             Statement::Take(epoch, wanted) => {
                 let mut taken = Vec::new();
                 for (part, seen) in wanted {
-                    if self.members.contains_key(epoch) && self.parts[part] == *seen {
-                        self.parts.insert(*part, Some(*epoch));
+                    if self.members.contains_key(epoch) && self.parts[part].turn == *seen {
+                        self.parts.insert(*part, Held { by: Some(*epoch), turn: seen + 1 });
                         taken.push(*part);
                     }
                 }
                 Said::Taken(taken)
             }
             Statement::Leave(epoch, parts) => {
-                for part in parts {
-                    if self.parts[part] == Some(*epoch) {
-                        self.parts.insert(*part, None);
+                for (part, seen) in parts {
+                    if self.parts[part] == (Held { by: Some(*epoch), turn: *seen }) {
+                        self.parts.insert(*part, Held { by: None, turn: seen + 1 });
                     }
                 }
                 Said::Done
@@ -108,7 +110,7 @@ enum Step {
     Renewing,
     Sweeping(i64),
     Looking(i64),
-    Leaving(Vec<Part>, Vec<(Part, Option<i64>)>),
+    Leaving(Vec<Seen>, Vec<Seen>),
     Taking,
 }
 
@@ -124,8 +126,10 @@ struct Relay {
     /// Stands still until then.
     asleep_until: u64,
     speed: i64,
-    /// Parts let go lately, and until when something of them may be in flight.
+    /// Until when something of the parts that it leaves may be in flight.
     busy_until: u64,
+    next_nap: u64,
+    next_kill: u64,
 }
 
 struct World {
@@ -145,7 +149,8 @@ impl World {
     fn new(seed: u64, relays: usize) -> World {
         let mut random = Rng::with_seed(seed);
         let origin = Instant::now();
-        let parts = (0..BUCKETS).map(Part::Bucket).chain([Part::Whole]).map(|part| (part, None)).collect();
+        let parts =
+            (0..BUCKETS).map(Part::Bucket).chain([Part::Whole]).map(|part| (part, Held::default())).collect();
         let relays = (0..relays).map(|_| Relay {
             standing: Standing::default(),
             asked: origin,
@@ -156,6 +161,8 @@ impl World {
             asleep_until: 0,
             speed: 100 + random.i64(-SKEW..=SKEW),
             busy_until: 0,
+            next_nap: random.u64(0..NAP_EVERY),
+            next_kill: random.u64(0..KILL_EVERY),
         });
         let relays = relays.collect();
         World {
@@ -241,7 +248,7 @@ impl World {
         }
     }
 
-    fn moves(&mut self, relay: usize, leave: Vec<Part>, take: Vec<(Part, Option<i64>)>) {
+    fn moves(&mut self, relay: usize, leave: Vec<Seen>, take: Vec<Seen>) {
         let Some(epoch) = self.relays[relay].standing.epoch() else { return self.end_round(relay) };
         if !leave.is_empty() {
             self.relays[relay].standing.leaves(&leave);
@@ -254,18 +261,29 @@ impl World {
         }
     }
 
+    /// Goes on to the next thing that happens. Between two of them nobody begins to believe anything.
     fn tick(&mut self) {
-        self.now += 1;
-        let due: Vec<_> = self.requests.extract_if(.., |request| request.0 <= self.now).collect();
+        let of_relay = |relay: &Relay| {
+            let due = if relay.step.is_some() { relay.gives_up } else { relay.next_round };
+            let fault = if self.faults { relay.next_nap.min(relay.next_kill) } else { u64::MAX };
+            due.min(fault).max(relay.asleep_until)
+        };
+        let awake_at = |relay: usize| self.relays[relay].asleep_until;
+        let next = (self.requests.iter().map(|request| request.0))
+            .chain(self.answers.iter().map(|answer| answer.0.max(awake_at(answer.1))))
+            .chain(self.relays.iter().map(of_relay))
+            .min();
+        self.now = next.unwrap_or(0).max(self.now + 1);
+        let now = self.now;
+        let due: Vec<_> = self.requests.extract_if(.., |request| request.0 <= now).collect();
         for (_, relay, question, statement) in due {
-            let said = self.database.run(relay, &statement, self.now);
+            let said = self.database.run(relay, &statement, now);
             let lost = self.faults && self.random.u32(0..30) == 0;
             if !lost {
-                let at = self.now + self.random.u64(0..30);
+                let at = now + self.random.u64(0..30);
                 self.answers.push((at, relay, question, said));
             }
         }
-        let now = self.now;
         let awake: Vec<bool> = self.relays.iter().map(|relay| relay.asleep_until <= now).collect();
         let due: Vec<_> = self.answers.extract_if(.., |answer| answer.0 <= now && awake[answer.1]).collect();
         for (_, relay, question, said) in due {
@@ -273,27 +291,32 @@ impl World {
                 self.heard(relay, said);
             }
         }
-        for relay in 0..self.relays.len() {
-            if !awake[relay] {
-                continue;
-            }
-            if self.faults && self.random.u32(0..20_000) == 0 {
-                self.relays[relay].asleep_until = self.now + self.random.u64(0..25_000);
-                continue;
-            }
-            if self.faults && self.random.u32(0..60_000) == 0 {
-                // Killed, and started anew.
-                self.relays[relay].standing = Standing::default();
-                self.relays[relay].step = None;
-                self.relays[relay].next_round = self.now + self.random.u64(0..5_000);
-            }
-            if self.relays[relay].step.is_some() && self.relays[relay].gives_up <= self.now {
-                self.relays[relay].step = None;
-                self.relays[relay].next_round = self.now + self.random.u64(50..500);
-            }
-            if self.relays[relay].step.is_none() && self.relays[relay].next_round <= self.now {
-                self.begin(relay);
-            }
+        for relay in (0..self.relays.len()).filter(|relay| awake[*relay]) {
+            self.turn(relay);
+        }
+    }
+
+    fn turn(&mut self, relay: usize) {
+        let now = self.now;
+        let own = &mut self.relays[relay];
+        if self.faults && own.next_nap <= now {
+            own.asleep_until = now + self.random.u64(0..25_000);
+            own.next_nap = now + self.random.u64(0..NAP_EVERY);
+            return;
+        }
+        if self.faults && own.next_kill <= now {
+            // And started anew.
+            own.standing = Standing::default();
+            own.step = None;
+            own.next_round = now + self.random.u64(0..5_000);
+            own.next_kill = now + self.random.u64(0..KILL_EVERY);
+        }
+        if own.step.is_some() && own.gives_up <= now {
+            own.step = None;
+            own.next_round = now + self.random.u64(50..500);
+        }
+        if own.step.is_none() && own.next_round <= now {
+            self.begin(relay);
         }
     }
 
@@ -345,7 +368,7 @@ fn history(seed: u64) -> u64 {
 
 #[test]
 fn no_part_ever_has_two_owners_who_believe_in_it() {
-    let histories = std::env::var("WHIPPET_SIM_HISTORIES").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    let histories = std::env::var("WHIPPET_SIM_HISTORIES").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
     let moved: u64 = (0..histories).map(history).sum();
     assert!(moved > histories * 20, "{moved} parts were taken in {histories} histories");
 }

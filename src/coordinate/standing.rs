@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     Lease, Parts,
-    group::{Part, Plan, View, plan},
+    group::{Part, Plan, Seen, View, plan},
 };
 
 /// What the database says to a member, or to one that wants to be.
@@ -34,8 +34,8 @@ pub enum Attended {
 /// What is to be asked of the database next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moves {
-    pub take: Vec<(Part, Option<i64>)>,
-    pub leave: Vec<Part>,
+    pub take: Vec<Seen>,
+    pub leave: Vec<Seen>,
 }
 
 #[derive(Debug, Default)]
@@ -46,11 +46,9 @@ pub struct Standing {
     mine: BTreeSet<Part>,
     /// Parts that are not worked on any more, and since which list of parts.
     leaving: BTreeMap<Part, u64>,
-    /// Parts that were asked to be let go, without an answer yet: they are not worked on again.
+    /// Parts that were asked to be let go, without an answer yet: it may still happen, at any time, until it is seen
+    /// to have happened.
     in_doubt: BTreeSet<Part>,
-    /// Parts of which one such question was never answered. It may still arrive, at any time: they are not taken
-    /// again under this membership.
-    doubted: BTreeSet<Part>,
     parts: Arc<Parts>,
     moved: u64,
     /// When members renewed last, as far as it was seen.
@@ -93,13 +91,8 @@ impl Standing {
         self.until = Some(asked + length * 2 / 3);
         let before = std::mem::replace(&mut self.mine, view.of(epoch).collect());
         self.moved += before.symmetric_difference(&self.mine).count() as u64;
-        let (in_doubt, gone) = self.in_doubt.iter().partition(|part| self.mine.contains(part));
-        let gone: BTreeSet<Part> = gone;
-        self.in_doubt = in_doubt;
-        self.doubted.extend(gone);
-        let Plan { mut take, leave } = plan(epoch, &view);
-        // What may still be freed in our name is not taken again by this membership.
-        take.retain(|(part, _)| !self.doubted.contains(part));
+        self.in_doubt.retain(|part| self.mine.contains(part));
+        let Plan { take, leave } = plan(epoch, &view);
         let next = self.parts.serial + 1;
         self.leaving.retain(|part, _| self.mine.contains(part));
         self.leaving.retain(|part, _| leave.contains(part) || self.in_doubt.contains(part));
@@ -111,25 +104,22 @@ impl Standing {
                 self.alive.insert(member.epoch, renewed);
             }
         }
-        let owns = |epoch: &i64| view.parts.values().any(|owner| *owner == Some(*epoch));
+        let owns = |epoch: &i64| view.parts.values().any(|held| held.by == Some(*epoch));
         self.alive.retain(|epoch, _| owns(epoch) || view.members.iter().any(|member| member.epoch == *epoch));
         self.view = view;
         self.publish();
         let ready = self.leaving.iter().filter(|(_, since)| **since <= done);
-        Moves { take, leave: ready.map(|(part, _)| *part).collect() }
+        let seen = ready.filter_map(|(part, _)| Some((*part, self.view.parts.get(part)?.turn)));
+        Moves { take, leave: seen.collect() }
     }
 
     /// These are asked to be let go now; until [`left`](Self::left) nobody knows whether it has happened.
-    pub fn leaves(&mut self, parts: &[Part]) {
-        for part in parts {
-            if !self.in_doubt.insert(*part) {
-                self.doubted.insert(*part);
-            }
-        }
+    pub fn leaves(&mut self, parts: &[Seen]) {
+        self.in_doubt.extend(parts.iter().map(|(part, _)| part));
     }
 
-    pub fn left(&mut self, parts: &[Part]) {
-        for part in parts {
+    pub fn left(&mut self, parts: &[Seen]) {
+        for (part, _) in parts {
             self.mine.remove(part);
             self.leaving.remove(part);
             self.in_doubt.remove(part);
@@ -140,7 +130,7 @@ impl Standing {
 
     /// Returns how long it is since the last sign of life of those that had them.
     pub fn took(&mut self, parts: &[Part], now: Instant) -> Option<Duration> {
-        let owners = parts.iter().filter_map(|part| self.view.parts.get(part).copied().flatten());
+        let owners = parts.iter().filter_map(|part| self.view.parts.get(part)?.by);
         let since = owners.filter_map(|owner| self.alive.get(&owner)).min().copied();
         self.mine.extend(parts);
         self.moved += parts.len() as u64;
@@ -155,7 +145,6 @@ impl Standing {
         self.mine.clear();
         self.leaving.clear();
         self.in_doubt.clear();
-        self.doubted.clear();
         self.publish();
     }
 

@@ -97,7 +97,8 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
         format!(
             "CREATE TABLE IF NOT EXISTS {schema}.parts (
   part integer PRIMARY KEY,
-  epoch bigint
+  epoch bigint,
+  turn bigint NOT NULL DEFAULT 0
 )"
         ),
         format!(
@@ -192,7 +193,9 @@ pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
   expires_at REAL NOT NULL
 )"
         ),
-        format!("CREATE TABLE IF NOT EXISTS {parts} (part INTEGER PRIMARY KEY, epoch INTEGER)"),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {parts} (part INTEGER PRIMARY KEY, epoch INTEGER, turn INTEGER NOT NULL DEFAULT 0)"
+        ),
         format!("CREATE TABLE IF NOT EXISTS {gates} (table_name TEXT PRIMARY KEY, version INTEGER NOT NULL)"),
         format!(
             "CREATE TABLE IF NOT EXISTS {leases} (

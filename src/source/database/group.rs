@@ -14,8 +14,6 @@ pub(super) struct Dialect<'a> {
     pub int: &'static str,
     pub text: &'static str,
     pub float: &'static str,
-    /// Compares NULL with NULL.
-    pub same: &'static str,
     /// What an INSERT ends with that may find its row there.
     pub or_nothing: &'static str,
     /// Passes rows by that somebody is working on, in the order of a column; where writers take turns, nothing.
@@ -34,11 +32,10 @@ pub(super) struct GroupSql {
     /// `$1`, `$2`: the epoch, and microseconds.
     pub renew: String,
     pub sweep: String,
-    /// Rows of (kind, number, epoch, name, seconds), in one snapshot: parts, members and gates.
+    /// Rows of (kind, number, epoch, name, seconds), in one snapshot: parts with their turns, members and gates.
     pub look: String,
-    /// `$1` to `$3`: the epoch, a part, and the owner that was seen.
+    /// `$1` to `$3`: the epoch, a part, and the turn that was seen.
     pub take: String,
-    /// `$1`, `$2`: the epoch and a part.
     pub leave: String,
     /// `$1`: the epoch.
     pub resign: String,
@@ -48,7 +45,7 @@ impl GroupSql {
     pub fn new(dialect: &Dialect<'_>) -> GroupSql {
         let own = dialect.own;
         let (members, parts, gates) = (own("members"), own("parts"), own("gates"));
-        let Dialect { now, int, text, float, same, .. } = dialect;
+        let Dialect { now, int, text, float, .. } = dialect;
         let later = (dialect.later)("$2");
         let expired = match (dialect.skip_locked)("epoch") {
             none if none.is_empty() => format!("expires_at <= {now}"),
@@ -67,16 +64,18 @@ impl GroupSql {
             ),
             sweep: format!("DELETE FROM {members} WHERE {expired}"),
             look: format!(
-                "SELECT 'part', CAST(part AS {int}), epoch, CAST(NULL AS {text}), CAST(NULL AS {float}) FROM {parts} \
+                "SELECT 'part', CAST(part AS {int}), epoch, CAST(turn AS {text}), CAST(NULL AS {float}) FROM {parts} \
                  UNION ALL SELECT 'member', CAST(0 AS {int}), epoch, owner, CAST({left} AS {float}) FROM {members} \
                  UNION ALL SELECT 'gates', CAST(0 AS {int}), version, table_name, CAST(NULL AS {float}) FROM {gates}",
                 left = (dialect.seconds_until)("expires_at"),
             ),
             take: format!(
-                "UPDATE {parts} SET epoch = $1 WHERE part = $2 AND epoch {same} $3 \
+                "UPDATE {parts} SET epoch = $1, turn = turn + 1 WHERE part = $2 AND turn = $3 \
                  AND EXISTS (SELECT 1 FROM {members} m WHERE m.epoch = $1)"
             ),
-            leave: format!("UPDATE {parts} SET epoch = NULL WHERE part = $2 AND epoch = $1"),
+            leave: format!(
+                "UPDATE {parts} SET epoch = NULL, turn = turn + 1 WHERE part = $2 AND turn = $3 AND epoch = $1"
+            ),
             resign: format!("DELETE FROM {members} WHERE epoch = $1"),
         }
     }
@@ -163,9 +162,10 @@ macro_rules! group_methods {
                 let mut view = View::default();
                 for (kind, number, epoch, name, seconds) in rows {
                     match (kind.as_str(), epoch, name) {
-                        ("part", owner, _) => {
+                        ("part", by, turn) => {
                             let part = i32::try_from(number).ok().and_then(Part::of_number);
-                            view.parts.extend(part.map(|part| (part, owner)));
+                            let turn = turn.and_then(|turn| turn.parse().ok()).unwrap_or_default();
+                            view.parts.extend(part.map(|part| (part, Held { by, turn })));
                         }
                         ("member", Some(epoch), Some(owner)) => {
                             let left = Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default();
@@ -180,8 +180,8 @@ macro_rules! group_methods {
                 Ok(view)
             }
 
-            /// Takes parts from the owners that were seen. Returns those that it got.
-            pub async fn take(&self, epoch: i64, parts: &[(Part, Option<i64>)]) -> Result<Vec<Part>, Error> {
+            /// Takes parts that are as they were seen. Returns those that it got.
+            pub async fn take(&self, epoch: i64, parts: &[Seen]) -> Result<Vec<Part>, Error> {
                 let statements = self.group_sql();
                 let mut taken = Vec::new();
                 for (part, seen) in parts {
@@ -199,12 +199,13 @@ macro_rules! group_methods {
                 Ok(taken)
             }
 
-            pub async fn leave(&self, epoch: i64, parts: &[Part]) -> Result<(), Error> {
+            pub async fn leave(&self, epoch: i64, parts: &[Seen]) -> Result<(), Error> {
                 let statements = self.group_sql();
-                for part in parts {
+                for (part, seen) in parts {
                     sql::query(AssertSqlSafe(statements.leave.as_str()))
                         .bind(epoch)
                         .bind(part.number())
+                        .bind(*seen)
                         .execute(&self.pool())
                         .await
                         .map_err(Error::sql("let a part of the work go"))?;

@@ -31,7 +31,7 @@ use tokio::sync::Notify;
 
 use crate::{
     config::{self, AfterPublish, Dialect, Order},
-    coordinate::{Part, standing::Attended},
+    coordinate::{Part, Seen, standing::Attended},
     doctor::Finding,
     event::{Event, Place},
     source::{
@@ -412,13 +412,13 @@ impl Database {
         each!(self, db => db.attend(attendance).await)
     }
 
-    /// Takes parts of the work from the owners that were seen. Returns those that it got.
-    pub async fn take(&self, epoch: i64, parts: &[(Part, Option<i64>)]) -> Result<Vec<Part>, Error> {
+    /// Takes parts of the work that are as they were seen. Returns those that it got.
+    pub async fn take(&self, epoch: i64, parts: &[Seen]) -> Result<Vec<Part>, Error> {
         each!(self, db => db.take(epoch, parts).await)
     }
 
     /// Lets parts of the work go.
-    pub async fn leave(&self, epoch: i64, parts: &[Part]) -> Result<(), Error> {
+    pub async fn leave(&self, epoch: i64, parts: &[Seen]) -> Result<(), Error> {
         each!(self, db => db.leave(epoch, parts).await)
     }
 

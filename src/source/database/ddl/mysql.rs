@@ -41,7 +41,8 @@ pub fn relay_tables_mysql(prefix: &str) -> Vec<String> {
   expires_at DATETIME(6) NOT NULL"
             .to_owned(),
         "part INT NOT NULL PRIMARY KEY,
-  epoch BIGINT"
+  epoch BIGINT,
+  turn BIGINT NOT NULL DEFAULT 0"
             .to_owned(),
         "table_name VARCHAR(128) NOT NULL PRIMARY KEY,
   version BIGINT NOT NULL"

@@ -11,7 +11,7 @@ use super::{
     },
     Mysql, sql,
 };
-use crate::coordinate::{Member, Part, View, standing::Attended};
+use crate::coordinate::{Held, Member, Part, Seen, View, standing::Attended};
 
 impl Mysql {
     fn group_sql(&self) -> GroupSql {
@@ -23,7 +23,6 @@ impl Mysql {
             int: "SIGNED",
             text: "CHAR",
             float: "DOUBLE",
-            same: "<=>",
             or_nothing: "ON DUPLICATE KEY UPDATE part = part",
             // Rows are looked at in the order of their key, so that no two wait for one another.
             skip_locked: |_| String::new(),

@@ -13,7 +13,7 @@ use super::{
     Postgres,
     holds::own,
 };
-use crate::coordinate::{Member, Part, View, standing::Attended};
+use crate::coordinate::{Held, Member, Part, Seen, View, standing::Attended};
 
 impl Postgres {
     fn group_sql(&self) -> GroupSql {
@@ -25,7 +25,6 @@ impl Postgres {
             int: "bigint",
             text: "text",
             float: "float8",
-            same: "IS NOT DISTINCT FROM",
             or_nothing: OR_NOTHING,
             skip_locked: |column| format!(" ORDER BY {column} FOR UPDATE SKIP LOCKED"),
         })

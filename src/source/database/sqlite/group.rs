@@ -12,7 +12,7 @@ use super::{
     },
     Sqlite,
 };
-use crate::coordinate::{Member, Part, View, standing::Attended};
+use crate::coordinate::{Held, Member, Part, Seen, View, standing::Attended};
 
 impl Sqlite {
     fn group_sql(&self) -> GroupSql {
@@ -25,7 +25,6 @@ impl Sqlite {
             int: "INTEGER",
             text: "TEXT",
             float: "REAL",
-            same: "IS",
             or_nothing: OR_NOTHING,
             // Writers take turns.
             skip_locked: |_| String::new(),
