@@ -69,11 +69,14 @@ impl Keeper {
         let outcome = tokio::time::timeout(self.length / 3, async {
             if !state.installed {
                 self.database.install().await?;
-                self.database.cut(self.buckets).await?;
                 state.installed = true;
             }
-            let attendance =
-                Attendance { epoch: state.standing.epoch(), owner: &self.owner, length: self.length };
+            let attendance = Attendance {
+                epoch: state.standing.epoch(),
+                owner: &self.owner,
+                length: self.length,
+                buckets: self.buckets,
+            };
             self.database.attend(attendance).await
         })
         .await;

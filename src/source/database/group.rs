@@ -2,6 +2,9 @@
 //! everything that differs is a field of [`Dialect`]. Each is a transaction of its own and locks rows of one
 //! table only, for a moment: no relay that stops can hold another one up.
 
+use super::Error;
+use crate::coordinate::{Part, View};
+
 /// What the dialects say differently.
 pub(super) struct Dialect<'a> {
     /// Quoted name of one of the relay's own tables.
@@ -22,9 +25,7 @@ pub(super) struct Dialect<'a> {
 
 #[derive(Debug)]
 pub(super) struct GroupSql {
-    pub count_buckets: String,
-    /// `$1`: the number of a part.
-    pub cut: String,
+    cut: (String, &'static str),
     /// `$1`: the name of the process. Its older memberships end.
     pub leave_older: String,
     /// `$1`, `$2`: the name, and microseconds.
@@ -55,8 +56,7 @@ impl GroupSql {
             ),
         };
         GroupSql {
-            count_buckets: format!("SELECT count(*) FROM {parts} WHERE part >= 0"),
-            cut: format!("INSERT INTO {parts} (part) VALUES ($1) {}", dialect.or_nothing),
+            cut: (format!("INSERT INTO {parts} (part) VALUES "), dialect.or_nothing),
             leave_older: format!("DELETE FROM {members} WHERE owner = $1"),
             join: format!("INSERT INTO {members} (owner, expires_at) VALUES ($1, {later})"),
             renew: format!(
@@ -81,43 +81,34 @@ impl GroupSql {
     }
 }
 
+impl GroupSql {
+    pub fn cut(&self, buckets: u16) -> String {
+        let parts = [Part::Whole].into_iter().chain((0..buckets).map(Part::Bucket));
+        let rows: Vec<String> = parts.map(|part| format!("({})", part.number())).collect();
+        format!("{}{} {}", self.cut.0, rows.join(","), self.cut.1)
+    }
+}
+
+/// Relays that cut keys into different buckets would not agree on whose a key is.
+pub(super) fn check_buckets(view: &View, buckets: u16) -> Result<(), Error> {
+    match view.parts.keys().filter(|part| **part != Part::Whole).count() {
+        found if found == usize::from(buckets) => Ok(()),
+        found => Err(Error::Setup(format!(
+            "the work on this source is cut into {found} buckets and replicas.buckets says {buckets}: set it to {found}, \
+             or stop every relay, empty the relay's own table `parts` and start them anew"
+        ))),
+    }
+}
+
 /// What a database does for the group: the same calls in all dialects, on different types. Where it is used,
 /// `sql` is the driver. A type with a method `group_sql`, one `pool`, one `hold_off_older` and one `join`.
 macro_rules! group_methods {
     ($database:ty) => {
         impl $database {
-            /// Cuts the work into parts, the first time; every relay has to have the same number of buckets.
-            pub async fn cut(&self, buckets: u16) -> Result<(), Error> {
-                let doing = "share the work out";
-                let statements = self.group_sql();
-                let count: i64 = sql::query_scalar(AssertSqlSafe(statements.count_buckets.as_str()))
-                    .fetch_one(&self.pool())
-                    .await
-                    .map_err(Error::sql(doing))?;
-                if count == 0 {
-                    for part in -1..i64::from(buckets) {
-                        sql::query(AssertSqlSafe(statements.cut.as_str()))
-                            .bind(part)
-                            .execute(&self.pool())
-                            .await
-                            .map_err(Error::sql(doing))?;
-                    }
-                    // Another relay may have done so at the same time, with another number.
-                    return Box::pin(self.cut(buckets)).await;
-                }
-                if count == i64::from(buckets) {
-                    return Ok(());
-                }
-                Err(Error::Setup(format!(
-                    "the work on this source is cut into {count} buckets and replicas.buckets says {buckets}: set it \
-                     to {count}, or stop every relay, empty the relay's own table `parts` and start them anew"
-                )))
-            }
-
             /// Renews a membership, or begins one, and says how the group is.
             pub async fn attend(&self, attendance: Attendance<'_>) -> Result<Attended, Error> {
                 let doing = "renew the lease";
-                let Attendance { epoch, owner, length } = attendance;
+                let Attendance { epoch, owner, length, buckets } = attendance;
                 let statements = self.group_sql();
                 if !self.hold_off_older(length).await? {
                     return Ok(Attended::Older);
@@ -137,6 +128,8 @@ macro_rules! group_methods {
                         epoch
                     }
                     None => {
+                        // Before it is counted as one who takes a share.
+                        self.cut_into(buckets).await?;
                         sql::query(AssertSqlSafe(statements.leave_older.as_str()))
                             .bind(owner)
                             .execute(&self.pool())
@@ -149,7 +142,23 @@ macro_rules! group_methods {
                     .execute(&self.pool())
                     .await
                     .map_err(Error::sql("end memberships that ran out"))?;
-                Ok(Attended::Member { epoch, view: self.look().await? })
+                let view = self.look().await?;
+                check_buckets(&view, buckets)?;
+                Ok(Attended::Member { epoch, view })
+            }
+
+            /// Cuts the work into parts, the first time; every relay has to have the same number of buckets.
+            async fn cut_into(&self, buckets: u16) -> Result<(), Error> {
+                let mut view = self.look().await?;
+                if view.parts.is_empty() {
+                    // All in one statement: nobody sees some of them.
+                    sql::query(AssertSqlSafe(&*self.group_sql().cut(buckets)))
+                        .execute(&self.pool())
+                        .await
+                        .map_err(Error::sql("cut the work into parts"))?;
+                    view = self.look().await?;
+                }
+                check_buckets(&view, buckets)
             }
 
             /// The group, in one snapshot.
@@ -168,7 +177,8 @@ macro_rules! group_methods {
                             view.parts.extend(part.map(|part| (part, Held { by, turn })));
                         }
                         ("member", Some(epoch), Some(owner)) => {
-                            let left = Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default();
+                            let left =
+                                Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default();
                             view.members.push(Member { epoch, owner, left });
                         }
                         (_, Some(version), Some(table)) => {

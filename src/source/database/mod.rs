@@ -302,6 +302,8 @@ pub struct Attendance<'a> {
     /// Names the process.
     pub owner: &'a str,
     pub length: Duration,
+    /// Into how many buckets the work is cut.
+    pub buckets: u16,
 }
 
 /// A database, by its dialect.
@@ -400,11 +402,6 @@ impl Database {
             #[cfg(feature = "sqlite")]
             Database::Sqlite(_) => {}
         }
-    }
-
-    /// Cuts the work into parts, the first time.
-    pub async fn cut(&self, buckets: u16) -> Result<(), Error> {
-        each!(self, db => db.cut(buckets).await)
     }
 
     /// Begins or renews a membership of the group, and says how that is.

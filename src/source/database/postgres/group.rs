@@ -7,7 +7,7 @@ use sqlx::{self as sql, AssertSqlSafe};
 use super::{
     super::{
         Attendance, Error,
-        group::{Dialect, GroupSql, group_methods},
+        group::{Dialect, GroupSql, check_buckets, group_methods},
         holds::OR_NOTHING,
     },
     Postgres,
