@@ -168,6 +168,7 @@ impl Part {
                 owner: replica.clone(),
                 length: config.replicas.lease,
                 buckets: config.replicas.buckets,
+                tables: tables.iter().map(|table| table.name.clone()).collect(),
                 lease,
                 whole,
                 drain,

@@ -397,6 +397,15 @@ fn status(answer: &Value) -> String {
     let mut out =
         format!("{} {} ({})\n\n", text(&answer["replica"]), text(&answer["role"]), text(&answer["version"]));
     out.push_str(&columns(&rows));
+    let group = answer["group"].as_array().cloned().unwrap_or_default();
+    if group.len() > 1 {
+        let heads = ["RELAY", "EPOCH", "BUCKETS", "NOT SHARED", "RENEWS WITHIN s"];
+        let names = ["replica", "epoch", "buckets", "not_shared", "expires_in_seconds"];
+        let mut rows = vec![heads.map(str::to_owned).to_vec()];
+        rows.extend(group.iter().map(|member| of(member, &names)));
+        out.push('\n');
+        out.push_str(&columns(&rows));
+    }
     let list = |value: &Value| -> Vec<String> { value.as_array().into_iter().flatten().map(text).collect() };
     let blocked = list(&answer["blocked_topics"]);
     if !blocked.is_empty() {

@@ -55,6 +55,8 @@ pub struct Member {
     pub owner: String,
     /// Until its membership runs out, by the database's clock.
     pub left: Duration,
+    /// The tables that it relays.
+    pub tables: BTreeSet<String>,
 }
 
 /// Whose a part is.
@@ -142,6 +144,7 @@ mod tests {
             epoch: *epoch,
             owner: format!("relay-{epoch}"),
             left: Duration::from_secs(5),
+            tables: BTreeSet::new(),
         };
         let parts = parts.iter().map(|(bucket, by)| (Part::Bucket(*bucket), Held { by: *by, turn: 0 }));
         View { members: members.iter().map(member).collect(), parts: parts.collect(), gates: BTreeMap::new() }
@@ -182,9 +185,10 @@ mod tests {
         let free: Vec<_> = (0..64).map(|bucket| (bucket, None)).collect();
         let mut group = view(&[1], &free);
         assert_eq!(settle(&mut group), 64);
-        group.members.push(Member { epoch: 2, owner: "b".into(), left: Duration::ZERO });
+        let first = group.members[0].clone();
+        group.members.push(Member { epoch: 2, ..first.clone() });
         assert_eq!(settle(&mut group), 32);
-        group.members.push(Member { epoch: 3, owner: "c".into(), left: Duration::ZERO });
+        group.members.push(Member { epoch: 3, ..first.clone() });
         assert_eq!(settle(&mut group), 21);
         assert_eq!(counts(&group), [22, 21, 21]);
         // One is gone: only what it had moves.

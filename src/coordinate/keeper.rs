@@ -1,7 +1,7 @@
 //! Keeps this relay's membership until it stops, then gives it up: asks the database, and lets
 //! [`Standing`] say what the answers mean.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,8 @@ pub struct Keeper {
     pub owner: String,
     pub length: Duration,
     pub buckets: u16,
+    /// What this relay is to relay.
+    pub tables: BTreeSet<String>,
     pub lease: watch::Sender<Lease>,
     /// The same, for tables that are not shared.
     pub whole: watch::Sender<Lease>,
@@ -76,6 +78,7 @@ impl Keeper {
                 owner: &self.owner,
                 length: self.length,
                 buckets: self.buckets,
+                tables: &self.tables,
             };
             self.database.attend(attendance).await
         })

@@ -3,7 +3,10 @@
 //! does what the real ones do. Two relays never believe at the same time that a part is theirs, but for a relay
 //! that stood still: that one finds out before it sends anything new, or within what it had in its hands.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use fastrand::Rng;
 use tokio::time::Instant;
@@ -77,6 +80,7 @@ impl Database {
                         epoch: *epoch,
                         owner: relay.to_string(),
                         left: Duration::from_millis(until.saturating_sub(now)),
+                        tables: BTreeSet::new(),
                     })
                     .collect(),
                 parts: self.parts.clone(),

@@ -289,3 +289,16 @@ async fn a_relay_with_another_number_of_buckets_is_refused() {
     second.wait_for("replicas.buckets says 16: set it to 64");
     assert_eq!(first.status()["group"].as_array().unwrap().len(), 1);
 }
+
+/// Two applications on one database: each would leave half of the other's rows lying.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_of_another_application_is_refused() {
+    let world = World::new("groupother").await;
+    let config = world.config(TABLE, "");
+    world.install(&config).await;
+    let first = world.relay(&config);
+    first.wait_for("this relay owns the source");
+    let second = Relay::start(&world.write("other.yaml", &world.config("[{ name: elsewhere }]", "")));
+    second.wait_for("relays of another application need a source.relay_schema of their own");
+    assert_eq!(first.status()["group"].as_array().unwrap().len(), 1);
+}

@@ -91,7 +91,8 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
             "CREATE TABLE IF NOT EXISTS {schema}.members (
   epoch bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   owner text NOT NULL,
-  expires_at timestamptz NOT NULL
+  expires_at timestamptz NOT NULL,
+  tables text NOT NULL
 )"
         ),
         format!(
@@ -190,7 +191,8 @@ pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
             "CREATE TABLE IF NOT EXISTS {members} (
   epoch INTEGER PRIMARY KEY AUTOINCREMENT,
   owner TEXT NOT NULL,
-  expires_at REAL NOT NULL
+  expires_at REAL NOT NULL,
+  tables TEXT NOT NULL
 )"
         ),
         format!(

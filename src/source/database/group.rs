@@ -2,6 +2,8 @@
 //! everything that differs is a field of [`Dialect`]. Each is a transaction of its own and locks rows of one
 //! table only, for a moment: no relay that stops can hold another one up.
 
+use std::collections::BTreeSet;
+
 use super::Error;
 use crate::coordinate::{Part, View};
 
@@ -28,12 +30,13 @@ pub(super) struct GroupSql {
     cut: (String, &'static str),
     /// `$1`: the name of the process. Its older memberships end.
     pub leave_older: String,
-    /// `$1`, `$2`: the name, and microseconds.
+    /// `$1` to `$3`: the name, microseconds, and the tables as a JSON list.
     pub join: String,
     /// `$1`, `$2`: the epoch, and microseconds.
     pub renew: String,
     pub sweep: String,
-    /// Rows of (kind, number, epoch, name, seconds), in one snapshot: parts with their turns, members and gates.
+    /// Rows of (kind, number, epoch, name, seconds, tables), in one snapshot: parts with their turns, members and
+    /// gates.
     pub look: String,
     /// `$1` to `$3`: the epoch, a part, and the turn that was seen.
     pub take: String,
@@ -58,15 +61,15 @@ impl GroupSql {
         GroupSql {
             cut: (format!("INSERT INTO {parts} (part) VALUES "), dialect.or_nothing),
             leave_older: format!("DELETE FROM {members} WHERE owner = $1"),
-            join: format!("INSERT INTO {members} (owner, expires_at) VALUES ($1, {later})"),
+            join: format!("INSERT INTO {members} (owner, expires_at, tables) VALUES ($1, {later}, $3)"),
             renew: format!(
                 "UPDATE {members} SET expires_at = {later} WHERE epoch = $1 AND expires_at > {now}"
             ),
             sweep: format!("DELETE FROM {members} WHERE {expired}"),
             look: format!(
-                "SELECT 'part', CAST(part AS {int}), epoch, CAST(turn AS {text}), CAST(NULL AS {float}) FROM {parts} \
-                 UNION ALL SELECT 'member', CAST(0 AS {int}), epoch, owner, CAST({left} AS {float}) FROM {members} \
-                 UNION ALL SELECT 'gates', CAST(0 AS {int}), version, table_name, CAST(NULL AS {float}) FROM {gates}",
+                "SELECT 'part', CAST(part AS {int}), epoch, CAST(turn AS {text}), CAST(NULL AS {float}), CAST(NULL AS {text}) FROM {parts} \
+                 UNION ALL SELECT 'member', CAST(0 AS {int}), epoch, owner, CAST({left} AS {float}), tables FROM {members} \
+                 UNION ALL SELECT 'gates', CAST(0 AS {int}), version, table_name, CAST(NULL AS {float}), CAST(NULL AS {text}) FROM {gates}",
                 left = (dialect.seconds_until)("expires_at"),
             ),
             take: format!(
@@ -100,6 +103,20 @@ pub(super) fn check_buckets(view: &View, buckets: u16) -> Result<(), Error> {
     }
 }
 
+/// A share of the work is a share of all tables. Relays of two applications would each leave half of the
+/// other's rows lying.
+pub(super) fn check_tables(view: &View, tables: &BTreeSet<String>) -> Result<(), Error> {
+    match view.members.iter().find(|member| member.tables.is_disjoint(tables)) {
+        None => Ok(()),
+        Some(other) => Err(Error::Setup(format!(
+            "relay {} shares these own tables and relays others ({}): relays of another application need a \
+             source.relay_schema of their own",
+            other.owner,
+            other.tables.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
+        ))),
+    }
+}
+
 /// What a database does for the group: the same calls in all dialects, on different types. Where it is used,
 /// `sql` is the driver. A type with a method `group_sql`, one `pool`, one `hold_off_older` and one `join`.
 macro_rules! group_methods {
@@ -108,7 +125,7 @@ macro_rules! group_methods {
             /// Renews a membership, or begins one, and says how the group is.
             pub async fn attend(&self, attendance: Attendance<'_>) -> Result<Attended, Error> {
                 let doing = "renew the lease";
-                let Attendance { epoch, owner, length, buckets } = attendance;
+                let Attendance { epoch, owner, length, buckets, tables } = attendance;
                 let statements = self.group_sql();
                 if !self.hold_off_older(length).await? {
                     return Ok(Attended::Older);
@@ -129,13 +146,14 @@ macro_rules! group_methods {
                     }
                     None => {
                         // Before it is counted as one who takes a share.
-                        self.cut_into(buckets).await?;
+                        self.look_before(buckets, tables).await?;
                         sql::query(AssertSqlSafe(statements.leave_older.as_str()))
                             .bind(owner)
                             .execute(&self.pool())
                             .await
                             .map_err(Error::sql(doing))?;
-                        self.join(&statements.join, owner, micros).await?
+                        let tables = serde_json::json!(tables).to_string();
+                        self.join(&statements.join, owner, micros, &tables).await?
                     }
                 };
                 sql::query(AssertSqlSafe(statements.sweep.as_str()))
@@ -148,7 +166,7 @@ macro_rules! group_methods {
             }
 
             /// Cuts the work into parts, the first time; every relay has to have the same number of buckets.
-            async fn cut_into(&self, buckets: u16) -> Result<(), Error> {
+            async fn look_before(&self, buckets: u16, tables: &BTreeSet<String>) -> Result<(), Error> {
                 let mut view = self.look().await?;
                 if view.parts.is_empty() {
                     // All in one statement: nobody sees some of them.
@@ -158,18 +176,19 @@ macro_rules! group_methods {
                         .map_err(Error::sql("cut the work into parts"))?;
                     view = self.look().await?;
                 }
+                check_tables(&view, tables)?;
                 check_buckets(&view, buckets)
             }
 
             /// The group, in one snapshot.
             pub async fn look(&self) -> Result<View, Error> {
-                type Row = (String, i64, Option<i64>, Option<String>, Option<f64>);
+                type Row = (String, i64, Option<i64>, Option<String>, Option<f64>, Option<String>);
                 let rows: Vec<Row> = sql::query_as(AssertSqlSafe(self.group_sql().look.as_str()))
                     .fetch_all(&self.pool())
                     .await
                     .map_err(Error::sql("look at the group"))?;
                 let mut view = View::default();
-                for (kind, number, epoch, name, seconds) in rows {
+                for (kind, number, epoch, name, seconds, tables) in rows {
                     match (kind.as_str(), epoch, name) {
                         ("part", by, turn) => {
                             let part = i32::try_from(number).ok().and_then(Part::of_number);
@@ -179,7 +198,9 @@ macro_rules! group_methods {
                         ("member", Some(epoch), Some(owner)) => {
                             let left =
                                 Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default();
-                            view.members.push(Member { epoch, owner, left });
+                            let tables =
+                                serde_json::from_str(&tables.unwrap_or_default()).unwrap_or_default();
+                            view.members.push(Member { epoch, owner, left, tables });
                         }
                         (_, Some(version), Some(table)) => {
                             view.gates.insert(table, version);

@@ -22,6 +22,7 @@ pub use sqlite::{Near, Sqlite};
 pub mod teardown;
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     future::{Future, ready},
     time::Duration,
@@ -304,6 +305,8 @@ pub struct Attendance<'a> {
     pub length: Duration,
     /// Into how many buckets the work is cut.
     pub buckets: u16,
+    /// What it relays.
+    pub tables: &'a BTreeSet<String>,
 }
 
 /// A database, by its dialect.

@@ -38,7 +38,8 @@ pub fn relay_tables_mysql(prefix: &str) -> Vec<String> {
             .to_owned(),
         "epoch BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
   owner VARCHAR(255) NOT NULL,
-  expires_at DATETIME(6) NOT NULL"
+  expires_at DATETIME(6) NOT NULL,
+  tables TEXT NOT NULL"
             .to_owned(),
         "part INT NOT NULL PRIMARY KEY,
   epoch BIGINT,

@@ -1,13 +1,13 @@
 //! The group in MySQL and MariaDB.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use sqlx::AssertSqlSafe;
 
 use super::{
     super::{
         Attendance, Error,
-        group::{Dialect, GroupSql, check_buckets, group_methods},
+        group::{Dialect, GroupSql, check_buckets, check_tables, group_methods},
     },
     Mysql, sql,
 };

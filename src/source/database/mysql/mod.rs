@@ -268,10 +268,10 @@ impl Mysql {
         }
     }
 
-    async fn join(&self, join: &str, owner: &str, micros: i64) -> Result<i64, Error> {
+    async fn join(&self, join: &str, owner: &str, micros: i64, tables: &str) -> Result<i64, Error> {
         let doing = "join the group";
         let mut connection = self.pool().get_conn().await.map_err(Error::sql(doing))?;
-        let query = sql::query(AssertSqlSafe(join)).bind(owner).bind(micros);
+        let query = sql::query(AssertSqlSafe(join)).bind(owner).bind(micros).bind(tables);
         query.execute(&mut connection).await.map_err(Error::sql(doing))?;
         Ok(connection.last_insert_id().unwrap_or_default().cast_signed())
     }

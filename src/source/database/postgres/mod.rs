@@ -240,9 +240,9 @@ impl Postgres {
         Ok(done.rows_affected() > 0)
     }
 
-    async fn join(&self, join: &str, owner: &str, micros: i64) -> Result<i64, Error> {
+    async fn join(&self, join: &str, owner: &str, micros: i64, tables: &str) -> Result<i64, Error> {
         let join = format!("{join} RETURNING epoch");
-        let join = sqlx::query_scalar(AssertSqlSafe(join)).bind(owner).bind(micros);
+        let join = sqlx::query_scalar(AssertSqlSafe(join)).bind(owner).bind(micros).bind(tables);
         join.fetch_one(&self.pool()).await.map_err(Error::sql("join the group"))
     }
 

@@ -62,8 +62,9 @@ impl Sqlite {
         let members = self.own("members");
         let nobody = format!("DELETE FROM {members}");
         sqlx::query(AssertSqlSafe(nobody)).execute(&self.pool).await.map_err(Error::sql(doing))?;
-        let join =
-            format!("INSERT INTO {members} (owner, expires_at) VALUES (?1, {FOR_EVER}) RETURNING epoch");
+        let join = format!(
+            "INSERT INTO {members} (owner, expires_at, tables) VALUES (?1, {FOR_EVER}, '[]') RETURNING epoch"
+        );
         let join = sqlx::query_scalar(AssertSqlSafe(join)).bind(owner);
         join.fetch_one(&self.pool).await.map_err(Error::sql(doing))
     }
@@ -111,8 +112,8 @@ impl Sqlite {
         Ok(done.rows_affected() > 0)
     }
 
-    async fn join(&self, join: &str, owner: &str, micros: i64) -> Result<i64, Error> {
-        let join = sqlx::query(AssertSqlSafe(join)).bind(owner).bind(micros);
+    async fn join(&self, join: &str, owner: &str, micros: i64, tables: &str) -> Result<i64, Error> {
+        let join = sqlx::query(AssertSqlSafe(join)).bind(owner).bind(micros).bind(tables);
         let done = join.execute(&self.pool).await.map_err(Error::sql("join the group"))?;
         Ok(done.last_insert_rowid())
     }
