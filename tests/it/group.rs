@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 use crate::{
     harness::{Relay, World, kafka, service, services},
     load::{Load, Plan},
+    mysql::{on_both, world},
     proxy::Proxy,
 };
 
 const TABLE: &str = "[{ name: outbox }]";
 const PLAN: Plan = Plan { writers: 6, keys: 500, rows: u64::MAX, pause_ms: 40, poison: None };
+
+const POISONED: Plan = Plan { poison: Some(100), keys: 200, ..PLAN };
 
 /// A world with a group in it, and writers beside.
 struct Group {
@@ -25,11 +28,10 @@ struct Group {
 
 impl Group {
     async fn of(name: &str, relays: usize, plan: Plan) -> Group {
-        Group::with(name, relays, plan, "2s").await
+        Group::with(World::new(name).await, relays, plan, "2s").await
     }
 
-    async fn with(name: &str, relays: usize, plan: Plan, lease: &str) -> Group {
-        let world = World::new(name).await;
+    async fn with(world: World, relays: usize, plan: Plan, lease: &str) -> Group {
         let topic = world.create_topic("events", 6, &[]).await;
         let config = world.config(TABLE, "").replace("lease: 2s", &format!("lease: {lease}"));
         world.install(&config).await;
@@ -42,6 +44,12 @@ impl Group {
         }
         group.is_fair().await;
         group
+    }
+
+    /// The name of one of the relay's own tables.
+    fn own(&self, name: &str) -> String {
+        let between = if self.world.url.starts_with("mysql") { '_' } else { '.' };
+        format!("whippet{between}{name}")
     }
 
     fn join(&mut self) {
@@ -71,7 +79,7 @@ impl Group {
             assert!(Instant::now() < deadline);
             self.world.pause().await;
         }
-        let all = "SELECT coalesce(max(seq), 0)::bigint FROM outbox";
+        let all = "SELECT coalesce(max(seq), 0) FROM outbox";
         let reached = self.world.number(all).await;
         let left = format!("SELECT count(*) FROM outbox WHERE seq <= {reached}");
         self.world.until_within(&left, 0, Duration::from_secs(60)).await;
@@ -89,7 +97,8 @@ impl Group {
         }
         let (verdict, _) = self.load.check(&self.world);
         assert!(verdict.pairs > 1_000, "{verdict:?}");
-        assert_eq!(self.world.number("SELECT count(*) FROM whippet.members").await, 0);
+        let members = format!("SELECT count(*) FROM {}", self.own("members"));
+        assert_eq!(self.world.number(&members).await, 0);
         eprintln!("{} repeats, {} leases lost", verdict.repeats, self.lost);
         verdict.repeats
     }
@@ -99,7 +108,10 @@ impl Group {
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_come_and_go_and_nothing_is_repeated() {
     // Long enough for a machine that is busy.
-    let mut group = Group::with("group", 1, PLAN, "8s").await;
+    come_and_go(Group::with(World::new("group").await, 1, PLAN, "8s").await).await;
+}
+
+async fn come_and_go(mut group: Group) {
     for _ in 0..2 {
         group.join();
         group.is_fair().await;
@@ -125,7 +137,10 @@ async fn relays_come_and_go_and_nothing_is_repeated() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_is_killed_is_replaced_and_nothing_overtakes() {
-    let mut group = Group::of("groupkill", 3, PLAN).await;
+    kill_and_replace(Group::of("groupkill", 3, PLAN).await).await;
+}
+
+async fn kill_and_replace(mut group: Group) {
     let mut takeovers = Vec::new();
     for _ in 0..5 {
         group.flows().await;
@@ -218,29 +233,33 @@ async fn the_broker_and_the_database_restart_under_a_group() {
 /// What is parked, by whom and where it is released are three relays.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_verb_by_way_of_any_member_reaches_the_owner_of_the_key() {
-    let plan = Plan { poison: Some(100), keys: 200, ..PLAN };
-    let mut group = Group::of("groupverbs", 3, plan).await;
-    group.world.until("SELECT (count(DISTINCT key) > 30)::int::bigint FROM whippet.holds", 1).await;
+    verbs(Group::of("groupverbs", 3, POISONED).await).await;
+}
+
+async fn verbs(mut group: Group) {
+    let holds = group.own("holds");
+    let parked = format!("SELECT CASE WHEN count(DISTINCT event_id) > 30 THEN 1 ELSE 0 END FROM {holds}");
+    group.world.until(&parked, 1).await;
     group.load.stop();
     group.load.ended().await;
-    let unheld = "SELECT count(*) - (SELECT count(*) FROM whippet.holds) FROM outbox";
-    group.world.until(unheld, 0).await;
+    let unheld = format!("SELECT count(*) - (SELECT count(*) FROM {holds}) FROM outbox");
+    group.world.until(&unheld, 0).await;
+    let key_column = if group.world.url.starts_with("mysql") { "`key`" } else { "key" };
     // By way of one, while its owner may be another; and again while members come and go.
     for (round, key) in ["key-1", "key-2", "key-3", "key-4", "key-5"].iter().enumerate() {
         let relay = &group.relays[round % 3];
-        group.world.sql(&format!("UPDATE outbox SET headers = NULL WHERE key = '{key}'")).await;
+        group.world.sql(&format!("UPDATE outbox SET headers = NULL WHERE {key_column} = '{key}'")).await;
         relay.operate(&group.world, &["redrive", "--key", key]);
-        group.world.until(&format!("SELECT count(*) FROM outbox WHERE key = '{key}'"), 0).await;
+        group.world.until(&format!("SELECT count(*) FROM outbox WHERE {key_column} = '{key}'"), 0).await;
     }
     group.relays.remove(0).kill();
     group.load.go_on();
     group.world.sql("UPDATE outbox SET headers = NULL").await;
     group.relays[0].operate(&group.world, &["redrive", "--all"]);
-    let parked = "SELECT (count(*) > 0)::int::bigint FROM whippet.holds";
-    group.world.until(parked, 1).await;
+    group.world.until(&parked, 1).await;
     group.load.stop();
     group.load.ended().await;
-    group.world.until(unheld, 0).await;
+    group.world.until(&unheld, 0).await;
     for relay in &group.relays {
         // What is paused by way of one is paused at all.
         relay.operate(&group.world, &["pause", "--topic", &group.topic]);
@@ -301,4 +320,22 @@ async fn a_relay_of_another_application_is_refused() {
     let second = Relay::start(&world.write("other.yaml", &world.config("[{ name: elsewhere }]", "")));
     second.wait_for("relays of another application need a source.relay_schema of their own");
     assert_eq!(first.status()["group"].as_array().unwrap().len(), 1);
+}
+
+on_both!(
+    relays_come_and_go_on_both_and_nothing_is_repeated,
+    a_member_that_is_killed_on_both_is_replaced,
+    a_verb_by_way_of_any_member_on_both,
+);
+
+async fn relays_come_and_go_on_both_and_nothing_is_repeated(server: &str) {
+    come_and_go(Group::with(world(server).await, 1, PLAN, "8s").await).await;
+}
+
+async fn a_member_that_is_killed_on_both_is_replaced(server: &str) {
+    kill_and_replace(Group::with(world(server).await, 3, PLAN, "2s").await).await;
+}
+
+async fn a_verb_by_way_of_any_member_on_both(server: &str) {
+    verbs(Group::with(world(server).await, 3, POISONED, "2s").await).await;
 }
