@@ -24,3 +24,27 @@ apt_need() {
   APT_UPDATED=1
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 }
+
+# debian_unstable FOLDER PACKAGE [NOT]: fetches a package of Debian's unstable suite with all that it depends on, but
+# for those that a pattern names, into a folder. Nothing is installed.
+debian_unstable() {
+  local into=$1 new=$1.new apt mirror packages
+  [ -d "$into" ] && return
+  say "fetching $2 into $into"
+  rm -rf "$new"
+  mkdir -p "$new"/{lists,cache/archives}/partial "$new/debs"
+  # Lists of its own, from the mirror that the system uses, signed by the same keys.
+  mirror=$(apt-get indextargets 'Created-By: Packages' --format '$(REPO_URI)' | grep -m 1 '/debian/*$') ||
+    die "no mirror of Debian among the system's sources"
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror unstable main" >"$new/sources.list"
+  apt=(-qq -o "Dir::Etc::sourcelist=$new/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::Lists=$new/lists"
+    -o "Dir::Cache=$new/cache" -o Dir::State::status=/dev/null -o APT::Sandbox::User=)
+  apt-get "${apt[@]}" update >&2
+  mapfile -t packages < <(
+    apt-cache "${apt[@]}" depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
+      --no-enhances "$2" | grep '^[a-z]' | grep -v "^debconf${3:+\\|$3}" | sort -u
+  )
+  (cd "$new/debs" && apt-get "${apt[@]}" download "${packages[@]}" >&2)
+  mv "$new/debs" "$into"
+  rm -rf "$new"
+}

@@ -6,26 +6,8 @@ MYSQL_PACKAGES=$CACHE/mysql-9
 
 mysql_install() {
   command -v openssl >/dev/null || apt_need openssl
-  [ -d "$MYSQL_PACKAGES" ] && return
-  say "fetching MySQL into $MYSQL_PACKAGES"
-  local new=$MYSQL_PACKAGES.new apt mirror packages
-  rm -rf "$new"
-  mkdir -p "$new"/{lists,cache/archives}/partial "$new/debs"
-  # Lists of its own, from the mirror that the system uses, signed by the same keys.
-  mirror=$(apt-get indextargets 'Created-By: Packages' --format '$(REPO_URI)' | grep -m 1 '/debian/*$') ||
-    die "no mirror of Debian among the system's sources"
-  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror unstable main" >"$new/sources.list"
-  apt=(-qq -o "Dir::Etc::sourcelist=$new/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::Lists=$new/lists"
-    -o "Dir::Cache=$new/cache" -o Dir::State::status=/dev/null -o APT::Sandbox::User=)
-  apt-get "${apt[@]}" update >&2
   # The client is for people: the tests do not need it, and the server needs no Perl.
-  mapfile -t packages < <(
-    apt-cache "${apt[@]}" depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
-      --no-enhances mysql-server-core | grep '^[a-z]' | grep -v '^perl\|^debconf' | sort -u
-  )
-  (cd "$new/debs" && apt-get "${apt[@]}" download "${packages[@]}" >&2)
-  mv "$new/debs" "$MYSQL_PACKAGES"
-  rm -rf "$new"
+  debian_unstable "$MYSQL_PACKAGES" mysql-server-core '^perl'
 }
 
 mysql_server() { # ARGUMENT..: the command

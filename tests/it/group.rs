@@ -32,8 +32,13 @@ impl Group {
     }
 
     async fn with(world: World, relays: usize, plan: Plan, lease: &str) -> Group {
+        let config = world.config(TABLE, "");
+        Group::of_config(world, &config, relays, plan, lease).await
+    }
+
+    async fn of_config(world: World, config: &str, relays: usize, plan: Plan, lease: &str) -> Group {
         let topic = world.create_topic("events", 6, &[]).await;
-        let config = world.config(TABLE, "").replace("lease: 2s", &format!("lease: {lease}"));
+        let config = config.replace("lease: 2s", &format!("lease: {lease}"));
         world.install(&config).await;
         let seed = fastrand::u64(..1_000_000) * plan.writers;
         let load = Load::start(&world, &topic, plan, seed).await;
@@ -338,4 +343,15 @@ async fn a_member_that_is_killed_on_both_is_replaced(server: &str) {
 
 async fn a_verb_by_way_of_any_member_on_both(server: &str) {
     verbs(Group::with(world(server).await, 3, POISONED, "2s").await).await;
+}
+
+/// No statement of the relay needs the connection that the one before had.
+#[tokio::test(flavor = "multi_thread")]
+async fn relays_work_behind_a_pooler_of_transactions() {
+    services("up", "pgbouncer");
+    let world = World::new("grouppool").await;
+    let url = format!("{}/{}", service("WHIPPET_TEST_PGBOUNCER"), world.name);
+    let config = world.config_for(&url, &kafka(), TABLE, "");
+    kill_and_replace(Group::of_config(world, &config, 3, PLAN, "2s").await).await;
+    services("down", "pgbouncer");
 }
