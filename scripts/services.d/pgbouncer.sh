@@ -31,7 +31,7 @@ ignore_startup_parameters = extra_float_digits
 CONF
   [ "$EUID" != 0 ] || chown -R nobody: "$dir"
   local user=()
-  [ "$EUID" != 0 ] || user=(runuser -u nobody --)
+  [ "$EUID" != 0 ] || user=(setpriv --reuid=nobody --regid=nogroup --clear-groups)
   spawn pgbouncer "${user[@]}" "$dir/root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$dir/root/$lib" \
     "$dir/root/usr/sbin/pgbouncer" "$dir/pgbouncer.ini"
 }
