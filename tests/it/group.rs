@@ -355,3 +355,25 @@ async fn relays_work_behind_a_pooler_of_transactions() {
     kill_and_replace(Group::of_config(world, &config, 3, PLAN, "2s").await).await;
     services("down", "pgbouncer");
 }
+
+/// No relay's own clock has a say in whose a bucket is. (It dates what it publishes of rows without a time.)
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_clock_is_wrong_is_one_like_the_others() {
+    let mut group = Group::of("groupclock", 1, PLAN).await;
+    for wrong in ["+10m", "-10m"] {
+        let faked = [
+            ("LD_PRELOAD", "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"),
+            ("FAKETIME", wrong),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ];
+        group.relays.push(Relay::start_with(&group.file, &faked));
+        group.is_fair().await;
+        group.flows().await;
+    }
+    group.relays.remove(0).kill();
+    group.is_fair().await;
+    group.flows().await;
+    let lost: f64 = group.relays.iter().map(|relay| relay.metric("whippet_memberships_lost_total", "")).sum();
+    assert_eq!(lost, 0.0);
+    group.end().await;
+}
