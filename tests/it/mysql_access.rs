@@ -2,7 +2,7 @@
 
 use crate::{
     db::statements,
-    harness::{World, service, whippet},
+    harness::{World, run_on, service, whippet},
     mysql::{on_both, world},
     proxy::Proxy,
 };
@@ -166,6 +166,54 @@ async fn the_doctor_finds_what_is_wrong(server: &str) {
     let refused = whippet(&["validate", "--config", &world.write("stream.yaml", &transient)]);
     assert_eq!(refused.status.code(), Some(78));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("still to come"), "{refused:?}");
+}
+
+/// What statements are told as, and several primaries: not even polling is safe there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_statements_and_one_of_several_primaries_are_refused() {
+    struct Back(String, &'static [&'static str]);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            run_on(&self.0, self.1).unwrap();
+        }
+    }
+    for (server, set, back, wanted) in [
+        (
+            "mariadb",
+            &["SET GLOBAL binlog_format = 'STATEMENT'"][..],
+            &["SET GLOBAL binlog_format = 'ROW'"][..],
+            "binlog_format = STATEMENT",
+        ),
+        (
+            "mysql",
+            &["SET GLOBAL binlog_format = 'STATEMENT'"],
+            &["SET GLOBAL binlog_format = 'ROW'"],
+            "binlog_format = STATEMENT",
+        ),
+        (
+            "mysql",
+            &[
+                "INSTALL PLUGIN group_replication SONAME 'group_replication.so'",
+                "SET GLOBAL group_replication_group_name = 'aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa'",
+                "SET GLOBAL group_replication_single_primary_mode = OFF",
+            ],
+            &["UNINSTALL PLUGIN group_replication"],
+            "one of several primaries",
+        ),
+    ] {
+        let world = world(server).await;
+        let config = world.config("[{ name: outbox }]", "");
+        world.install(&config).await;
+        let url = service(&format!("WHIPPET_TEST_{}", server.to_uppercase()));
+        run_on(&url, set).unwrap();
+        let _back = Back(url, back);
+        let output = whippet(&["doctor", "--config", &world.write("doctor.yaml", &config)]);
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{printed}");
+        assert!(printed.contains("FAIL  mysql: server: ") && printed.contains(wanted), "{printed}");
+        let relay = world.relay(&config);
+        relay.wait_for(wanted);
+    }
 }
 
 /// Its packets go nowhere for a while, both ways, and nobody says so.

@@ -5,6 +5,9 @@ use std::io::{ErrorKind, Read};
 
 use super::event::{HEADER, Header, Malformed, big, packed};
 
+/// What unpacking may look back, as a power of two: 8 MiB, which is what all levels up to 19 need at most.
+const WINDOW_LOG: u32 = 23;
+
 const WRONG: Malformed = Malformed("a compressed transaction that cannot be unpacked");
 
 /// An event out of a compressed transaction.
@@ -49,7 +52,11 @@ impl<'a> Payload<'a> {
             return Err(WRONG);
         }
         let from: Box<dyn Read + Send + 'a> = match algorithm {
-            Some(0) => Box::new(zstd::stream::read::Decoder::with_buffer(body).map_err(|_| WRONG)?),
+            Some(0) => {
+                let mut from = zstd::stream::read::Decoder::with_buffer(body).map_err(|_| WRONG)?;
+                from.window_log_max(WINDOW_LOG).map_err(|_| WRONG)?;
+                Box::new(from)
+            }
             Some(255) => Box::new(body),
             _ => return Err(Malformed("a transaction that is compressed in an unknown way")),
         };
