@@ -3,12 +3,14 @@
 use crate::{
     db::statements,
     harness::{World, run_on, service, whippet},
-    mysql::{on_both, world},
+    mysql::{on_both, texts, world},
+    mysql_stream::{batch, follows, streamed},
     proxy::Proxy,
 };
 
 on_both!(
     a_password_and_a_certificate_are_checked,
+    the_log_is_read_with_a_password_and_over_tls,
     the_grants_that_are_printed_are_enough,
     the_doctor_finds_what_is_wrong,
     a_network_that_hangs_is_survived,
@@ -70,6 +72,34 @@ async fn a_password_and_a_certificate_are_checked(server: &str) {
     world.sql(&format!("INSERT INTO outbox (topic, payload) VALUES ('{topic}', 'x')")).await;
     world.consumer(&topic).read(1);
     assert_eq!(relay.stop().0, Some(0));
+}
+
+/// The connection that reads the binlog has a login of its own.
+async fn the_log_is_read_with_a_password_and_over_tls(server: &str) {
+    let ca = service(&format!("WHIPPET_TEST_{}_CA", server.to_uppercase()));
+    let verified = format!("tls: {{ mode: verify-full, ca_file: '{ca}' }},");
+    for (which, tls, user) in
+        [("PASSWORD", "tls: { mode: disable },", "whippet_pw"), ("TLS", &verified, "whippet_tls")]
+    {
+        let world = world(server).await;
+        let topic = world.create_topic("events", 1, &[]).await;
+        let config = streamed(&world, "{ name: outbox }");
+        world.install(&config).await;
+        let config = config
+            .replace(&world.url, &url(server, which, &world))
+            .replace("source: {", &format!("source: {{ {tls}"));
+        let relay = world.relay(&config);
+        follows(&relay).await;
+        world.sql(&batch(&topic, 1, 3)).await;
+        assert_eq!(texts(world.consumer(&topic).read(3)), ["1", "2", "3"]);
+        let readers = format!(
+            "SELECT count(*) FROM information_schema.processlist \
+             WHERE command LIKE 'Binlog Dump%' AND user = '{user}'"
+        );
+        assert_eq!(world.number(&readers).await, 1, "{user}");
+        let (code, log) = relay.stop();
+        assert_eq!(code, Some(0), "{log}");
+    }
 }
 
 /// For each way to record: what `whippet sql` prints for the relay's account is all it needs.
