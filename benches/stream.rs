@@ -9,18 +9,19 @@
 //! The payload is text for all: Debezium's router cannot pass bytes through a converter of strings.
 
 mod common;
+#[path = "common/debezium.rs"]
+mod debezium;
 #[path = "common/rows.rs"]
 mod rows;
 
 use std::{
-    fs::File,
     net::TcpListener,
-    path::PathBuf,
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use common::{Bench, Program, Shape, median, on_thread};
+use debezium::Debezium;
 use rdkafka::consumer::Consumer as _;
 use rows::{KEYS, arrivals, count, payload, percentiles};
 use serde_json::Value;
@@ -234,8 +235,7 @@ async fn run(options: &Options) -> anyhow::Result<()> {
 struct Suite {
     bench: Bench,
     recvlogical: String,
-    /// Kafka Connect's class path.
-    jars: String,
+    debezium: Debezium,
     rows: usize,
     payload: usize,
     transaction: usize,
@@ -247,10 +247,11 @@ impl Suite {
         let server = PgPool::connect(&std::env::var("WHIPPET_TEST_PG")?).await?;
         drop_slot(&server).await?;
         let &Options { rows, payload, transaction, .. } = options;
+        let bench = Bench::new(Shape { rows, payload, partitions: 12, text: true, fetch_wait: "5" }).await?;
         Ok(Suite {
-            bench: Bench::new(Shape { rows, payload, partitions: 12, text: true, fetch_wait: "5" }).await?,
+            debezium: Debezium::new(&bench)?,
+            bench,
             recvlogical: std::env::var("WHIPPET_BENCH_PG_RECVLOGICAL")?,
-            jars: format!("{}/*", std::env::var("WHIPPET_BENCH_DEBEZIUM_LIBS")?),
             rows,
             payload,
             transaction,
@@ -404,8 +405,7 @@ impl Suite {
 
     /// Started for the first time, and through with a first row of another topic.
     async fn start_ready(&self, peer: Peer) -> anyhow::Result<Program> {
-        // Debezium's position is that of an earlier slot.
-        std::fs::remove_file(self.offsets()).ok();
+        self.debezium.forget();
         self.bench.topic(WARM.into()).await?;
         let mut started = self.start(peer, 1)?;
         let deadline = Instant::now() + PATIENCE;
@@ -468,35 +468,10 @@ impl Suite {
         Program::relay(&file.display().to_string())
     }
 
-    /// Tuned: these settings were the fastest that were found.
     fn debezium(&self, port: u16, poll_interval_ms: u64) -> anyhow::Result<Program> {
-        let file = |name: &str| self.bench.folder.path().join(name);
         let to: PgConnectOptions = self.bench.url.parse()?;
-        std::fs::write(
-            file("worker.properties"),
-            format!(
-                "bootstrap.servers={}
-listeners=http://127.0.0.1:{port}
-offset.storage.file.filename={}
-key.converter=org.apache.kafka.connect.storage.StringConverter
-value.converter=org.apache.kafka.connect.storage.StringConverter
-offset.flush.interval.ms=1000
-plugin.discovery=only_scan
-producer.linger.ms=5
-producer.batch.size=262144
-producer.compression.type=lz4
-",
-                self.bench.kafka,
-                self.offsets().display()
-            ),
-        )?;
-        std::fs::write(
-            file("connector.properties"),
-            format!(
-                "name=bench
-connector.class=io.debezium.connector.postgresql.PostgresConnector
-tasks.max=1
-topic.prefix=bench
+        let connector = format!(
+            "connector.class=io.debezium.connector.postgresql.PostgresConnector
 database.hostname={}
 database.port={}
 database.user={}
@@ -506,61 +481,18 @@ plugin.name=pgoutput
 slot.name={SLOT}
 publication.name={SLOT}
 publication.autocreate.mode=filtered
-table.include.list=public.outbox
-snapshot.mode=no_data
-tombstones.on.delete=false
-max.batch.size=8192
-max.queue.size=32768
-poll.interval.ms={poll_interval_ms}
-transforms=outbox
-transforms.outbox.type=io.debezium.transforms.outbox.EventRouter
-transforms.outbox.route.by.field=topic
-transforms.outbox.route.topic.replacement=${{routedByValue}}
-transforms.outbox.table.field.event.key=key
-transforms.outbox.table.fields.additional.placement=type:header:eventType
-",
-                to.get_host(),
-                to.get_port(),
-                to.get_username(),
-                to.get_database().unwrap_or_default(),
-            ),
-        )?;
-        std::fs::write(
-            file("log4j2.properties"),
-            "rootLogger.level = WARN\nrootLogger.appenderRef.out.ref = out\n\
-             appender.out.type = Console\nappender.out.name = out\n\
-             appender.out.layout.type = PatternLayout\nappender.out.layout.pattern = %d %p %m (%c)%n\n",
-        )?;
-        let log = File::create(self.debezium_log())?;
-        Ok(Program(
-            Command::new("java")
-                .args(["-Xmx1500m", "-cp", &self.jars])
-                .arg(format!("-Dlog4j2.configurationFile={}", file("log4j2.properties").display()))
-                .arg("org.apache.kafka.connect.cli.ConnectStandalone")
-                .args([file("worker.properties"), file("connector.properties")])
-                .stdin(Stdio::null())
-                .stdout(log.try_clone()?)
-                .stderr(log)
-                .spawn()?,
-        ))
-    }
-
-    fn offsets(&self) -> PathBuf {
-        self.bench.folder.path().join("offsets")
-    }
-
-    fn debezium_log(&self) -> PathBuf {
-        self.bench.folder.path().join("debezium.log")
+table.include.list=public.outbox",
+            to.get_host(),
+            to.get_port(),
+            to.get_username(),
+            to.get_database().unwrap_or_default(),
+        );
+        self.debezium.start(port, poll_interval_ms, &connector)
     }
 
     /// The end of what it logged; the relay's warnings are on the screen.
     fn log(&self, peer: Peer) -> String {
-        let log = match peer {
-            Peer::Debezium => std::fs::read_to_string(self.debezium_log()).unwrap_or_default(),
-            _ => String::new(),
-        };
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(20)..].iter().flat_map(|line| ["\n", line]).collect()
+        if peer == Peer::Debezium { self.debezium.log() } else { String::new() }
     }
 }
 
@@ -593,7 +525,7 @@ async fn ended(program: &mut Program, every: Duration) -> anyhow::Result<std::pr
 
 /// SIGTERM, and waits.
 async fn terminate(mut program: Program) -> anyhow::Result<()> {
-    Command::new("kill").args(["-s", "TERM", &program.0.id().to_string()]).status()?;
+    program.signal("TERM")?;
     ended(&mut program, Duration::from_millis(20)).await?;
     Ok(())
 }

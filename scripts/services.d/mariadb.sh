@@ -65,6 +65,11 @@ GRANT ALL ON *.* TO whippet_tls@'%';
 SQL
 }
 
+# Whether there is a data folder with these accounts: one that an earlier script has made may have others.
+my_has_data() { # NAME ACCOUNTS
+  [ -d "$STATE/$1/data" ] && [ "$(cat "$STATE/$1/accounts.sql" 2>/dev/null)" = "$2" ]
+}
+
 my_env() { # NAME PORT
   echo "export WHIPPET_TEST_${1^^}=mysql://whippet@127.0.0.1:$2"
   echo "export WHIPPET_TEST_${1^^}_PASSWORD=mysql://whippet_pw:whippet-pw@127.0.0.1:$2"
@@ -93,17 +98,19 @@ mariadb_plugin() {
 }
 
 mariadb_start() {
-  local dir=$STATE/mariadb options
+  local dir=$STATE/mariadb options accounts
+  accounts=$(my_accounts "VIA ed25519 USING PASSWORD('whippet-pw')")
   mkdir -p "$dir/plugin"
   cp "$(mariadb_plugin)/auth_ed25519.so" "$dir/plugin/"
   my_tls mariadb
-  if [ ! -d "$dir/data" ]; then
-    rm -rf "$dir/data.new"
+  if ! my_has_data mariadb "$accounts"; then
+    rm -rf "$dir"/data{,.new}
     mkdir "$dir/data.new"
+    printf '%s\n' "$accounts" >"$dir/accounts.sql"
     {
       mariadb_bootstrap
       echo "INSTALL SONAME 'auth_ed25519';"
-      my_accounts "VIA ed25519 USING PASSWORD('whippet-pw')"
+      cat "$dir/accounts.sql"
     } >"$dir/bootstrap.sql"
     /usr/sbin/mariadbd --no-defaults --bootstrap --datadir="$dir/data.new" --plugin-dir="$dir/plugin" \
       --lc-messages-dir=/usr/share/mysql <"$dir/bootstrap.sql" >"$dir/install.log" 2>&1 ||

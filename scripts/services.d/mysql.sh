@@ -20,7 +20,8 @@ mysql_server() { # ARGUMENT..: the command
 }
 
 mysql_start() {
-  local dir=$STATE/mysql command deb
+  local dir=$STATE/mysql command deb accounts
+  accounts=$(my_accounts "BY 'whippet-pw'")
   # Not run from the cache: that is in a home that the server's user may not look into.
   if [ ! -d "$dir/root" ]; then
     rm -rf "$dir/root.new"
@@ -29,11 +30,11 @@ mysql_start() {
     mv "$dir/root.new" "$dir/root"
   fi
   my_tls mysql
-  if [ ! -d "$dir/data" ]; then
-    rm -rf "$dir/data.new"
+  if ! my_has_data mysql "$accounts"; then
+    rm -rf "$dir"/data{,.new}
     mkdir "$dir/data.new"
     [ "$EUID" != 0 ] || chown nobody: "$dir/data.new"
-    my_accounts "BY 'whippet-pw'" >"$dir/accounts.sql"
+    printf '%s\n' "$accounts" >"$dir/accounts.sql"
     mapfile -t command < <(mysql_server --initialize-insecure "--datadir=$dir/data.new" "--init-file=$dir/accounts.sql" "$(my_user)")
     "${command[@]}" >"$dir/install.log" 2>&1 || die "making the data folder failed; see $dir/install.log"
     mv "$dir/data.new" "$dir/data"

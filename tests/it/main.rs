@@ -30,6 +30,7 @@ mod mysql_access;
 mod mysql_rows;
 mod mysql_stream;
 mod mysql_stream_faults;
+mod mysql_stream_refused;
 mod mysql_stream_rows;
 mod payload_limits;
 mod payloads;

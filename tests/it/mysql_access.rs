@@ -2,13 +2,15 @@
 
 use crate::{
     db::statements,
-    harness::{World, service, whippet},
-    mysql::{on_both, world},
+    harness::{World, run_on, service, whippet},
+    mysql::{on_both, texts, world},
+    mysql_stream::{batch, follows, streamed},
     proxy::Proxy,
 };
 
 on_both!(
     a_password_and_a_certificate_are_checked,
+    the_log_is_read_with_a_password_and_over_tls,
     the_grants_that_are_printed_are_enough,
     the_doctor_finds_what_is_wrong,
     a_network_that_hangs_is_survived,
@@ -70,6 +72,34 @@ async fn a_password_and_a_certificate_are_checked(server: &str) {
     world.sql(&format!("INSERT INTO outbox (topic, payload) VALUES ('{topic}', 'x')")).await;
     world.consumer(&topic).read(1);
     assert_eq!(relay.stop().0, Some(0));
+}
+
+/// The connection that reads the binlog has a login of its own.
+async fn the_log_is_read_with_a_password_and_over_tls(server: &str) {
+    let ca = service(&format!("WHIPPET_TEST_{}_CA", server.to_uppercase()));
+    let verified = format!("tls: {{ mode: verify-full, ca_file: '{ca}' }},");
+    for (which, tls, user) in
+        [("PASSWORD", "tls: { mode: disable },", "whippet_pw"), ("TLS", &verified, "whippet_tls")]
+    {
+        let world = world(server).await;
+        let topic = world.create_topic("events", 1, &[]).await;
+        let config = streamed(&world, "{ name: outbox }");
+        world.install(&config).await;
+        let config = config
+            .replace(&world.url, &url(server, which, &world))
+            .replace("source: {", &format!("source: {{ {tls}"));
+        let relay = world.relay(&config);
+        follows(&relay).await;
+        world.sql(&batch(&topic, 1, 3)).await;
+        assert_eq!(texts(world.consumer(&topic).read(3)), ["1", "2", "3"]);
+        let readers = format!(
+            "SELECT count(*) FROM information_schema.processlist \
+             WHERE command LIKE 'Binlog Dump%' AND user = '{user}'"
+        );
+        assert_eq!(world.number(&readers).await, 1, "{user}");
+        let (code, log) = relay.stop();
+        assert_eq!(code, Some(0), "{log}");
+    }
 }
 
 /// For each way to record: what `whippet sql` prints for the relay's account is all it needs.
@@ -166,6 +196,54 @@ async fn the_doctor_finds_what_is_wrong(server: &str) {
     let refused = whippet(&["validate", "--config", &world.write("stream.yaml", &transient)]);
     assert_eq!(refused.status.code(), Some(78));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("still to come"), "{refused:?}");
+}
+
+/// What statements are told as, and several primaries: not even polling is safe there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_statements_and_one_of_several_primaries_are_refused() {
+    struct Back(String, &'static [&'static str]);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            run_on(&self.0, self.1).unwrap();
+        }
+    }
+    for (server, set, back, wanted) in [
+        (
+            "mariadb",
+            &["SET GLOBAL binlog_format = 'STATEMENT'"][..],
+            &["SET GLOBAL binlog_format = 'ROW'"][..],
+            "binlog_format = STATEMENT",
+        ),
+        (
+            "mysql",
+            &["SET GLOBAL binlog_format = 'STATEMENT'"],
+            &["SET GLOBAL binlog_format = 'ROW'"],
+            "binlog_format = STATEMENT",
+        ),
+        (
+            "mysql",
+            &[
+                "INSTALL PLUGIN group_replication SONAME 'group_replication.so'",
+                "SET GLOBAL group_replication_group_name = 'aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa'",
+                "SET GLOBAL group_replication_single_primary_mode = OFF",
+            ],
+            &["UNINSTALL PLUGIN group_replication"],
+            "one of several primaries",
+        ),
+    ] {
+        let world = world(server).await;
+        let config = world.config("[{ name: outbox }]", "");
+        world.install(&config).await;
+        let url = service(&format!("WHIPPET_TEST_{}", server.to_uppercase()));
+        run_on(&url, set).unwrap();
+        let _back = Back(url, back);
+        let output = whippet(&["doctor", "--config", &world.write("doctor.yaml", &config)]);
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{printed}");
+        assert!(printed.contains("FAIL  mysql: server: ") && printed.contains(wanted), "{printed}");
+        let relay = world.relay(&config);
+        relay.wait_for(wanted);
+    }
 }
 
 /// Its packets go nowhere for a while, both ways, and nobody says so.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     db::Session,
-    harness::{Seen, run_on, service, services, whippet},
+    harness::{Seen, run_on, service, services},
     load::Load,
     mysql::{on_both, world},
     mysql_stream::{PLAN, batch, end_readers, follows, streamed, until_published},
@@ -21,12 +21,11 @@ on_both!(
     compressed_transactions_are_rows_like_others,
     a_transaction_of_any_size_is_published_within_bounds,
     what_is_prepared_is_published_when_it_commits,
-    a_log_that_cannot_be_followed_says_why_and_the_table_is_polled,
     a_dead_connection_shows,
     a_row_that_nobody_can_see_yet_is_published_once_and_recorded_when_it_can_be,
 );
 
-fn distinct(seen: &[Seen]) -> usize {
+pub fn distinct(seen: &[Seen]) -> usize {
     let mut ids: Vec<&str> = seen.iter().filter_map(|one| one.header("id")).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -34,7 +33,7 @@ fn distinct(seen: &[Seen]) -> usize {
 }
 
 /// The numbers came in order, but for repeats.
-fn in_order(seen: &[Seen], last: u32) {
+pub fn in_order(seen: &[Seen], last: u32) {
     let mut next = 1;
     for number in seen.iter().map(|one| one.text().parse::<u32>().unwrap()) {
         assert!(number <= next, "{number} came before {next}");
@@ -295,51 +294,6 @@ async fn what_is_prepared_is_published_when_it_commits(server: &str) {
     consumer.read(3);
     in_order(&consumer.seen, 3);
     assert_eq!(relay.stop().0, Some(0));
-}
-
-async fn a_log_that_cannot_be_followed_says_why_and_the_table_is_polled(server: &str) {
-    let world = world(server).await;
-    let topic = world.create_topic("events", 1, &[]).await;
-    let name = &world.name;
-    let user = format!("u{}", &name[name.len() - 8..]);
-    world
-        .sql(&format!(
-            "CREATE USER {user}@'127.0.0.1'; \n GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {name}.* TO {user}@'127.0.0.1';"
-        ))
-        .await;
-    let config = streamed(&world, "{ name: outbox }");
-    world.install(&config).await;
-    let config = config.replace("mysql://whippet@", &format!("mysql://{user}@"));
-    let relay = world.relay(&config);
-    let says = async |text: &str| {
-        relay
-            .until(|status| {
-                let table = &status["tables"][0];
-                table["capture"] == "poll"
-                    && table["capture_reason"].as_str().unwrap_or_default().contains(text)
-            })
-            .await;
-    };
-    says("GRANT REPLICATION SLAVE, REPLICATION CLIENT").await;
-    let doctor = || {
-        let output = whippet(&["doctor", "--config", &world.write("doctor.yaml", &config)]);
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let found = doctor();
-    let binlog = found.lines().find(|line| line.contains("mysql: binlog")).unwrap();
-    assert!(binlog.contains("FAIL") && binlog.contains("REPLICATION CLIENT"), "{found}");
-    world.sql(&batch(&topic, 1, 10)).await;
-    let mut consumer = world.consumer(&topic);
-    consumer.read(10);
-    world.sql(&format!("GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {user}@'127.0.0.1'")).await;
-    follows(&relay).await;
-    assert!(doctor().contains("it can be followed"), "{}", doctor());
-    world.sql(&batch(&topic, 11, 20)).await;
-    consumer.read(20);
-    in_order(&consumer.seen, 20);
-    let (code, log) = relay.stop();
-    assert_eq!(code, Some(0), "{log}");
-    world.sql(&format!("DROP USER {user}@'127.0.0.1'")).await;
 }
 
 async fn a_dead_connection_shows(server: &str) {

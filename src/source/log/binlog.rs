@@ -9,6 +9,9 @@ use std::{collections::HashMap, str::FromStr, sync::Arc};
 
 use super::Unreadable;
 
+/// The number by which replicas tell a server from others.
+pub type ServerId = u32;
+
 /// A place in the log of one server: the number of the file, and the bytes before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Coordinates {

@@ -53,6 +53,8 @@ pub struct Header {
     /// When it was made, in seconds since 1970; of one that is in no file, 0.
     pub seconds: u32,
     pub kind: u8,
+    /// Who made it; of one that is in no file, who sends it.
+    pub server: u32,
     /// Where it ends in its file, by the lower half of that number.
     pub end: u32,
     /// Whoever does not know its kind may pass it by.
@@ -66,6 +68,7 @@ impl Header {
         let header = Header {
             seconds: number(0),
             kind: head[4],
+            server: number(5),
             end: number(13),
             may_be_ignored: head[17] & 0x80 != 0,
         };

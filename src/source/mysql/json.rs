@@ -11,7 +11,7 @@ use super::{
     event::{Malformed, little},
     map::code,
     number::{write_decimal, write_double},
-    rows::{Clock, write_date},
+    time::{Clock, write_date},
 };
 
 /// The server's own limit.

@@ -5,6 +5,9 @@ use std::io::{ErrorKind, Read};
 
 use super::event::{HEADER, Header, Malformed, big, packed};
 
+/// What unpacking may look back, as a power of two: 8 MiB, which is what all levels up to 19 need at most.
+const WINDOW_LOG: u32 = 23;
+
 const WRONG: Malformed = Malformed("a compressed transaction that cannot be unpacked");
 
 /// An event out of a compressed transaction.
@@ -49,7 +52,11 @@ impl<'a> Payload<'a> {
             return Err(WRONG);
         }
         let from: Box<dyn Read + Send + 'a> = match algorithm {
-            Some(0) => Box::new(zstd::stream::read::Decoder::with_buffer(body).map_err(|_| WRONG)?),
+            Some(0) => {
+                let mut from = zstd::stream::read::Decoder::with_buffer(body).map_err(|_| WRONG)?;
+                from.window_log_max(WINDOW_LOG).map_err(|_| WRONG)?;
+                Box::new(from)
+            }
             Some(255) => Box::new(body),
             _ => return Err(Malformed("a transaction that is compressed in an unknown way")),
         };
@@ -121,9 +128,12 @@ pub mod tests {
     /// A transaction as MySQL compresses it: events without checksums.
     pub fn compress(events: &[Vec<u8>]) -> Vec<u8> {
         let plain: Vec<u8> = events.iter().flat_map(|event| with_length(event)).collect();
-        let packed = zstd::stream::encode_all(&plain[..], 3).unwrap();
+        with_fields(plain.len(), &zstd::stream::encode_all(&plain[..], 3).unwrap())
+    }
+
+    fn with_fields(length: usize, packed: &[u8]) -> Vec<u8> {
         let number = |n: usize| [&[9, 0xfe][..], &(n as u64).to_le_bytes()].concat();
-        [&[2, 1, 0][..], &[3], &number(plain.len()), &[1], &number(packed.len()), &[0], &packed].concat()
+        [&[2, 1, 0][..], &[3], &number(length), &[1], &number(packed.len()), &[0], packed].concat()
     }
 
     fn with_length(event: &[u8]) -> Vec<u8> {
@@ -164,6 +174,18 @@ pub mod tests {
             broken += usize::from(all(&bad, 1000).map_or(true, |found| found.len() != 50));
         }
         assert!(broken > good.len() / 2, "{broken} of {}", good.len());
+    }
+
+    #[test]
+    fn one_that_takes_much_memory_to_unpack_is_refused() {
+        let plain = with_length(&super::super::event::tests::event(2, 1, &[0; 1000]));
+        for (window, is_taken) in [(20, true), (23, true), (24, false), (27, false)] {
+            let mut packed = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+            packed.window_log(window).unwrap();
+            packed.write_all(&plain).unwrap();
+            let packed = packed.finish().unwrap();
+            assert_eq!(all(&with_fields(plain.len(), &packed), 2000).is_ok(), is_taken, "{window}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     config,
     source::{
         database::{Error, Mysql, TableSpec},
-        log::binlog::Coordinates,
+        log::binlog::{Coordinates, ServerId},
     },
 };
 
@@ -42,6 +42,7 @@ pub struct Start {
     pub place: Coordinates,
     /// Where the log was after that.
     pub end: Coordinates,
+    pub server: ServerId,
     /// For each table what it is, or why it is polled instead.
     pub tables: Vec<Result<Known, String>>,
 }
@@ -55,7 +56,7 @@ impl Server {
             let status = self.database.log_start(self.settings.server_id).await?;
             let after = self.tables(specs).await?;
             if before == after {
-                let end = self.database.log_end().await?;
+                let (server, end) = self.database.log_end().await?;
                 let tables = specs.iter().zip(after);
                 let tables = tables.map(|(spec, known)| match known {
                     None => Err(format!("table {} does not exist, or this account cannot see it", spec.name)),
@@ -64,7 +65,8 @@ impl Server {
                         None => Ok(known),
                     },
                 });
-                return Ok(Start { file: status.file, place: status.place, end, tables: tables.collect() });
+                let tables = tables.collect();
+                return Ok(Start { file: status.file, place: status.place, end, server, tables });
             }
             before = after;
         }

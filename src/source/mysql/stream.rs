@@ -28,7 +28,10 @@ use crate::{
     relay::retry::Policy,
     source::{
         database::TableSpec,
-        log::{Batch, Incoming, Line, Progress, binlog::Coordinates},
+        log::{
+            Batch, Incoming, Line, Progress,
+            binlog::{Coordinates, ServerId},
+        },
     },
 };
 
@@ -169,7 +172,6 @@ impl Streamer {
         for (follower, line) in self.followers.iter().zip(lines) {
             follower.lines.send(line).ok();
         }
-        info!("the log is read");
         session.run(self, stop).await
     }
 
@@ -192,11 +194,13 @@ impl Streamer {
             tables.push((spec.clone(), known.clone()));
             routes.push(Route::new(spec, known, progress));
         }
-        let places = Arc::new(Mutex::new(Places { at: start.place, end: None, begun_anew: false }));
+        let places =
+            Places { server: start.server, at: start.place, end: None, begun_anew: false, refused: None };
+        let places = Arc::new(Mutex::new(places));
         let differs = Arc::new(Notify::new());
         let session = Session {
             reader,
-            decoder: Decoder::new(routes, start.place, start.end, self.limit),
+            decoder: Decoder::new(routes, start.server, start.place, start.end, self.limit),
             outlets,
             room: Arc::new(Semaphore::new(ROOM_KIB as usize)),
             _watch: AbortOnDropHandle::new(tokio::spawn(keep_watch(
@@ -210,20 +214,24 @@ impl Streamer {
             heard: Instant::now(),
             behind: None,
         };
+        info!(file = start.file, at = start.place.at, "the log is read");
         Ok((session, lines))
     }
 }
 
 /// How far the log was read, and where it is, as they were last looked at.
 struct Places {
+    server: ServerId,
     at: Coordinates,
     end: Option<Coordinates>,
-    /// The log was read further than it is.
+    /// The log was read further than it is, or is another server's.
     begun_anew: bool,
+    /// The server's settings are such that it cannot be followed any more.
+    refused: Option<String>,
 }
 
-/// Notes now and then where the log is, and sees whether the tables are still the same: one that could not be
-/// followed may be mended.
+/// Notes now and then where the log is and whether it may still be followed, and sees whether the tables are the
+/// same: one that could not be followed may be mended.
 async fn keep_watch(
     server: Server,
     tables: Vec<(TableSpec, Option<Known>)>,
@@ -240,12 +248,15 @@ async fn keep_watch(
         compare.tick().await;
         let read_before = places().at;
         match server.database.log_end().await {
-            Ok(now) => {
+            Ok((server, now)) => {
                 let mut places = places();
                 places.end = Some(now);
-                places.begun_anew |= now < read_before;
+                places.begun_anew |= now < read_before || server != places.server;
             }
             Err(error) => debug!(error = report(&error), "cannot look where the log is"),
+        }
+        if let Ok(Some(why)) = server.database.log_refusal(server.settings.server_id).await {
+            places().refused = Some(why);
         }
         if !polled.is_empty() && server.tables(&polled).await.ok() != first {
             differs.notify_one();
@@ -339,13 +350,16 @@ impl Session {
     /// What is looked at once in a while.
     fn look(&mut self, streamer: &Streamer, waits: bool) -> Option<Ended> {
         let (now, at) = (Instant::now(), self.decoder.at());
-        let (end, begun_anew) = {
+        let (end, begun_anew, refused) = {
             let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
             places.at = at;
-            (places.end, places.begun_anew)
+            (places.end, places.begun_anew, places.refused.take())
         };
         if begun_anew {
             return Some(Ended::Again("the server's binlog has begun anew, or it is another server"));
+        }
+        if let Some(why) = refused {
+            return Some(Ended::Trouble(Obstacle::Setup(why)));
         }
         if waits {
             // Nothing is read while the tables take nothing, so nothing can be heard.

@@ -9,7 +9,7 @@ use crate::{
         database::{Error, LEASE_NAME, TableSpec},
         log::{
             Moment, Unreadable,
-            binlog::{Coordinates, Seen, Visible},
+            binlog::{Coordinates, Seen, ServerId, Visible},
         },
         mysql::{rows::Known, wire},
     },
@@ -41,7 +41,7 @@ fn unreadable(error: Unreadable) -> Error {
 }
 
 /// Why the binlog cannot be followed, in the words of an operator; `None` where it can.
-pub async fn refusal(connection: &mut Conn, server_id: u32) -> Result<Option<String>, Error> {
+async fn refusal(connection: &mut Conn, server_id: u32) -> Result<Option<String>, Error> {
     let is = async |connection: &mut Conn, name: &str| {
         variable(connection, name).await.map(Option::unwrap_or_default)
     };
@@ -110,7 +110,7 @@ impl Mysql {
     }
 
     /// Everything in the log up to here can be seen by whoever looks from now on.
-    async fn visible_place(&self, connection: &mut Conn, flavor: Flavor) -> Result<(Status, String), Error> {
+    async fn visible_place(&self, connection: &mut Conn, flavor: Flavor) -> Result<Status, Error> {
         if flavor == Flavor::MariaDb {
             // The server keeps it: the end of the last transaction that it made visible.
             let mut now = TxOpts::default();
@@ -123,9 +123,7 @@ impl Mysql {
             let file = of("Binlog_snapshot_file").map(|(_, value)| value.clone()).unwrap_or_default();
             let at = of("Binlog_snapshot_position").and_then(|(_, value)| value.parse().ok());
             let place = Coordinates::new(&file, at.unwrap_or(0)).map_err(unreadable)?;
-            let status =
-                Status { file: file.clone(), place, filters: String::new(), executed: String::new() };
-            return Ok((status, file));
+            return Ok(Status { file, place, filters: String::new(), executed: String::new() });
         }
         // Transactions become visible in the order of the log. So when one of our own has, everything has
         // that was in the log before it.
@@ -139,8 +137,7 @@ impl Mysql {
         if connection.affected_rows() == 0 {
             return Err(Error::Setup("there is no lease yet".into()));
         }
-        let file = status.file.clone();
-        Ok((status, file))
+        Ok(status)
     }
 
     /// This moment: everything that it sees, polling sees from now on.
@@ -149,7 +146,7 @@ impl Mysql {
         let flavor = Mysql::flavor(&mut connection).await?;
         let visible = match flavor {
             Flavor::Gtids => None,
-            _ => Some(self.visible_place(&mut connection, flavor).await?.0.place),
+            _ => Some(self.visible_place(&mut connection, flavor).await?.place),
         };
         let Status { place, executed, .. } = Mysql::status(&mut connection).await?;
         let visible = match visible {
@@ -159,10 +156,18 @@ impl Mysql {
         Ok(Moment::Binlog(Seen { visible, end: place }))
     }
 
-    /// Where the log is now.
-    pub async fn log_end(&self) -> Result<Coordinates, Error> {
+    /// Where the log is now, and whose it is.
+    pub async fn log_end(&self) -> Result<(ServerId, Coordinates), Error> {
         let mut connection = self.pool().get_conn().await.map_err(Error::sql(ASK))?;
-        Ok(Mysql::status(&mut connection).await?.place)
+        let server: Option<ServerId> =
+            connection.query_first("SELECT @@server_id").await.map_err(Error::sql(ASK))?;
+        Ok((server.unwrap_or_default(), Mysql::status(&mut connection).await?.place))
+    }
+
+    /// Why the log cannot be followed, by the server's settings as they are now.
+    pub async fn log_refusal(&self, server_id: u32) -> Result<Option<String>, Error> {
+        let mut connection = self.pool().get_conn().await.map_err(Error::sql(ASK))?;
+        refusal(&mut connection, server_id).await
     }
 
     /// Where the log can be read from, the tables being polled after: everything before is visible. Refused
@@ -180,7 +185,7 @@ impl Mysql {
                  neither --binlog-do-db nor --binlog-ignore-db"
             )));
         }
-        Ok(self.visible_place(&mut connection, flavor).await?.0)
+        self.visible_place(&mut connection, flavor).await
     }
 
     /// A table's columns; `None` where there is no such table.
