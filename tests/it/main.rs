@@ -18,6 +18,8 @@ mod faults;
 mod harness;
 mod impostor;
 mod ingest;
+mod ingest_callers;
+mod ingest_disk;
 mod ingest_faults;
 mod keep;
 mod large;
