@@ -163,6 +163,7 @@ async fn what_was_begun_is_answered_when_the_relay_stops() {
     assert!(nothing.is_empty(), "{}", String::from_utf8_lossy(&nothing));
     relay.wait_for("requests that were not finished are cut off");
     relay.wait_for("the spool is drained");
+    assert!(!relay.log().contains("the disk does not answer"), "{}", relay.log());
     assert_eq!(relay.ended().code(), Some(0));
     assert!(stopped.elapsed() < Duration::from_secs(6), "{:?}", stopped.elapsed());
     let mut consumer = world.consumer(&topic);
