@@ -6,7 +6,7 @@ use axum::{
     Json, Router,
     body::{Body, HttpBody as _},
     extract::{DefaultBodyLimit, Path, State, rejection::PathRejection},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -237,13 +237,7 @@ async fn publish(
         }
         Err((reason, problem)) => {
             ingest.metrics.ingest_answered(Some(reason), begun.elapsed());
-            let unread = problem.code == StatusCode::LENGTH_REQUIRED;
-            let mut response = problem.into_response();
-            if unread {
-                // A proxy may have another idea of where this request ends (RFC 9112, section 6.1).
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            response
+            problem.into_response()
         }
     }
 }

@@ -240,7 +240,8 @@ async fn a_stuck_disk_holds_the_answers_and_a_bound_on_memory() {
         }
     });
     // Whoever has waited for room is sent away.
-    while relay.metric("whippet_ingest_refused_total", "busy") < 1.0 {
+    let deadline = Instant::now() + SOON;
+    while relay.metric("whippet_ingest_refused_total", "busy") < 1.0 && Instant::now() < deadline {
         world.pause().await;
     }
     let peak = relay.peak_mib();
@@ -248,6 +249,7 @@ async fn a_stuck_disk_holds_the_answers_and_a_bound_on_memory() {
     // contract.md section 5: 40 MiB and twice the window, and three times the largest row; and what of each connection
     // is read ahead.
     assert!(peak < 40.0 + 24.0 + 3.0 + 16.0, "{peak} MiB");
+    assert!(Instant::now() < deadline, "{}", relay.log());
     disk.stuck(false);
     waiting.set_read_timeout(Some(SOON)).unwrap();
     assert_eq!(answer(&mut waiting).code, 202);
