@@ -185,7 +185,7 @@ async fn strange_requests_are_refused() {
     for (head, body, code) in [
         (format!("Content-Length: {}\r\nTransfer-Encoding: chunked", smuggled.len()), &*smuggled, 411),
         (format!("Transfer-Encoding: chunked\r\nContent-Length: {}", smuggled.len()), &smuggled, 411),
-        ("Transfer-Encoding: chunked".into(), "4\r\nbody\r\n0\r\n\r\n", 411),
+        ("Transfer-Encoding: chunked\r\nConnection: close".into(), "4\r\nbody\r\n0\r\n\r\n", 411),
         ("Transfer-Encoding: gzip\r\nContent-Length: 4".into(), "body", 400),
         ("Content-Length: 4\r\nContent-Length: 5".into(), "body", 400),
         ("Content-Length: 4, 4".into(), "body", 400),
