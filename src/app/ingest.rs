@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -68,14 +71,17 @@ impl Ingest {
         let drained = CancellationToken::new();
         let relay = tokio::spawn(self.part.run(drained.clone(), grace.mul_f64(1.0 - DRAIN_SHARE)));
         stop.cancelled().await;
-        let deadline = Instant::now() + grace.mul_f64(DRAIN_SHARE);
-        if tokio::time::timeout(ANSWER_WITHIN.min(grace), &mut server).await.is_err() {
+        let stopped_at = Instant::now();
+        let deadline = stopped_at + grace.mul_f64(DRAIN_SHARE);
+        if timeout_at(deadline.min(stopped_at + ANSWER_WITHIN), &mut server).await.is_err() {
             warn!("requests that were not finished are cut off; none of them was answered with 202");
             server.abort();
             server.await.ok();
         }
         // With the last connection goes the last intake.
-        writer.await.ok();
+        if timeout_at(deadline, writer).await.is_err() {
+            warn!("the disk does not answer: what was not answered with 202 may be in the spool or not");
+        }
         drain(&database, &self.table, &board, deadline).await;
         drained.cancel();
         relay.await.unwrap_or(Left { events: 0, unanswered: 0 })

@@ -14,6 +14,7 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -21,13 +22,16 @@ pub use self::problem::Problem;
 
 /// A request's head has to be here within this.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// What a connection reads ahead, in bytes; a head that is longer and not at its end is refused.
+const READ_AT_MOST: usize = 64 << 10;
 
 /// Takes the address; an address in use is a clear error before anything starts.
 pub async fn bind(key: &str, listen: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(listen).await.map_err(|error| anyhow::anyhow!("{key} {listen}: {error}"))
 }
 
-/// Serves until `stop`; then answers what is under way, and takes nothing new.
+/// Serves until `stop`; then answers what is under way, and takes nothing new. Dropped before it is done, it cuts off
+/// what is left.
 pub async fn serve(
     name: &'static str,
     listener: TcpListener,
@@ -36,10 +40,12 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let graceful = GracefulShutdown::new();
-    let connections = Arc::new(Semaphore::new(connections_at_most));
+    let room = Arc::new(Semaphore::new(connections_at_most));
+    let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &connections) => accepted,
+            accepted = accept(&listener, &room) => accepted,
+            Some(_) = connections.join_next() => continue,
             () = stop.cancelled() => break,
         };
         let (stream, permit) = match accepted {
@@ -54,9 +60,10 @@ pub async fn serve(
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_WITHIN)
+            .max_buf_size(READ_AT_MOST)
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
         let connection = graceful.watch(connection);
-        tokio::spawn(async move {
+        connections.spawn(async move {
             // What goes wrong with a connection is its client's business.
             connection.await.ok();
             drop(permit);
@@ -68,12 +75,12 @@ pub async fn serve(
 
 async fn accept(
     listener: &TcpListener,
-    connections: &Arc<Semaphore>,
+    room: &Arc<Semaphore>,
 ) -> std::io::Result<(TcpStream, Option<OwnedSemaphorePermit>)> {
     // The semaphore is never closed.
-    let permit = connections.clone().acquire_owned().await.ok();
+    let permit = room.clone().acquire_owned().await.ok();
     let (stream, _) = listener.accept().await?;
-    // An answer is small, and is waited for.
-    stream.set_nodelay(true)?;
+    // An answer is small, and is waited for. A stream that is gone already says so when it is read.
+    stream.set_nodelay(true).ok();
     Ok((stream, permit))
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    body::Body,
+    body::{Body, HttpBody as _},
     extract::{DefaultBodyLimit, Path, State, rejection::PathRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -15,7 +15,7 @@ use futures_util::StreamExt as _;
 use serde::Serialize;
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, SemaphorePermit},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -57,8 +57,8 @@ pub struct Ingest {
     rules: Rules,
     token_file: Option<std::path::PathBuf>,
     intake: Intake,
-    /// Room for bodies that are on their way to the spool.
-    room: Semaphore,
+    /// Room for bodies that are on their way to the disk.
+    room: Arc<Semaphore>,
     room_units: usize,
     metrics: Arc<Metrics>,
     openapi: serde_json::Value,
@@ -82,7 +82,7 @@ impl Ingest {
             rules: Rules::new(ingest, table),
             token_file: ingest.token_file.clone(),
             intake,
-            room: Semaphore::new(room_units),
+            room: Arc::new(Semaphore::new(room_units)),
             room_units,
             metrics,
             openapi: serde_saphyr::from_str(OPENAPI)?,
@@ -94,6 +94,10 @@ impl Ingest {
         let router = Router::new()
             .route("/v1/topics/{topic}/events", post(publish))
             .route("/openapi.json", get(openapi))
+            .fallback(async || Problem::new(StatusCode::NOT_FOUND, "see /openapi.json for what there is"))
+            .method_not_allowed_fallback(async || {
+                Problem::new(StatusCode::METHOD_NOT_ALLOWED, "events are sent with POST")
+            })
             .layer(DefaultBodyLimit::disable())
             .with_state(Arc::new(self));
         http::serve("ingest", listener, router, CONNECTIONS_AT_MOST, stop).await;
@@ -102,17 +106,17 @@ impl Ingest {
     async fn publish(&self, topic: String, headers: &HeaderMap, body: Body) -> Result<Vec<String>, Refusal> {
         self.authorize(headers)?;
         let head = self.rules.head(topic, headers).map_err(named)?;
-        let length = self.length(&head, headers)?;
+        let length = self.length(&head, headers, &body)?;
         if !self.intake.has_room() {
             return Err(refusal(&Refused::Full));
         }
-        let _room = self.room_for(length).await?;
+        let room = self.room_for(length).await?;
         let body = read(body, length).await?;
         let events = self.rules.events(head, &body).map_err(named)?;
         // The spool has the only copy.
         drop(body);
         let ids = events.iter().map(|event| event.id.clone()).collect();
-        match tokio::time::timeout(DISK_WITHIN, self.intake.put(events)).await {
+        match tokio::time::timeout(DISK_WITHIN, self.intake.put(events, room)).await {
             Ok(put) => put.map_err(|refused| refusal(&refused))?,
             // It may be written yet: the id tells, where it comes again.
             Err(_) => return Err(refusal(&Refused::Failed("the disk does not answer".into()))),
@@ -137,10 +141,11 @@ impl Ingest {
         }
     }
 
-    /// The length that a body has to have.
-    fn length(&self, head: &Head, headers: &HeaderMap) -> Result<usize, Refusal> {
-        let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        let Some(length) = length else {
+    /// The length of a body, which has to be said. One that is not said may be a body that was forgotten.
+    fn length(&self, head: &Head, headers: &HeaderMap, body: &Body) -> Result<usize, Refusal> {
+        // As the server understood it, whatever the headers say besides.
+        let length = body.size_hint().exact().filter(|_| headers.contains_key(header::CONTENT_LENGTH));
+        let Some(length) = length.and_then(|length| usize::try_from(length).ok()) else {
             let detail = "say Content-Length: room for the body is found before it is read";
             return Err(("bad", Problem::new(StatusCode::LENGTH_REQUIRED, detail)));
         };
@@ -153,12 +158,12 @@ impl Ingest {
     }
 
     /// Room for a body of this length. One above all there is travels alone.
-    async fn room_for(&self, length: usize) -> Result<Option<SemaphorePermit<'_>>, Refusal> {
+    async fn room_for(&self, length: usize) -> Result<Option<OwnedSemaphorePermit>, Refusal> {
         if length <= SMALL {
             return Ok(None);
         }
         let units = length.div_ceil(UNIT).min(self.room_units);
-        let room = self.room.acquire_many(u32::try_from(units).unwrap_or(u32::MAX));
+        let room = self.room.clone().acquire_many_owned(u32::try_from(units).unwrap_or(u32::MAX));
         match tokio::time::timeout(ROOM_WITHIN, room).await {
             Ok(room) => Ok(room.ok()),
             Err(_) => {

@@ -14,7 +14,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
     task::JoinHandle,
 };
 
@@ -100,7 +100,7 @@ impl Spool {
     pub async fn open(ingest: &Ingest, metrics: Arc<Metrics>) -> anyhow::Result<Spool> {
         let folder = &ingest.spool;
         let shown = folder.display();
-        std::fs::create_dir_all(folder).with_context(|| format!("ingest.spool {shown}"))?;
+        make(folder).with_context(|| format!("ingest.spool {shown}"))?;
         let lock = lock(folder)?;
         let options = options(folder);
         let doing = || format!("ingest.spool {shown}: {FILE}");
@@ -139,13 +139,22 @@ impl Intake {
         !self.gauge.is_full()
     }
 
-    /// Returns once the events are on the disk, all or none of them. One whose id is known counts as put.
-    pub async fn put(&self, events: Vec<Event>) -> Result<(), Refused> {
+    /// Returns once the events are on the disk, all or none of them. One whose id is known counts as put. The room that
+    /// they have is given back when the writer is done with them, even if nobody waits for that any more.
+    pub async fn put(&self, events: Vec<Event>, room: Option<OwnedSemaphorePermit>) -> Result<(), Refused> {
         let (answer, answered) = oneshot::channel();
-        let job = Job { bytes: events.iter().map(Event::bytes).sum(), events, answer };
+        let job = Job { bytes: events.iter().map(Event::bytes).sum(), events, room, answer };
         self.jobs.send(job).await.map_err(|_| Refused::Stopping)?;
         answered.await.unwrap_or(Err(Refused::Stopping))
     }
+}
+
+/// Makes the folder. The names of what was made are on the disk too: SQLite sees to those of its own files.
+fn make(folder: &Path) -> std::io::Result<()> {
+    let folder = std::path::absolute(folder)?;
+    let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
+    std::fs::create_dir_all(&folder)?;
+    missing.iter().filter_map(|made| made.parent()).try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
 fn options(folder: &Path) -> SqliteConnectOptions {
@@ -168,7 +177,9 @@ async fn install(connection: &mut SqliteConnection) -> anyhow::Result<()> {
     for statement in TABLES {
         sqlx::query(AssertSqlSafe(statement)).execute(&mut *connection).await?;
     }
-    sqlx::query(AssertSqlSafe(format!("PRAGMA user_version = {VERSION}"))).execute(connection).await?;
+    if version < VERSION {
+        sqlx::query(AssertSqlSafe(format!("PRAGMA user_version = {VERSION}"))).execute(connection).await?;
+    }
     Ok(())
 }
 
@@ -198,8 +209,8 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
         .with_context(|| format!("ingest.spool: {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => {
-            file.set_len(0)?;
-            writeln!(file, "{}", std::process::id())?;
+            // Only for a message; a full disk does not take it.
+            file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).ok();
             Ok(file)
         }
         Err(TryLockError::WouldBlock) => {

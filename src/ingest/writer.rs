@@ -12,7 +12,7 @@ use std::{
 
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
     time::{Instant, MissedTickBehavior},
 };
 use tracing::{info, warn};
@@ -25,10 +25,10 @@ const GROUP_EVENTS: usize = 2_000;
 const GROUP_BYTES: usize = 8 << 20;
 /// How often sizes are measured and old ids forgotten, while nothing comes.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
-/// Ids that are forgotten at once.
-const FORGOTTEN_AT_ONCE: u32 = 10_000;
-/// An id is remembered for each so many bytes of the spool, at most.
-const BYTES_PER_ID: u64 = 1 << 10;
+/// Ids that are forgotten at once: more than are published between two times.
+const FORGOTTEN_AT_ONCE: u32 = 50_000;
+/// An id is remembered for each so many bytes of the spool, at most. The longest, with its topic, takes 1.3 KiB.
+const BYTES_PER_ID: u64 = 2 << 10;
 /// What is left free on the disk while the file would have to grow: the relay needs some to record what it published,
 /// or a full disk would stay full.
 const RESERVE: u64 = 16 << 20;
@@ -58,6 +58,9 @@ const REMEMBERED: &str = "SELECT coalesce(max(n) - min(n) + 1, 0) FROM ingest_pu
 pub(super) struct Job {
     pub events: Vec<Event>,
     pub bytes: usize,
+    /// What it may have in memory, until it is written.
+    #[expect(dead_code, reason = "held, not used")]
+    pub room: Option<OwnedSemaphorePermit>,
     pub answer: oneshot::Sender<Result<(), Refused>>,
 }
 

@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::harness::{Relay, SOON, World, kafka, whippet};
+use crate::{
+    harness::{Relay, SOON, World, kafka, whippet},
+    ingest_disk::on_a_disk_of,
+};
 
 /// An answer of an ingest address.
 pub struct Answer {
@@ -364,6 +367,8 @@ async fn the_openapi_document_says_what_the_server_does() {
         authorized("", &vec![b'x'; 600 << 10]),
         authorized("Content-Encoding: gzip\r\n", b"x"),
     ];
+    let long = authorized(&format!("X-Long: {}\r\n", "x".repeat(200_000)), b"x");
+    assert!(long.body.is_null(), "the head was not read");
     // Until it is full, which is told before the body is read.
     while found.last().unwrap().code != 429 {
         found.push(authorized("", &vec![b'x'; 200 << 10]));
@@ -385,7 +390,7 @@ async fn the_openapi_document_says_what_the_server_does() {
         assert_eq!(head.contains("retry-after: 1"), later, "{code}: {head}");
         assert_eq!(head.contains("www-authenticate: bearer"), *code == 401, "{code}: {head}");
     }
-    let codes: BTreeSet<u16> = found.iter().map(|answer| answer.code).collect();
+    let codes: BTreeSet<u16> = found.iter().chain([&long]).map(|answer| answer.code).collect();
     assert_eq!(codes, described);
     let refused: f64 = relay.metric("whippet_ingest_refused_total", "");
     let of_this_relay = found.iter().filter(|answer| !matches!(answer.code, 202 | 507)).count();
@@ -396,22 +401,6 @@ async fn the_openapi_document_says_what_the_server_does() {
 fn disk_full(world: &World, topic: &str) -> Answer {
     let relay = on_a_disk_of(world, "8m", topic, "");
     post(&address(&relay), topic, "", b"x")
-}
-
-/// A relay whose spool is on a disk of its own, which nobody else sees; the folder is as given in `/proc/PID/root`.
-pub fn on_a_disk_of(world: &World, size: &str, topics: &str, more: &str) -> Relay {
-    let disk = world.folder.path().join("disk");
-    std::fs::create_dir_all(&disk).unwrap();
-    let config = config(world, topics, "", more).replace("/spool'", "/disk'");
-    let file = world.write("disk.yaml", &config);
-    let script = format!(
-        "mount -t tmpfs -o size={size} tmpfs {} && exec {} run --config {file}",
-        disk.display(),
-        env!("CARGO_BIN_EXE_whippet")
-    );
-    let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--mount", "sh", "-c", &script]);
-    Relay::start_by(command)
 }
 
 /// The clients of docs/ingest.md, as they stand there.

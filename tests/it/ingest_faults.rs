@@ -1,12 +1,10 @@
 //! Ingest while things go wrong: whatever was answered with 202 is in Kafka.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
-    process::Command,
+    net::TcpListener,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -15,69 +13,10 @@ use serde_json::Value;
 
 use crate::{
     checker::{Written, check},
-    harness::{Relay, SOON, World, in_soak, services},
-    ingest::{address, answer, config, on_a_disk_of, post},
+    harness::{SOON, World, in_soak, services},
+    ingest::{address, config, post},
+    ingest_callers::Caller,
 };
-
-/// A caller that keeps its connection, and tries again until it is told 202.
-struct Caller {
-    address: String,
-    stream: Option<BufReader<TcpStream>>,
-}
-
-impl Caller {
-    fn new(address: &str) -> Caller {
-        Caller { address: address.to_owned(), stream: None }
-    }
-
-    /// The code of the answer; `None` where none came.
-    fn send(&mut self, topic: &str, key: &str, id: &str, body: &[u8]) -> Option<u16> {
-        let code = self.try_to_send(topic, key, id, body).ok();
-        if code.is_none() {
-            self.stream = None;
-        }
-        code
-    }
-
-    fn try_to_send(&mut self, topic: &str, key: &str, id: &str, body: &[u8]) -> std::io::Result<u16> {
-        let stream = match &mut self.stream {
-            Some(stream) => stream,
-            none => {
-                let stream = TcpStream::connect(&self.address)?;
-                stream.set_read_timeout(Some(SOON))?;
-                stream.set_nodelay(true)?;
-                none.insert(BufReader::new(stream))
-            }
-        };
-        let mut request = format!(
-            "POST /v1/topics/{topic}/events HTTP/1.1\r\nHost: x\r\nWhippet-Key: {key}\r\nWhippet-Id: {id}\r\n\
-             Content-Length: {}\r\n\r\n",
-            body.len()
-        )
-        .into_bytes();
-        request.extend_from_slice(body);
-        stream.get_mut().write_all(&request)?;
-        let (mut code, mut length, mut line) = (0, 0, String::new());
-        loop {
-            line.clear();
-            if stream.read_line(&mut line)? == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
-            let text = line.trim_end().to_ascii_lowercase();
-            if text.is_empty() {
-                break;
-            }
-            if let Some(status) = text.strip_prefix("http/1.1 ") {
-                code = status[..3].parse().unwrap();
-            }
-            if let Some(value) = text.strip_prefix("content-length: ") {
-                length = value.parse().unwrap();
-            }
-        }
-        stream.read_exact(&mut vec![0; length])?;
-        Ok(code)
-    }
-}
 
 /// A port that is free now, and is asked for again by every start of a relay.
 fn free_port() -> u16 {
@@ -206,133 +145,6 @@ async fn a_full_spool_refuses_and_recovers() {
     let mut consumer = world.consumer(&topic);
     let seen = consumer.read(taken + 1);
     assert_eq!(seen.last().unwrap().header("id"), Some("last"));
-}
-
-/// The disk is full in the middle: refused cleanly; what was answered is published; and what is published makes
-/// room again.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_refuses_and_recovers() {
-    let world = World::new("ingestdisk").await;
-    let topic = world.create_topic("events", 1, &[]).await;
-    let relay = on_a_disk_of(&world, "40m", &topic, "");
-    relay.wait_for("it is memory");
-    let ingest = address(&relay);
-    // The disk as the relay sees it.
-    let disk = format!("/proc/{}/root{}/disk", relay.id(), world.folder.path().display());
-    relay.operate(&world, &["pause", "--table", "ingest"]);
-    let body = vec![b'x'; 100_000];
-    let mut taken = 0;
-    let send = |id: usize| post(&ingest, &topic, &format!("Whippet-Id: {id}\r\nWhippet-Key: k\r\n"), &body);
-    while send(taken).code == 202 {
-        taken += 1;
-    }
-    let refused = send(taken);
-    assert_eq!(refused.code, 507, "{}", refused.body);
-    assert!(refused.body["detail"].as_str().unwrap().contains("MiB are free"), "{}", refused.body);
-    assert!(taken > 20, "{taken}");
-    // Somebody else takes the rest, but for what the relay needs.
-    let filler = format!("{disk}/filler");
-    std::fs::write(&filler, vec![0; 8 << 20]).unwrap();
-    assert_eq!(send(taken).code, 507);
-    relay.operate(&world, &["resume", "--table", "ingest"]);
-    let mut consumer = world.consumer(&topic);
-    let ids: Vec<String> =
-        consumer.read(taken).iter().map(|record| record.header("id").unwrap().to_owned()).collect();
-    assert_eq!(ids, (0..taken).map(|id| id.to_string()).collect::<Vec<_>>(), "and nothing that was refused");
-    relay.until_status("/tables/0/pending", 0).await;
-    std::fs::remove_file(&filler).unwrap();
-    let deadline = Instant::now() + SOON;
-    while send(taken).code != 202 {
-        assert!(Instant::now() < deadline, "{}", relay.log());
-        world.pause().await;
-    }
-    relay.wait_for("the spool can be written to again");
-    consumer.read(taken + 1);
-}
-
-/// The disk fails in the middle of a write, with no warning: as where a quota ends (here, RLIMIT_FSIZE).
-#[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_fails_half_way_leaves_nothing() {
-    let world = World::new("ingestwrite").await;
-    let topic = world.create_topic("events", 1, &[]).await;
-    let file = world.write("whippet.yaml", &config(&world, &topic, "", ""));
-    let mut command = Command::new("sh");
-    // In blocks of 512 bytes; without the signal that would end the process.
-    let script =
-        format!("trap '' XFSZ; ulimit -f 4096; exec {} run --config {file}", env!("CARGO_BIN_EXE_whippet"));
-    command.args(["-c", &script]);
-    let relay = Relay::start_by(command);
-    let ingest = address(&relay);
-    assert_eq!(post(&ingest, &topic, "Whippet-Id: before\r\nWhippet-Key: k\r\n", b"x").code, 202);
-    // Above what one file may have, in two lines of which the first would fit.
-    let lines = format!(
-        "{{\"id\":\"small\",\"key\":\"k\",\"payload\":1}}\n{{\"id\":\"large\",\"key\":\"k\",\"payload\":\"{}\"}}\n",
-        "x".repeat(3 << 20)
-    );
-    let refused = post(&ingest, &topic, "Content-Type: application/x-ndjson\r\n", lines.as_bytes());
-    assert_eq!(refused.code, 507, "{}", refused.body);
-    assert_eq!(post(&ingest, &topic, "Whippet-Id: after\r\nWhippet-Key: k\r\n", b"x").code, 202);
-    let mut consumer = world.consumer(&topic);
-    consumer.read(2);
-    relay.until_status("/tables/0/pending", 0).await;
-    let ids: Vec<&str> = consumer.read_to_end().iter().map(|record| record.header("id").unwrap()).collect();
-    assert_eq!(ids, ["before", "after"], "not half a batch");
-    relay.signal("TERM");
-    assert_eq!(relay.ended().code(), Some(0));
-}
-
-/// Slow callers and half a body take nothing from others, and leave nothing behind.
-#[tokio::test(flavor = "multi_thread")]
-async fn slow_callers_and_half_bodies_are_cut_off() {
-    let world = World::new("ingestslow").await;
-    let topic = world.create_topic("events", 1, &[]).await;
-    let relay = world.relay(&config(&world, &topic, "", ""));
-    let ingest = address(&relay);
-    let open = |head: &str| {
-        let mut stream = TcpStream::connect(&ingest).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.write_all(head.as_bytes()).unwrap();
-        stream
-    };
-    let head = format!("POST /v1/topics/{topic}/events HTTP/1.1\r\nHost: x\r\n");
-    let begun = Instant::now();
-    let mut half_a_head = open(&head);
-    // Half of them would be half of a payload, and the connection ends.
-    for _ in 0..20 {
-        drop(open(&format!("{head}Content-Length: 10\r\n\r\nhalf")));
-    }
-    // One announces all the room that bodies have, and sends nothing.
-    let mut nothing = open(&format!("{head}Content-Length: 3000000\r\n\r\n"));
-    let stop = Arc::new(AtomicBool::new(false));
-    let drips: Vec<_> = (0..10)
-        .map(|_| {
-            let (mut stream, stop) = (open(&format!("{head}Content-Length: 1000\r\n\r\n")), stop.clone());
-            std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) && stream.write_all(b"x").is_ok() {
-                    std::thread::sleep(Duration::from_millis(200));
-                }
-                answer(&mut stream).code
-            })
-        })
-        .collect();
-    let mut caller = Caller::new(&ingest);
-    for number in 0..200 {
-        assert_eq!(caller.send(&topic, "k", &number.to_string(), b"x"), Some(202));
-    }
-    assert!(begun.elapsed() < Duration::from_secs(8), "others were not held up: {:?}", begun.elapsed());
-    assert_eq!(answer(&mut nothing).code, 408);
-    let mut rest = Vec::new();
-    half_a_head.read_to_end(&mut rest).ok();
-    assert!(!String::from_utf8_lossy(&rest).contains(" 202"));
-    for drip in drips {
-        assert_eq!(drip.join().unwrap(), 408);
-    }
-    stop.store(true, Ordering::Relaxed);
-    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
-    let mut consumer = world.consumer(&topic);
-    consumer.read(200);
-    assert_eq!(relay.stop().0, Some(0));
-    assert_eq!(consumer.read_to_end().len(), 200, "nothing of what was cut off");
 }
 
 /// Payloads of 5 MB become claim checks like any row's, in a bounded memory.

@@ -20,6 +20,8 @@ mod group;
 mod harness;
 mod impostor;
 mod ingest;
+mod ingest_callers;
+mod ingest_disk;
 mod ingest_faults;
 mod keep;
 mod large;

@@ -185,7 +185,7 @@ impl Rules {
             false => Problem::bad(format!("column {}: not JSON", error.column())),
         })?;
         let payload = match (line.payload, line.payload_base64) {
-            (Some(payload), None) => content(payload, body),
+            (Some(payload), None) => content(payload, body)?,
             (None, Some(encoded)) => {
                 let decoded = BASE64_STANDARD.decode(encoded);
                 Some(decoded.map_err(|_| Problem::bad("payload_base64 is not base64"))?.into())
@@ -277,12 +277,15 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawV
 }
 
 /// A string is its text; null is a tombstone; anything else goes out byte for byte as it stands.
-fn content(payload: &RawValue, body: &Bytes) -> Option<Bytes> {
-    match payload.get() {
+fn content(payload: &RawValue, body: &Bytes) -> Result<Option<Bytes>, Problem> {
+    Ok(match payload.get() {
         "null" => None,
-        quoted if quoted.starts_with('"') => serde_json::from_str::<String>(quoted).ok().map(Bytes::from),
+        quoted if quoted.starts_with('"') => {
+            let text: Result<String, _> = serde_json::from_str(quoted);
+            Some(text.map_err(|_| Problem::bad("the payload is not text: half of a surrogate pair"))?.into())
+        }
         json => Some(body.slice_ref(json.as_bytes())),
-    }
+    })
 }
 
 /// The one value of a header.

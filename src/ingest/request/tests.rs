@@ -57,6 +57,7 @@ fn every_refusal_says_what_is_wrong_and_no_content() {
         ("orders", &[LINES], "{\"key\":\"secret\"}", 400, "line 1: expected payload (null for a tombstone)"),
         ("orders", &[LINES], "{\"payload\":1,\"payload_base64\":\"AA==\"}", 400, "expected payload"),
         ("orders", &[LINES], "{\"payload_base64\":\"secret\"}", 400, "payload_base64 is not base64"),
+        ("orders", &[LINES], "{\"payload\":\"secret \\ud800\"}", 400, "line 1: the payload is not text"),
         ("orders", &[LINES], "{\"payload\":1,\"headers\":{\"a\":{}}}", 400, "a value of headers is not text"),
     ] {
         let (found, detail) = take(topic, pairs, body).expect_err(said);
