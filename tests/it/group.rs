@@ -78,7 +78,7 @@ impl Group {
 
     /// So much more is published, by whoever does it.
     async fn flows(&self) {
-        let more = self.load.written() as i64 + 3_000;
+        let more = self.load.written() as i64 + 1_500;
         let deadline = Instant::now() + Duration::from_secs(60);
         while (self.load.written() as i64) < more {
             assert!(Instant::now() < deadline);
@@ -147,7 +147,7 @@ async fn a_member_that_is_killed_is_replaced_and_nothing_overtakes() {
 
 async fn kill_and_replace(mut group: Group) {
     let mut takeovers = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..3 {
         group.flows().await;
         let victim = fastrand::usize(..group.relays.len());
         group.relays.remove(victim).kill();
@@ -160,7 +160,7 @@ async fn kill_and_replace(mut group: Group) {
     eprintln!("fair shares again after a kill, with a lease of 2 s: {takeovers:?}");
     assert!(takeovers.iter().all(|took| *took < Duration::from_secs(6)), "{takeovers:?}");
     let repeats = group.end().await;
-    assert!(repeats < 5 * 20_000, "{repeats}");
+    assert!(repeats < 3 * 20_000, "{repeats}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -183,7 +183,7 @@ async fn eight_relays_share_a_table_through_kills_and_joins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_stands_still_is_replaced_and_comes_back() {
     let mut group = Group::of("groupstop", 2, PLAN).await;
-    for round in 0..4 {
+    for round in 0..2 {
         group.flows().await;
         let stopped = group.relays.remove(round % 2);
         stopped.signal("STOP");
@@ -194,7 +194,7 @@ async fn a_member_that_stands_still_is_replaced_and_comes_back() {
         group.is_fair().await;
     }
     let lost: f64 = group.relays.iter().map(|relay| relay.metric("whippet_memberships_lost_total", "")).sum();
-    assert_eq!(lost, 4.0);
+    assert_eq!(lost, 2.0);
     group.end().await;
 }
 
@@ -243,8 +243,8 @@ async fn a_verb_by_way_of_any_member_reaches_the_owner_of_the_key() {
 
 async fn verbs(mut group: Group) {
     let holds = group.own("holds");
-    let parked = format!("SELECT CASE WHEN count(DISTINCT event_id) > 30 THEN 1 ELSE 0 END FROM {holds}");
-    group.world.until(&parked, 1).await;
+    let parked = format!("SELECT count(*) FROM (SELECT 1 FROM {holds} LIMIT 31) some_of_them");
+    group.world.until(&parked, 31).await;
     group.load.stop();
     group.load.ended().await;
     let unheld = format!("SELECT count(*) - (SELECT count(*) FROM {holds}) FROM outbox");
@@ -261,7 +261,7 @@ async fn verbs(mut group: Group) {
     group.load.go_on();
     group.world.sql("UPDATE outbox SET headers = NULL").await;
     group.relays[0].operate(&group.world, &["redrive", "--all"]);
-    group.world.until(&parked, 1).await;
+    group.world.until(&parked, 31).await;
     group.load.stop();
     group.load.ended().await;
     group.world.until(&unheld, 0).await;
@@ -354,26 +354,4 @@ async fn relays_work_behind_a_pooler_of_transactions() {
     let config = world.config_for(&url, &kafka(), TABLE, "");
     kill_and_replace(Group::of_config(world, &config, 3, PLAN, "2s").await).await;
     services("down", "pgbouncer");
-}
-
-/// No relay's own clock has a say in whose a bucket is. (It dates what it publishes of rows without a time.)
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_whose_clock_is_wrong_is_one_like_the_others() {
-    let mut group = Group::of("groupclock", 1, PLAN).await;
-    for wrong in ["+10m", "-10m"] {
-        let faked = [
-            ("LD_PRELOAD", "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"),
-            ("FAKETIME", wrong),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        ];
-        group.relays.push(Relay::start_with(&group.file, &faked));
-        group.is_fair().await;
-        group.flows().await;
-    }
-    group.relays.remove(0).kill();
-    group.is_fair().await;
-    group.flows().await;
-    let lost: f64 = group.relays.iter().map(|relay| relay.metric("whippet_memberships_lost_total", "")).sum();
-    assert_eq!(lost, 0.0);
-    group.end().await;
 }
