@@ -273,7 +273,7 @@ async fn a_network_that_hangs_is_survived(server: &str) {
     drop(proxy);
     // What was published and could not be recorded is repeated.
     consumer.read_until(|seen| seen.iter().any(|one| one.text() == "3"));
-    let mut seen = crate::mysql::texts(&consumer.seen);
+    let mut seen = texts(&consumer.seen);
     seen.dedup();
     assert_eq!(seen, ["1", "2", "3"]);
     assert_eq!(relay.stop().0, Some(0));
