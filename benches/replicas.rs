@@ -128,7 +128,7 @@ async fn takeovers(bench: &Bench) -> anyhow::Result<Vec<f64>> {
 async fn shares(bench: &Bench, relays: usize) -> anyhow::Result<()> {
     let fair = "SELECT count(*) = $1 AND min(buckets) >= 64 / $1 FROM ( \
         SELECT count(*) AS buckets FROM whippet.parts JOIN whippet.members USING (epoch) WHERE part >= 0 GROUP BY epoch) s";
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     // The relays make their tables first.
     while !sqlx::query_scalar::<_, Option<bool>>(fair)
         .bind(relays as i64)

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::metrics::Metrics,
-    config::{Config, Dialect, Source, Table},
+    config::{Config, Dialect, Table},
     coordinate::Lease,
     source::{
         database::{Database, TableSpec},
@@ -31,7 +31,10 @@ mod read {
     use super::*;
     #[cfg(feature = "mysql")]
     use crate::source::{database::Mysql, mysql};
-    use crate::{config::Capture, source::log::Line};
+    use crate::{
+        config::{Capture, Source},
+        source::log::Line,
+    };
     #[cfg(feature = "postgres")]
     use crate::{
         source::database::Postgres,

@@ -1,5 +1,5 @@
 //! What one relay believes of its own place in the group. Pure: [`super::keeper`] asks the database and
-//! tells it here what was answered, and [`super::sim`] does the same with a database that lies in wait.
+//! tells it here what was answered, and the simulation does the same with a database that lies in wait.
 //!
 //! A relay believes in its membership for two thirds of its length only, counted on its own monotonic clock
 //! from *before* it asked. So it stops sending well before the database lets another one in, whatever

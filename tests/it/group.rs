@@ -79,7 +79,7 @@ impl Group {
     /// So much more is published, by whoever does it.
     async fn flows(&self) {
         let more = self.load.written() as i64 + 1_500;
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while (self.load.written() as i64) < more {
             assert!(Instant::now() < deadline);
             self.world.pause().await;
@@ -87,14 +87,14 @@ impl Group {
         let all = "SELECT coalesce(max(seq), 0) FROM outbox";
         let reached = self.world.number(all).await;
         let left = format!("SELECT count(*) FROM outbox WHERE seq <= {reached}");
-        self.world.until_within(&left, 0, Duration::from_secs(60)).await;
+        self.world.until_within(&left, 0, Duration::from_mins(1)).await;
     }
 
     /// The writers end, everything is published, and the checker looks at all of it. Returns the repeats.
     async fn end(mut self) -> usize {
         self.load.stop();
         self.load.ended().await;
-        self.world.until_within("SELECT count(*) FROM outbox", 0, Duration::from_secs(60)).await;
+        self.world.until_within("SELECT count(*) FROM outbox", 0, Duration::from_mins(1)).await;
         for relay in self.relays.drain(..) {
             let (code, log) = relay.stop();
             assert_eq!(code, Some(0), "{log}");

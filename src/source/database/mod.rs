@@ -158,6 +158,7 @@ pub enum Piece {
     Column(String),
 }
 
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 impl Shared {
     /// An SQL expression of the text that is hashed: `concat` joins pieces to NULL where one is NULL, and `column` is a
     /// column as text, `None` where the table does not have it.
@@ -520,14 +521,7 @@ impl Outbox {
         skip_held: bool,
         buckets: Option<&[u16]>,
     ) -> Result<Vec<Found>, Error> {
-        match self {
-            #[cfg(feature = "mysql")]
-            Self::Mysql(outbox) => outbox.read(known, limits, skip_held, buckets).await,
-            #[cfg(feature = "postgres")]
-            Self::Postgres(outbox) => outbox.read(reach, known, limits, skip_held, buckets).await,
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite(outbox) => outbox.read(reach, known, limits, skip_held).await,
-        }
+        each!(self, outbox => outbox.read(reach, known, limits, skip_held, buckets).await)
     }
 
     /// The event with its payload, which is NULL where the row is gone.
@@ -565,15 +559,7 @@ impl Outbox {
     /// Commits holds, if the lease is still of this epoch. `false` where they rest on gates that another relay has
     /// changed since.
     pub async fn hold(&self, holds: &[Hold], epoch: i64, version: i64) -> Result<bool, Error> {
-        match self {
-            #[cfg(feature = "mysql")]
-            Self::Mysql(outbox) => outbox.hold(holds, epoch, version).await,
-            #[cfg(feature = "postgres")]
-            Self::Postgres(outbox) => outbox.hold(holds, epoch, version).await,
-            // Its tables are not shared.
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite(outbox) => outbox.hold(holds, epoch).await.map(|()| true),
-        }
+        each!(self, outbox => outbox.hold(holds, epoch, version).await)
     }
 
     /// The transactions that may still commit rows with numbers given out before now.

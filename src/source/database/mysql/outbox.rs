@@ -10,7 +10,7 @@ use sqlx::AssertSqlSafe;
 
 use super::{
     super::{
-        BACKLOG_CAP, Backlog, EXPIRED_AT_ONCE, Error, Found, Limits, OF_BUCKETS, TableSpec,
+        BACKLOG_CAP, Backlog, EXPIRED_AT_ONCE, Error, Found, Limits, OF_BUCKETS, Reach, TableSpec,
         holds::{FIXED, HoldsSql},
     },
     Mysql,
@@ -214,6 +214,7 @@ impl Outbox {
 
     pub async fn read(
         &self,
+        _reach: Reach,
         known: &[Place],
         limits: Limits,
         skip_held: bool,

@@ -333,6 +333,7 @@ impl Outbox {
         known: &[Place],
         limits: Limits,
         skip_held: bool,
+        _buckets: Option<&[u16]>,
     ) -> Result<Vec<Found>, Error> {
         let sql = if skip_held { &self.read_skipping_held } else { &self.read };
         let known = if self.place_is_int { "[]".to_owned() } else { json(known) };
@@ -428,7 +429,8 @@ impl Outbox {
         Ok(done.rows_affected())
     }
 
-    pub async fn hold(&self, holds: &[Hold], epoch: i64) -> Result<(), Error> {
+    /// Its tables are not shared: nobody else changes the gates.
+    pub async fn hold(&self, holds: &[Hold], epoch: i64, _version: i64) -> Result<bool, Error> {
         let _turn = self.turn().await;
         let mut transaction =
             self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(Error::sql("hold events"))?;
@@ -453,7 +455,7 @@ impl Outbox {
         if held == 0 {
             self.check_fence(epoch).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn check_fence(&self, epoch: i64) -> Result<(), Error> {
