@@ -539,14 +539,18 @@ async fn the_frontier_is_not_moved_by_a_relay_that_has_lost_its_lease() {
     let relay = started(&world, &config, Capture::Poll).await;
     world.sql(&insert(&topic, "k", 1, 10)).await;
     world.until(NOT_BEHIND, 0).await;
+    // It hears nothing of it from the database while it waits for this lock.
+    let mut session = PgConnection::connect(&world.url).await.unwrap();
+    let mut locked = session.begin().await.unwrap();
+    sqlx::raw_sql("SELECT FROM whippet.leases FOR UPDATE").execute(&mut *locked).await.unwrap();
     world
         .sql(&format!(
-            "BEGIN; UPDATE whippet.leases SET owner = 'thief', epoch = epoch + 1, expires_at = now() + interval '4 s'; \
-             CREATE TABLE before AS SELECT at FROM whippet.watermarks; {}; COMMIT",
+            "BEGIN; DELETE FROM whippet.members; CREATE TABLE before AS SELECT at FROM whippet.watermarks; {}; COMMIT",
             insert(&topic, "k", 11, 20)
         ))
         .await;
     relay.wait_for("nothing was recorded");
+    locked.rollback().await.unwrap();
     assert_eq!(world.number("SELECT count(*) FROM whippet.watermarks JOIN before USING (at)").await, 1);
     world.until(WAITING, 0).await;
     stop(relay).await;

@@ -253,7 +253,7 @@ async fn logical_messages_are_events_and_are_held_with_their_content() {
     };
     assert!(teardown(&[]).2.contains("stop it first"));
     drop(relay);
-    world.until("SELECT count(*) FROM whippet.leases WHERE expires_at > now()", 0).await;
+    world.until("SELECT count(*) FROM whippet.members WHERE expires_at > now()", 0).await;
     assert!(teardown(&["--dry-run"]).1.contains("would drop table whippet.holds"));
     // "no JSON" is still parked, and its only copy with it.
     assert!(teardown(&[]).2.contains("1 events are held"));

@@ -248,7 +248,8 @@ async fn only_a_token_may_change_something_and_bad_requests_are_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_stands_by_refuses_and_says_who_can() {
     let world = World::new("verbstandby").await;
-    let config = world.config("[{ name: outbox }]", "");
+    // One lane: it is not shared.
+    let config = world.config("[{ name: outbox, order: table }]", "");
     world.install(&config).await;
     let owner = world.relay(&config);
     owner.wait_for("this relay owns the source");
