@@ -7,7 +7,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     time::Duration,
 };
 
@@ -33,15 +32,6 @@ impl Part {
         match number {
             -1 => Some(Part::Whole),
             n => u16::try_from(n).ok().map(Part::Bucket),
-        }
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Part::Whole => f.write_str("what is not shared"),
-            Part::Bucket(n) => write!(f, "bucket {n}"),
         }
     }
 }
@@ -122,9 +112,9 @@ pub fn plan(me: i64, view: &View) -> Plan {
         plan.leave = surplus.into_iter().rev().take(mine - share).collect();
     }
     let free = view.parts.iter().filter(|(part, held)| **part != Part::Whole && is_free(held));
-    // Each begins elsewhere, so that they seldom want the same one.
     let free: Vec<Seen> = free.map(|(part, held)| (*part, held.turn)).collect();
     let wanted = share.saturating_sub(mine).min(free.len());
+    // Each begins elsewhere, so that they seldom want the same one.
     let start = (rank * free.len()) / ranked.len();
     plan.take = free.iter().cycle().skip(start).take(wanted).copied().collect();
     if let Some(held) = view.parts.get(&Part::Whole).filter(|held| is_free(held)) {

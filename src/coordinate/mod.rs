@@ -40,9 +40,9 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Whether no other relay works on the shared tables.
+    /// Whether no other relay works on the shared tables. Of a group that was never seen it has nothing.
     pub fn has_all(&self) -> bool {
-        self.buckets.len() == self.of_all
+        self.of_all > 0 && self.buckets.len() == self.of_all
     }
 
     /// Whether it speaks for all where one has to: a table's backlog is measured once.
@@ -97,4 +97,19 @@ pub fn report(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table that has all buckets is read without asking for any.
+    #[test]
+    fn a_relay_that_has_seen_no_group_does_not_have_all_of_it() {
+        let parts = |buckets: &[u16], of_all| Parts { buckets: buckets.to_vec(), of_all, ..Parts::default() };
+        assert!(!Parts::default().has_all());
+        assert!(!parts(&[], 2).has_all());
+        assert!(!parts(&[1], 2).has_all());
+        assert!(parts(&[0, 1], 2).has_all());
+    }
 }

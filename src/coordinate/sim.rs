@@ -341,7 +341,10 @@ impl World {
         for relay in 0..self.relays.len() {
             for part in self.believes(relay) {
                 if let Some(other) = owners.insert(part, relay) {
-                    panic!("seed {seed}, {} ms: {part} is worked on by relays {other} and {relay}", self.now);
+                    panic!(
+                        "seed {seed}, {} ms: {part:?} is worked on by relays {other} and {relay}",
+                        self.now
+                    );
                 }
             }
         }
