@@ -54,7 +54,7 @@ impl App {
         let store = config.object_store.as_ref().map(config::ObjectStore::open).transpose()?;
         let replica = replica_name();
         let telemetry = match &config.telemetry.otlp_endpoint {
-            Some(url) => Some(Telemetry::open(url, &replica, &config.kafka.bootstrap_servers)?),
+            Some(url) => Some(Telemetry::open(url, "whippet", &replica, &config.kafka.bootstrap_servers)?),
             None => None,
         };
         let shared = Shared {

@@ -199,7 +199,7 @@ fn text_bytes(text: Cow<'_, str>) -> Cow<'_, [u8]> {
 }
 
 /// Headers as a JSON object of strings, in their order; of several of a name the last counts.
-fn as_json(headers: &[Header<'_>]) -> String {
+pub fn as_json(headers: &[Header<'_>]) -> String {
     let mut object = Map::new();
     for (name, value) in headers {
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();

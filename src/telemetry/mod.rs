@@ -83,8 +83,9 @@ pub fn check(url: &str) -> Result<(), &'static str> {
 }
 
 impl Telemetry {
-    /// Connects when there is something to send. `instance` names this process, `servers` are Kafka's.
-    pub fn open(url: &str, instance: &str, servers: &str) -> anyhow::Result<Telemetry> {
+    /// Connects when there is something to send. `service` is whose spans they are, unless the environment says so,
+    /// `instance` names this process, and `servers` are Kafka's.
+    pub fn open(url: &str, service: &str, instance: &str, servers: &str) -> anyhow::Result<Telemetry> {
         let at = endpoint(url).map_err(|why| anyhow::anyhow!("{why}")).context("telemetry.otlp_endpoint")?;
         let exporter = match at {
             Endpoint::Grpc(url) => {
@@ -103,7 +104,7 @@ impl Telemetry {
                 .build(),
         };
         let mut exporter = exporter.context("telemetry.otlp_endpoint")?;
-        exporter.set_resource(&resource(instance));
+        exporter.set_resource(&resource(service, instance));
         let (queue, spans) = mpsc::channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
         let exporting = tokio::spawn(export::export(spans, exporter, dropped.clone()));
@@ -123,10 +124,9 @@ impl Telemetry {
 }
 
 /// Who says so. The environment (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`) wins.
-fn resource(instance: &str) -> Resource {
+fn resource(service: &str, instance: &str) -> Resource {
     let ours = [
-        KeyValue::new("service.name", SCOPE),
-        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        KeyValue::new("service.name", service.to_owned()),
         KeyValue::new("service.instance.id", instance.to_owned()),
     ];
     let theirs = Resource::builder().build();

@@ -6,6 +6,7 @@ mod bakdata;
 mod broker;
 mod bucket;
 mod checker;
+mod circle;
 mod cli;
 mod codecs;
 mod collector;
