@@ -42,6 +42,7 @@ mod payload_limits;
 mod payloads;
 mod proxy;
 mod purge;
+mod recipes;
 mod records;
 mod sqlite;
 mod store;
