@@ -45,7 +45,8 @@ impl Core {
             event_id: &trail.id,
             table: self.table_of(entry),
             topic: &self.topics.get(topic).name,
-            created_ms: entry.timestamp_ms,
+            // What is replayed did not wait.
+            created_ms: entry.timestamp_ms.filter(|_| !trail.replay),
             sent: answered.checked_sub(self.now.saturating_sub(sent_at)).unwrap_or(answered),
             answered,
             error: error.as_deref(),
