@@ -27,3 +27,4 @@ pub mod config;
 pub mod demo;
 pub mod doctor;
 mod http;
+pub mod telemetry;

@@ -21,7 +21,9 @@ called with it. What `fetch` raises besides goes through: call `accept` again wi
 partitions are taken away, call `forget`.
 """
 
+import base64
 import hashlib
+import json
 import re
 import urllib.parse
 import uuid
@@ -39,6 +41,10 @@ _PREFIXES_OF_THE_EVENT = ("whippet-", "__large.message.backed.", "ce_")
 _BACKED = "__large.message.backed.value"
 _BACKED_COMPRESSION = ("__large.message.backed.compression", "__large.message.backed..compression")
 _BACKED_CODECS = (None, "gzip", None, None, "zstd")
+_STRUCTURED = b"application/cloudevents+json"
+_OF_A_CLOUDEVENT = {
+    "id", "type", "time", "specversion", "datacontenttype", "data", "baggage", "source", "subject", "dataschema", "dataref",
+}
 _CODECS = ("gzip", "zstd", "lz4", "snappy")
 _SLICE_COST = 64
 _GIVEN_UP = 1000
@@ -69,7 +75,8 @@ class Event:
 
     @property
     def id(self):
-        return (_get(self.headers, "id") or b"").decode(errors="replace") or None
+        found = _get(self.headers, "id") or _get(self.headers, "ce_id")
+        return (found or b"").decode(errors="replace") or None
 
     def onward(self):
         """The request's context: headers to put on everything that is produced because of this event."""
@@ -108,11 +115,13 @@ def chunk_id(event_id, chunk_bytes, sha256):
 
 class Reader:
     """`fetch(uri, at_most)` returns an object's bytes; see from_folder, from_boto3 and from_obstore.
-    `decoders` has a function (bytes, at_most) -> bytes for each codec besides gzip."""
+    `decoders` has a function (bytes, at_most) -> bytes for each codec besides gzip. `blob` is the header
+    that has all of the context, where the relay has headers.blob."""
 
-    def __init__(self, fetch=None, *, decoders=None, max_payload_bytes=256 << 20, max_chunk_bytes=512 << 20,
+    def __init__(self, fetch=None, *, decoders=None, blob=None, max_payload_bytes=256 << 20, max_chunk_bytes=512 << 20,
                  max_chunk_sets=10_000, chunk_gap=100_000, remembered_ids=100_000):
         self._fetch = fetch
+        self._blob = blob
         self._decoders = {"gzip": gunzip, **(decoders or {})}
         self._max_payload = max_payload_bytes
         self._max_chunks = max_chunk_bytes
@@ -125,7 +134,7 @@ class Reader:
 
     def accept(self, topic, partition, offset, key, value, headers):
         """The event that this record completes, or None: a repeat, or a chunk that waits for others."""
-        at, headers = (topic, partition), list(headers or ())
+        at, headers = (topic, partition), _unfold(list(headers or ()), self._blob)
         state = self._partitions.setdefault(at, _Partition())
         state.next = max(state.next, offset + 1)
         self._expire(at, state, offset)
@@ -321,10 +330,84 @@ class Reader:
         decode = self._decoder(codec)
         if decode is None:
             event.payload, event.still_encoded = value, codec
+        else:
+            event.payload = decode(value, self._max_payload)
+            if len(event.payload) > self._max_payload:
+                raise _too_large(len(event.payload), self._max_payload)
+        if (_get(event.headers, "content-type") or b"").startswith(_STRUCTURED):
+            _open(event)
+
+
+def _unfold(headers, blob):
+    """Lays context open that came in one header, or as attributes of a CloudEvent."""
+    try:
+        context = json.loads(_get(headers, blob) or b"", parse_float=_Number, parse_int=_Number) if blob else None
+    except ValueError:
+        context = None
+    if isinstance(context, dict):
+        headers = [(name, value) for name, value in headers if name != blob]
+        for name, value in context.items():
+            _add(headers, name, _as_text(value))
+    for name, value in list(headers):
+        if name.startswith("ce_") and re.fullmatch("[a-z0-9]+", name[3:]) and name[3:] not in _OF_A_CLOUDEVENT:
+            _add(headers, name[3:], value)
+    return headers
+
+
+def _open(event):
+    """Takes the payload out of a structured CloudEvent; what is none stays as it is."""
+    try:
+        whole = event.payload.decode()
+        members = json.loads(whole, parse_float=_Number, parse_int=_Number)
+        if not isinstance(members, dict) or members.get("specversion") is None:
             return
-        event.payload = decode(value, self._max_payload)
-        if len(event.payload) > self._max_payload:
-            raise _too_large(len(event.payload), self._max_payload)
+        data = base64.b64decode(members["data_base64"], validate=True) if "data_base64" in members else None
+    except (ValueError, TypeError):
+        return
+    kind = members.get("datacontenttype")
+    if members.get("data") is not None:
+        is_text = isinstance(members["data"], str) and kind is not None and not _is_json(kind)
+        data = members["data"].encode() if is_text else _member(whole, "data").encode()
+    headers = [(name, value) for name, value in event.headers if name != "content-type"]
+    for name, value in members.items():
+        if name not in ("data", "data_base64") and value is not None:
+            _add(headers, "content-type" if name == "datacontenttype" else f"ce_{name}", _as_text(value))
+    event.payload, event.headers = data, _unfold(headers, None)
+
+
+def _member(whole, wanted):
+    """The text of a member of a JSON object, as it is written."""
+    at, found = re.compile(r"\s*{\s*").match(whole).end(), None
+    decoder, between = json.JSONDecoder(), re.compile(r"\s*[:,]?\s*")
+    while whole[at] != "}":
+        name, at = decoder.raw_decode(whole, at)
+        start = between.match(whole, at).end()
+        _, end = decoder.raw_decode(whole, start)
+        if name == wanted:
+            found = whole[start:end]
+        at = between.match(whole, end).end()
+    return found
+
+
+class _Number(str):
+    """A number of JSON, as it is written."""
+
+
+def _as_text(value):
+    if value is None or isinstance(value, str):
+        return None if value is None else value.encode()
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _is_json(kind):
+    kind = kind.split(";")[0].strip().lower()
+    return kind in ("application/json", "text/json") or kind.endswith("+json")
+
+
+def _add(headers, name, value):
+    """What is there already wins."""
+    if _find(headers, name) is None:
+        headers.append((name, value))
 
 
 def gunzip(value, at_most):

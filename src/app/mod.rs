@@ -11,10 +11,10 @@ mod log;
 mod part;
 mod tables;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -24,13 +24,18 @@ use crate::{
     admin::{metrics::Metrics, server::Admin, status::Board, verbs::Desk},
     config::{self, Config},
     http,
+    record::Watch,
     relay::{
         Left,
         packer::Packer,
         window::{Room, Window},
     },
     source::database::Database,
+    telemetry::Telemetry,
 };
+
+/// How long the last spans may take where nothing is left of `shutdown.grace`.
+const FLUSH_AT_LEAST: Duration = Duration::from_millis(200);
 
 /// Everything that a relay is made of, and nothing running yet.
 pub struct App {
@@ -39,6 +44,7 @@ pub struct App {
     ingest: Option<ingest::Ingest>,
     admin: Option<(Admin, TcpListener)>,
     boards: Vec<Arc<Board>>,
+    telemetry: Option<Telemetry>,
     grace: Duration,
 }
 
@@ -46,8 +52,13 @@ impl App {
     pub async fn build(config: &Config) -> anyhow::Result<App> {
         let names: Vec<&str> = config.all_tables().map(|table| table.name.as_str()).collect();
         let store = config.object_store.as_ref().map(config::ObjectStore::open).transpose()?;
+        let replica = replica_name();
+        let telemetry = match &config.telemetry.otlp_endpoint {
+            Some(url) => Some(Telemetry::open(url, "whippet", &replica, &config.kafka.bootstrap_servers)?),
+            None => None,
+        };
         let shared = Shared {
-            replica: replica_name(),
+            replica,
             window: Window::new(Room {
                 events: config.limits.in_flight_events,
                 bytes: config.limits.in_flight_bytes,
@@ -55,6 +66,8 @@ impl App {
             metrics: Arc::new(Metrics::new(&names)),
             has_store: store.is_some(),
             packer: Packer::new(store),
+            watch: Watch { log: config.log.context.clone(), traces: telemetry.is_some() },
+            spans: telemetry.as_ref().map(|telemetry| telemetry.spans.clone()),
         };
         let source = match &config.source {
             Some(source) => {
@@ -91,6 +104,7 @@ impl App {
             ingest,
             admin,
             boards,
+            telemetry,
             grace: config.shutdown.grace,
         })
     }
@@ -130,7 +144,17 @@ impl App {
             running.push(tokio::spawn(ingest.run(stop.clone(), grace)));
         }
         let mut all = Left { events: 0, unanswered: 0 };
-        for left in join_all(running).await {
+        let mut stopped_at = Instant::now();
+        let mut ended = pin!(join_all(running));
+        let lefts = tokio::select! {
+            biased;
+            lefts = &mut ended => lefts,
+            () = stop.cancelled() => {
+                stopped_at = Instant::now();
+                ended.await
+            }
+        };
+        for left in lefts {
             match left {
                 Ok(left) => {
                     all.events += left.events;
@@ -138,6 +162,9 @@ impl App {
                 }
                 Err(error) => warn!(%error, "a relay ended before its time; what it had is read again"),
             }
+        }
+        if let Some(telemetry) = self.telemetry {
+            telemetry.flush(grace.saturating_sub(stopped_at.elapsed()).max(FLUSH_AT_LEAST)).await;
         }
         after_relay.cancel();
         if let Some(admin) = admin {

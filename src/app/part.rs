@@ -22,10 +22,11 @@ use crate::{
     config::{self, Config, Dialect, Poll},
     coordinate::{Keeper, Lease, drain::Drain},
     event::TableIx,
-    record::Rules,
+    record::{Rules, Watch},
     relay::{Core, Left, Relay, Table, packer::Packer, retry::GiveUp, window::Window},
     sink,
     source::{Command, Feed, Source as _, database::Database, log::Unsettled, table::TableSource},
+    telemetry::Spans,
 };
 
 /// Batches on their way from the sources to the relay; the window bounds what is in them.
@@ -40,6 +41,8 @@ pub(super) struct Shared {
     pub metrics: Arc<Metrics>,
     pub packer: Packer,
     pub has_store: bool,
+    pub watch: Watch,
+    pub spans: Option<Spans>,
 }
 
 /// Whose the source is.
@@ -79,7 +82,7 @@ impl Part {
         owner: &Owner,
         shared: &Shared,
     ) -> anyhow::Result<Part> {
-        let Shared { replica, window, metrics, packer, has_store } = shared;
+        let Shared { replica, window, metrics, packer, has_store, watch, spans } = shared;
         let names = tables.iter().map(|table| table.name.clone());
         let board = Arc::new(Board::new(replica.clone(), names));
         let kafka = sink::Kafka::new(sink::Settings {
@@ -100,7 +103,7 @@ impl Part {
         let (mut relayed, mut pollers, mut sources, mut watched) = (vec![], vec![], vec![], vec![]);
         for (index, table) in tables.iter().enumerate() {
             let retry = policy(&table.retry);
-            let rules = Rules::compile(&record_spec(table, *has_store))
+            let rules = Rules::compile(&record_spec(table, *has_store, watch))
                 .with_context(|| format!("table {}", table.name))?;
             let dialect = config.source.as_ref().map_or(Dialect::Sqlite, config::Source::dialect);
             let shared = match owner {
@@ -118,6 +121,15 @@ impl Part {
                 events: events.clone(),
                 commands,
             };
+            let relay_table = Arc::new(Table {
+                name: table.name.clone(),
+                rules,
+                order: table.order,
+                keeps_rows: spec.stays(),
+                retry,
+                give_up: GiveUp { after: table.retry.give_up_after, then: table.on_failure },
+                max_held: table.hold.max_events,
+            });
             let source = TableSource {
                 log: end,
                 database: database.clone(),
@@ -129,20 +141,12 @@ impl Part {
                 drain: None,
                 board: board.clone(),
                 metrics: metrics.clone(),
+                table: relay_table.clone(),
             };
             pollers.push((source, feed));
-            let keeps_rows = spec.stays();
             let lease = if spec.shared.is_some() { leased.clone() } else { whole_leased.clone() };
             watched.push(Watched { spec, lease, waits, only_in_log });
-            relayed.push(Arc::new(Table {
-                name: table.name.clone(),
-                rules,
-                order: table.order,
-                keeps_rows,
-                retry,
-                give_up: GiveUp { after: table.retry.give_up_after, then: table.on_failure },
-                max_held: table.hold.max_events,
-            }));
+            relayed.push(relay_table);
         }
         log.open(config, &database, &whole_leased, metrics);
         let shared: Vec<bool> = watched.iter().map(|table| table.spec.shared.is_some()).collect();
@@ -152,7 +156,7 @@ impl Part {
         }
         board.shared(shared);
         let relay = Relay {
-            core: Core::new(relayed, window.clone(), metrics.clone()),
+            core: Core::new(relayed, window.clone(), metrics.clone()).with_spans(spans.clone()),
             sink: Arc::new(kafka),
             packer: packer.clone(),
             intake,

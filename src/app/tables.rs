@@ -2,7 +2,7 @@
 
 use crate::{
     config::{self, AfterPublish, Capture, Config, Dialect, Jitter, Order},
-    record::{LargeSpec, Oversize, Rules, Spec, Template},
+    record::{Envelope, LargeSpec, Oversize, Rules, Spec, Template, Watch, envelope::source_of},
     relay::retry::Policy,
     source::database::{Piece, Rows, Shared, TableSpec},
 };
@@ -11,7 +11,7 @@ pub(super) fn policy(retry: &config::Retry) -> Policy {
     Policy { initial: retry.initial, max: retry.max, jitter: retry.jitter == Jitter::Full }
 }
 
-pub(super) fn record_spec(table: &config::Table, has_store: bool) -> Spec {
+pub(super) fn record_spec(table: &config::Table, has_store: bool, watch: &Watch) -> Spec {
     let columns = &table.columns;
     Spec {
         id: columns.id.clone(),
@@ -31,8 +31,19 @@ pub(super) fn record_spec(table: &config::Table, has_store: bool) -> Spec {
         deny: table.headers.deny.clone(),
         headers_max_bytes: table.headers.max_bytes,
         event_type_header: table.event_type_header(),
+        blob: table.headers.blob.clone(),
+        envelope: match table.envelope {
+            config::Envelope::None => Envelope::None,
+            config::Envelope::CloudeventsBinary => Envelope::Binary,
+            config::Envelope::CloudeventsStructured => Envelope::Structured,
+        },
+        source: source_of(&table.name),
         dead_letter_topic: table.dead_letter.topic.clone(),
-        large: large_spec(&table.payload, has_store),
+        large: large_spec(
+            &table.payload,
+            has_store && table.envelope != config::Envelope::CloudeventsStructured,
+        ),
+        watch: watch.clone(),
     }
 }
 
@@ -62,7 +73,8 @@ fn large_spec(payload: &config::Payload, has_store: bool) -> LargeSpec {
 /// What the sources of a configuration need of their tables.
 pub fn table_specs(config: &Config) -> anyhow::Result<Vec<TableSpec>> {
     let spec = |table| -> anyhow::Result<TableSpec> {
-        Ok(table_spec(table, &Rules::compile(&record_spec(table, config.object_store.is_some()))?, None))
+        let spec = record_spec(table, config.object_store.is_some(), &Watch::default());
+        Ok(table_spec(table, &Rules::compile(&spec)?, None))
     };
     config.tables.iter().map(spec).collect()
 }

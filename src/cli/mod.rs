@@ -4,6 +4,7 @@ mod consume;
 #[cfg(feature = "sqlite")]
 mod demo;
 mod doctor;
+mod log;
 mod purge;
 mod run;
 mod sql;

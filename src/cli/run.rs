@@ -4,14 +4,9 @@ use std::{path::Path, pin::pin};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
 
-use super::{BAD_CONFIG, DONE, FAILED, print};
-use crate::{
-    app::App,
-    config::{self, Config, Level, LogFormat},
-    doctor,
-};
+use super::{BAD_CONFIG, DONE, FAILED, log, print};
+use crate::{app::App, config, doctor};
 
 pub fn run(path: &Path) -> u8 {
     let config = match config::load(path) {
@@ -21,7 +16,7 @@ pub fn run(path: &Path) -> u8 {
             return BAD_CONFIG;
         }
     };
-    log(&config);
+    log::start(&config.log);
     // Tests name the places where this process is to die.
     let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
     for warning in &config.warnings {
@@ -114,21 +109,4 @@ pub async fn stop_on_signal(stop: CancellationToken) {
     }
     warn!("stopped at once by a second signal; what was in flight may be repeated");
     std::process::exit(i32::from(FAILED));
-}
-
-fn log(config: &Config) {
-    let level = match config.log.level {
-        Level::Error => "error",
-        Level::Warn => "warn",
-        Level::Info => "info",
-        Level::Debug => "debug",
-        Level::Trace => "trace",
-    };
-    // Libraries only when something is wrong with them.
-    let filter = EnvFilter::new(format!("error,whippet={level}"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.log.format {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-    }
 }

@@ -7,10 +7,10 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use rdkafka::{ClientConfig, error::KafkaError};
 
 use super::{
-    AfterPublish, Capture, Config, Dialect, Encoding, ObjectStore, Order, Oversize, Payload,
+    AfterPublish, Capture, Config, Dialect, Encoding, Envelope, ObjectStore, Order, Oversize, Payload,
     ReferenceDialect, Rows, Source, Table, TlsMode, Wake, error::Problems, ingest,
 };
-use crate::{record::Template, store::is_safe_key};
+use crate::{record::Template, store::is_safe_key, telemetry};
 
 /// The relay's own messages in the log.
 const HEARTBEAT_PREFIX: &str = "whippet.heartbeat";
@@ -37,6 +37,14 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
     if config.limits.in_flight_bytes < 64 << 10 {
         problems.add("limits.in_flight_bytes", "expected at least 64KiB");
     }
+    for (index, name) in config.log.context.iter().enumerate() {
+        if name.trim().is_empty() {
+            problems.add(&format!("log.context[{index}]"), "expected the name of a header");
+        }
+    }
+    if let Some(Err(why)) = config.telemetry.otlp_endpoint.as_deref().map(telemetry::check) {
+        problems.add("telemetry.otlp_endpoint", why);
+    }
     let mut names = BTreeSet::new();
     for (index, one) in config.tables.iter().enumerate() {
         let path = format!("tables[{index}]");
@@ -47,11 +55,38 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
             table(one, source.dialect(), &path, problems);
         }
         payload(&one.payload, config.object_store.is_some(), &path, problems);
+        envelope(one, &path, problems);
     }
     if let Some(spool) = &config.spool {
         let path = format!("tables[{}]", config.tables.len());
         table(spool, Dialect::Sqlite, &path, problems);
         payload(&spool.payload, config.object_store.is_some(), &path, problems);
+        envelope(spool, &path, problems);
+    }
+}
+
+/// What envelopes, and a header that has all others, do not go with.
+fn envelope(table: &Table, path: &str, problems: &mut Problems) {
+    let at = |key: &str| format!("{path}.{key}");
+    let (blob, payload) = (table.headers.blob.as_deref(), &table.payload);
+    if blob.is_some() && table.envelope != Envelope::None {
+        problems
+            .add(&at("headers.blob"), "a CloudEvent has its context as attributes: leave one of them out");
+    }
+    let taken = |name: &str| ["id", "eventType", "version"].contains(&name) || name.starts_with("whippet-");
+    if blob.is_some_and(|name| name.trim().is_empty() || taken(name)) {
+        problems
+            .add(&at("headers.blob"), "expected the name of a header that the relay does not write itself");
+    }
+    if table.envelope == Envelope::CloudeventsStructured {
+        if payload.encode.codec != Encoding::None {
+            let why = "a structured CloudEvent is JSON: use cloudevents-binary, or kafka.compression";
+            problems.add(&at("payload.encode.codec"), why);
+        }
+        if matches!(payload.oversize, Some(Oversize::ClaimCheck | Oversize::Chunk)) {
+            let why = "a structured CloudEvent is one record: use cloudevents-binary, or park or dead_letter";
+            problems.add(&at("payload.oversize"), why);
+        }
     }
 }
 

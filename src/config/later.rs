@@ -6,15 +6,11 @@ use serde_json::{Value, json};
 use super::error::{Problems, join};
 
 /// Path (`[]` for every element), the value that asks for nothing, and what is missing.
-const KEYS: [(&str, &str, &str); 8] = [
+const KEYS: [(&str, &str, &str); 4] = [
     ("kafka.delivery", "at_least_once", EXACTLY_ONCE),
     ("kafka.eos_units", "4", EXACTLY_ONCE),
     ("kafka.position_topic", "whippet.positions", EXACTLY_ONCE),
     ("replicas.mode", "auto", "relays share the work of a source; nothing else can be chosen yet"),
-    ("log.context", "", "context headers in log lines are still to come"),
-    ("telemetry", "", "traces are still to come"),
-    ("tables[].headers.blob", "", "one header that carries them all is still to come"),
-    ("tables[].envelope", "none", "CloudEvents are still to come"),
 ];
 
 const EXACTLY_ONCE: &str = "exactly-once delivery is still to come: delivery is at_least_once";

@@ -38,8 +38,8 @@ pub use self::{
     payload::{Chunk, ChunkDialect, Encode, Encoding, Oversize, Payload, Reference, ReferenceDialect},
     secret::Secret,
     table::{
-        AfterPublish, Capture, Columns, DeadLetter, Headers, Hold, Jitter, OnFailure, Order, Poll, Preset,
-        Retention, Retry, Rows, Table, Wake,
+        AfterPublish, Capture, Columns, DeadLetter, Envelope, Headers, Hold, Jitter, OnFailure, Order, Poll,
+        Preset, Retention, Retry, Rows, Table, Wake,
     },
 };
 use crate::store::{Store, StoreError};
@@ -64,6 +64,9 @@ pub struct Config {
     pub admin: Admin,
     #[serde(default)]
     pub log: Log,
+    /// Traces; none where it is absent.
+    #[serde(default)]
+    pub telemetry: Telemetry,
     #[serde(default)]
     pub shutdown: Shutdown,
     #[serde(default)]
@@ -355,6 +358,17 @@ impl Default for Admin {
 pub struct Log {
     pub level: Level,
     pub format: LogFormat,
+    /// Headers that every log line about an event carries, such as x-request-id. With any there is a line
+    /// for each event that is published, too.
+    pub context: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// http://host:4317 (gRPC) or http://host:4318 (HTTP): where traces are sent to, by OTLP. An event is traced
+    /// if its row has a traceparent that says so.
+    pub otlp_endpoint: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]

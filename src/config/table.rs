@@ -49,6 +49,9 @@ pub struct Table {
     pub retry: Retry,
     #[serde(default)]
     pub retention: Retention,
+    /// Whether events go out as CloudEvents, and how.
+    #[serde(default)]
+    pub envelope: Envelope,
 }
 
 impl Table {
@@ -183,6 +186,8 @@ pub struct Headers {
     #[serde(with = "units::size")]
     #[schemars(with = "units::SizeText")]
     pub max_bytes: usize,
+    /// One header that carries them all, as a JSON object of strings; null: each is one.
+    pub blob: Option<String>,
 }
 
 impl Default for Headers {
@@ -193,8 +198,20 @@ impl Default for Headers {
             allow: vec!["*".into()],
             deny: Vec::new(),
             max_bytes: 16 << 10,
+            blob: None,
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Envelope {
+    #[default]
+    None,
+    /// Attributes are headers ce_…, the value is the payload.
+    CloudeventsBinary,
+    /// The value is one JSON object.
+    CloudeventsStructured,
 }
 
 /// A mapping, in the order in which it is written.

@@ -284,6 +284,43 @@ fn every_error_names_its_place_and_what_was_expected() {
             with("localhost:9092 }", "localhost:9092, delivery: exactly_once }"),
             "kafka.delivery: exactly-once delivery is still to come",
         ),
+        (
+            format!("{MINIMAL}log: {{ context: [x-request-id, ''] }}\n"),
+            "log.context[1]: expected the name of a header",
+        ),
+        (
+            format!("{MINIMAL}telemetry: {{ otlp_endpoint: 'otel:4317' }}\n"),
+            "telemetry.otlp_endpoint: expected http://host:4317 (gRPC)",
+        ),
+        (
+            with("{ name: outbox }", "{ name: outbox, envelope: cloudevents }"),
+            "tables[0].envelope: expected one of none, cloudevents-binary, cloudevents-structured",
+        ),
+        (
+            with(
+                "{ name: outbox }",
+                "{ name: o, envelope: cloudevents-binary, headers: { blob: x-context } }",
+            ),
+            "tables[0].headers.blob: a CloudEvent has its context as attributes",
+        ),
+        (
+            with("{ name: outbox }", "{ name: o, headers: { blob: id } }"),
+            "tables[0].headers.blob: expected the name of a header that the relay does not write itself",
+        ),
+        (
+            with(
+                "{ name: outbox }",
+                "{ name: o, envelope: cloudevents-structured, payload: { oversize: chunk } }",
+            ),
+            "tables[0].payload.oversize: a structured CloudEvent is one record",
+        ),
+        (
+            with(
+                "{ name: outbox }",
+                "{ name: o, envelope: cloudevents-structured, payload: { encode: { codec: zstd } } }",
+            ),
+            "tables[0].payload.encode.codec: a structured CloudEvent is JSON",
+        ),
         (with("tables:", "  tables:"), "malformed YAML"),
         (
             format!("{MINIMAL}admin: {{ listen: localhost }}\n"),

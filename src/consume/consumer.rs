@@ -43,6 +43,8 @@ pub struct Settings {
     pub group: Option<String>,
     pub start: Start,
     pub limits: Limits,
+    /// The header that has all of the context: the relay's `headers.blob`.
+    pub blob: Option<String>,
     /// librdkafka properties. Those of commits are this module's own.
     pub properties: BTreeMap<String, String>,
 }
@@ -55,6 +57,7 @@ impl Settings {
             group: None,
             start: Start::default(),
             limits: Limits::default(),
+            blob: None,
             properties: BTreeMap::new(),
         }
     }
@@ -174,7 +177,7 @@ impl Consumer {
         Ok(Consumer {
             kafka,
             revoked,
-            reader: Reader::new(settings.limits),
+            reader: Reader::new(settings.limits).with_blob(settings.blob.clone()),
             store,
             pending: None,
             topics: topics.into_iter().map(Arc::from).collect(),

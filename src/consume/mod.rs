@@ -19,7 +19,8 @@
 //! let mut consumer = Consumer::open(&settings, Some(store)).await?;
 //! loop {
 //!     let event = consumer.recv().await?;
-//!     // What is produced because of this event carries its request context on.
+//!     // What is produced because of this event carries its request context on; `Onward` filters it, and
+//!     // traces what is done.
 //!     let _headers: rdkafka::message::OwnedHeaders = event.headers.onward().into();
 //!     consumer.done(&event.place);
 //!     consumer.commit().await?;
@@ -35,12 +36,14 @@ mod chunks;
 mod consumer;
 mod error;
 mod headers;
+mod onward;
 mod progress;
 mod reader;
 mod seen;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod unfold;
 
 use std::{fmt, sync::Arc};
 
@@ -50,6 +53,7 @@ pub use self::{
     consumer::{Consumer, OpenError, RecvError, RunError, Settings, Start},
     error::{Problem, ReadError},
     headers::Headers,
+    onward::{Onward, Work},
     reader::{Fetch, Reader, Step},
 };
 
@@ -106,7 +110,8 @@ pub struct Event {
     /// How the payload is still encoded, where the application did that itself, in a way that
     /// this reader does not know (`content-encoding: br`).
     pub still_encoded: Option<String>,
-    /// As they came; those of a chunked event are those of its last chunk to come.
+    /// As they came; those of a chunked event are those of its last chunk to come. What was folded up in one
+    /// header, or is the context of a CloudEvent, is laid open.
     pub headers: Headers,
     pub travelled: Travelled,
 }
@@ -114,12 +119,12 @@ pub struct Event {
 impl Event {
     /// The event's id, which repeats share.
     pub fn id(&self) -> Option<&str> {
-        self.headers.text(crate::record::wire::ID)
+        self.headers.text(crate::record::wire::ID).or_else(|| self.headers.text("ce_id"))
     }
 
     /// The event's type.
     pub fn kind(&self) -> Option<&str> {
-        self.headers.text("eventType")
+        self.headers.text("eventType").or_else(|| self.headers.text("ce_type"))
     }
 }
 

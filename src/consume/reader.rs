@@ -17,6 +17,7 @@ use super::{
     progress::Progress,
     seen::{Mark, Seen, mark},
     shape::{Chunk, Encoding, Reference, Shape},
+    unfold,
 };
 use crate::{record::wire, store::StoreError};
 
@@ -71,6 +72,8 @@ impl Fetch {
 #[derive(Debug)]
 pub struct Reader {
     limits: Limits,
+    /// The header that has all context, where there is one.
+    blob: Option<String>,
     joiner: Joiner,
     partitions: HashMap<Partition, State>,
 }
@@ -97,11 +100,17 @@ impl Incoming {
 
 impl Reader {
     pub fn new(limits: Limits) -> Reader {
-        Reader { limits, joiner: Joiner::new(limits), partitions: HashMap::new() }
+        Reader { limits, blob: None, joiner: Joiner::new(limits), partitions: HashMap::new() }
+    }
+
+    /// The header that has all of the context: the relay's `headers.blob`.
+    pub fn with_blob(self, blob: Option<String>) -> Reader {
+        Reader { blob, ..self }
     }
 
     /// Takes the next record of a partition.
-    pub fn accept(&mut self, record: Incoming) -> Result<Step, ReadError> {
+    pub fn accept(&mut self, mut record: Incoming) -> Result<Step, ReadError> {
+        unfold::headers(&mut record.headers, self.blob.as_deref());
         let source = record.source();
         self.joiner.pass(&source, record.offset);
         let state = self.partitions.entry(source).or_default();
@@ -185,7 +194,7 @@ impl Reader {
 
     fn finish(
         &mut self,
-        record: Incoming,
+        mut record: Incoming,
         place: Place,
         encoding: Option<Encoding>,
         bytes: Bytes,
@@ -199,7 +208,8 @@ impl Reader {
                 Err(error) => return Err(ReadError { place, problem: error.into() }),
             },
         };
-        Ok(self.hand_over(record, place, Some(payload), still, travelled))
+        let payload = unfold::structured(&mut record.headers, payload);
+        Ok(self.hand_over(record, place, payload, still, travelled))
     }
 
     fn hand_over(

@@ -9,7 +9,13 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use wildmatch::WildMatch;
 
-use super::{Columns, Header, Rejection, Spec, properties, wire};
+use super::{
+    Columns, Header, Rejection, Spec,
+    envelope::{ATTRIBUTE, Envelope},
+    properties,
+    w3c::{BAGGAGE, TRACEPARENT, TRACESTATE, is_traceparent},
+    wire,
+};
 use crate::event::Row;
 
 /// How many headers did not make it, by reason.
@@ -52,18 +58,48 @@ pub(super) struct HeaderRules {
     fixed: Vec<(String, String)>,
     own: Option<usize>,
     tracing: Option<usize>,
+    filter: Filter,
+}
+
+/// Which headers of somebody else's go along.
+#[derive(Clone, Debug)]
+pub struct Filter {
     /// `None`: everything.
     allow: Option<Vec<WildMatch>>,
     deny: Vec<WildMatch>,
     max_bytes: usize,
+    /// Whether `ce_…` is the relay's own.
+    in_envelope: bool,
+}
+
+/// A record's headers, before they are dressed.
+#[derive(Debug)]
+pub(super) struct Gathered<'a> {
+    pub headers: Vec<Header<'a>>,
+    /// How many of them describe the event itself.
+    pub about: usize,
+    pub dropped: Dropped,
+}
+
+impl Filter {
+    /// Globs over names, without regard to case; `deny` wins. `max_bytes` is for all headers together.
+    pub fn new(allow: &[String], deny: &[String], max_bytes: usize) -> Filter {
+        let globs = |patterns: &[String]| -> Vec<WildMatch> {
+            patterns.iter().map(|pattern| WildMatch::new_case_insensitive(pattern)).collect()
+        };
+        let everything = allow.iter().any(|pattern| pattern == "*");
+        Filter {
+            allow: (!everything).then(|| globs(allow)),
+            deny: globs(deny),
+            max_bytes,
+            in_envelope: false,
+        }
+    }
 }
 
 impl HeaderRules {
     pub fn compile(spec: &Spec, columns: &mut Columns) -> HeaderRules {
-        let globs = |patterns: &[String]| -> Vec<WildMatch> {
-            patterns.iter().map(|pattern| WildMatch::new_case_insensitive(pattern)).collect()
-        };
-        let everything = spec.allow.iter().any(|pattern| pattern == "*");
+        let filter = Filter::new(&spec.allow, &spec.deny, spec.headers_max_bytes);
         HeaderRules {
             event_type: columns.optional(spec.kind.as_ref().filter(|_| spec.event_type_header)),
             version: columns.optional(spec.version.as_ref()),
@@ -71,15 +107,13 @@ impl HeaderRules {
             fixed: spec.headers_static.clone(),
             own: columns.optional(spec.headers.as_ref()),
             tracing: columns.optional(spec.tracing_span_context.as_ref()),
-            allow: (!everything).then(|| globs(&spec.allow)),
-            deny: globs(&spec.deny),
-            max_bytes: spec.headers_max_bytes,
+            filter: Filter { in_envelope: spec.envelope != Envelope::None, ..filter },
         }
     }
 
     /// The budget of all headers of a record, in bytes.
     pub fn max_bytes(&self) -> usize {
-        self.max_bytes
+        self.filter.max_bytes
     }
 
     /// A record's headers. Headers never fail a row, except where the row's own are no JSON object
@@ -89,17 +123,19 @@ impl HeaderRules {
         id: &'a str,
         row: &'a Row,
         columns: &[String],
-    ) -> Result<(Vec<Header<'a>>, Dropped), Rejection> {
+    ) -> Result<Gathered<'a>, Rejection> {
         let mut dropped = Dropped::default();
         let mut headers: Vec<Header<'a>> = Vec::with_capacity(8 + self.from.len() + self.fixed.len());
         headers.push(("id".into(), Some(id.as_bytes().into())));
-        let generated = [("eventType", self.event_type), ("version", self.version)]
-            .into_iter()
-            .filter_map(|(name, index)| Some((name, index?)))
-            .chain(self.from.iter().map(|(name, index)| (name.as_str(), *index)));
-        for (name, index) in generated {
-            if let Some(value) = row.get(index) {
+        for (name, index) in [("eventType", self.event_type), ("version", self.version)] {
+            if let Some(value) = index.and_then(|index| row.get(index)) {
                 headers.push((name.into(), Some(value.into())));
+            }
+        }
+        let about = headers.len();
+        for (name, index) in &self.from {
+            if let Some(value) = row.get(*index) {
+                headers.push((name.as_str().into(), Some(value.into())));
             }
         }
         for (name, value) in &self.fixed {
@@ -119,13 +155,15 @@ impl HeaderRules {
             own.extend(entries.map(|(name, value)| (name.into(), Some(value.into_bytes().into()))));
         }
         if !own.is_empty() {
-            self.admit(own, &mut headers, &mut dropped);
+            self.filter.admit(own, &mut headers, &mut dropped);
         }
-        Ok((headers, dropped))
+        Ok(Gathered { headers, about, dropped })
     }
+}
 
+impl Filter {
     /// Adds those of a row's own headers that may go along.
-    fn admit<'a>(&self, own: Vec<Header<'a>>, headers: &mut Vec<Header<'a>>, dropped: &mut Dropped) {
+    pub fn admit<'a>(&self, own: Vec<Header<'a>>, headers: &mut Vec<Header<'a>>, dropped: &mut Dropped) {
         let generated = headers.len();
         let mut kept: Vec<Header<'a>> = Vec::with_capacity(own.len());
         let mut no_parent = false;
@@ -133,9 +171,9 @@ impl HeaderRules {
             let name = header.0.as_ref();
             let reason = if !self.allows(name) {
                 Reason::Denied
-            } else if headers[..generated].iter().any(|(taken, _)| taken == name) || is_ours(name) {
+            } else if headers[..generated].iter().any(|(taken, _)| taken == name) || self.is_ours(name) {
                 Reason::Shadowed
-            } else if name.eq_ignore_ascii_case("traceparent") && !is_traceparent(header.1.as_deref()) {
+            } else if name.eq_ignore_ascii_case(TRACEPARENT) && !is_traceparent(header.1.as_deref()) {
                 no_parent = true;
                 Reason::BadTraceparent
             } else {
@@ -146,7 +184,7 @@ impl HeaderRules {
         }
         if no_parent {
             let before = kept.len();
-            kept.retain(|(name, _)| !name.eq_ignore_ascii_case("tracestate"));
+            kept.retain(|(name, _)| !name.eq_ignore_ascii_case(TRACESTATE));
             (kept.len()..before).for_each(|_| dropped.count(Reason::OrphanTracestate));
         }
         self.keep_budget(&mut kept, headers, dropped);
@@ -156,6 +194,16 @@ impl HeaderRules {
     fn allows(&self, name: &str) -> bool {
         self.allow.as_ref().is_none_or(|allow| allow.iter().any(|glob| glob.matches(name)))
             && !self.deny.iter().any(|glob| glob.matches(name))
+    }
+
+    /// Whether it says how a payload travels, or what envelope it is in. From a row it would be a lie: that
+    /// of an application which hands on all headers of a record that it consumed.
+    fn is_ours(&self, name: &str) -> bool {
+        name.starts_with("whippet-ref-")
+            || name.starts_with("whippet-chunk-")
+            || name == wire::BACKED_VALUE
+            || wire::BACKED_COMPRESSION.contains(&name)
+            || (self.in_envelope && name.starts_with(ATTRIBUTE))
     }
 
     /// Where the budget is short, the trace context is the last to go.
@@ -185,35 +233,8 @@ impl HeaderRules {
     }
 }
 
-/// Whether it says how a payload travels. From a row it would be a lie: that of an application which
-/// hands on all headers of a record that it consumed.
-fn is_ours(name: &str) -> bool {
-    name.starts_with("whippet-ref-")
-        || name.starts_with("whippet-chunk-")
-        || name == wire::BACKED_VALUE
-        || wire::BACKED_COMPRESSION.contains(&name)
-}
-
 fn is_w3c(name: &str) -> bool {
-    ["traceparent", "tracestate", "baggage"].iter().any(|known| name.eq_ignore_ascii_case(known))
-}
-
-/// W3C Trace Context, "traceparent Header": `version-trace_id-parent_id-flags` in lower-case hex,
-/// neither id all zeros, version not `ff`. A later version may have more behind another dash.
-fn is_traceparent(value: Option<&[u8]>) -> bool {
-    let Some(value) = value else { return false };
-    if value.len() < 55 || [2, 35, 52].iter().any(|dash| value[*dash] != b'-') {
-        return false;
-    }
-    let (version, trace, parent, flags) = (&value[..2], &value[3..35], &value[36..52], &value[53..55]);
-    let hex = |part: &[u8]| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let zero = |part: &[u8]| part.iter().all(|b| *b == b'0');
-    let end = match version {
-        b"ff" => false,
-        b"00" => value.len() == 55,
-        _ => value.len() == 55 || value[55] == b'-',
-    };
-    end && [version, trace, parent, flags].into_iter().all(hex) && !zero(trace) && !zero(parent)
+    [TRACEPARENT, TRACESTATE, BAGGAGE].iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 /// A row's headers: a JSON object of strings. Numbers and booleans go out as they are written.
@@ -320,7 +341,7 @@ mod tests {
     fn run(rules: &HeaderRules, headers: &str) -> (Vec<(String, Option<String>)>, Dropped) {
         let mut row = Row::default();
         row.push(Some(headers.as_bytes()));
-        let (headers, dropped) = rules.headers("e1", &row, &["headers".into()]).unwrap();
+        let Gathered { headers, dropped, .. } = rules.headers("e1", &row, &["headers".into()]).unwrap();
         let text = |bytes: Cow<'_, [u8]>| String::from_utf8(bytes.into_owned()).unwrap();
         let headers = headers.into_iter().map(|(name, value)| (name.into_owned(), value.map(text)));
         (headers.skip(1).collect(), dropped)
@@ -373,29 +394,10 @@ mod tests {
     }
 
     #[test]
-    fn traceparent_is_what_w3c_says() {
-        let zero_trace = format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32));
-        let zero_parent = format!("00-{}-{}-01", "a".repeat(32), "0".repeat(16));
-        let later = format!("01{}-more", &GOOD[2..]);
-        for (value, good) in [
-            (GOOD, true),
-            (&*later, true),
-            (&*format!("{GOOD}-more"), false),
-            (&*GOOD.to_uppercase(), false),
-            (&*format!("ff{}", &GOOD[2..]), false),
-            (&*zero_trace, false),
-            (&*zero_parent, false),
-            ("", false),
-        ] {
-            assert_eq!(is_traceparent(Some(value.as_bytes())), good, "{value}");
-        }
-    }
-
-    #[test]
     fn where_the_budget_is_short_the_trace_context_stays() {
         let spec = Spec { headers_max_bytes: 0, ..all() };
         let mut rules = rules(spec);
-        rules.max_bytes = 4 + 11 + GOOD.len() + 4;
+        rules.filter.max_bytes = 4 + 11 + GOOD.len() + 4;
         let (headers, dropped) =
             run(&rules, &format!(r#"{{"big":"0123456789","b":"123","traceparent":"{GOOD}"}}"#));
         assert_eq!(names(&headers), ["b", "traceparent"]);
@@ -439,7 +441,7 @@ mod tests {
         #[test]
         fn the_budget_holds(sizes in proptest::collection::vec(0..60usize, 0..12), budget in 0..300usize) {
             let mut rules = rules(all());
-            rules.max_bytes = budget;
+            rules.filter.max_bytes = budget;
             let json: Vec<String> = sizes.iter().enumerate()
                 .map(|(n, size)| format!("\"h{n}\":\"{}\"", "v".repeat(*size))).collect();
             let (sent, dropped) = run(&rules, &format!("{{{}}}", json.join(",")));

@@ -1,6 +1,11 @@
 //! A dead letter: the original key, value and headers on another topic, and why it is there.
 
-use super::{Columns, Header, Record, Rejection, RuleError, Rules, Spec, Template, route};
+use std::borrow::Cow;
+
+use super::{
+    Columns, Header, Record, Rejection, RuleError, Rules, Spec, Template, context::Gathered,
+    envelope::Wearing, route,
+};
 use crate::event::Event;
 
 /// The name, in `dead_letter.topic`, for the topic that the event was meant for.
@@ -65,10 +70,16 @@ impl Rules {
         let row = &event.row;
         let route = self.route(event).ok();
         let id = self.id(row).unwrap_or_default();
-        let own = self.headers.headers(id, row, &self.columns.0);
-        let mut headers: Vec<Header<'a>> = match own {
-            Ok((headers, _)) => headers,
-            Err(_) => vec![("id".into(), Some(id.as_bytes().into()))],
+        let (mut headers, payload) = match (self.headers.headers(id, row, &self.columns.0), &route) {
+            (Ok(Gathered { headers, about, .. }), Some(route)) => {
+                let wearing = Wearing { headers, about, payload: row.get(self.payload) };
+                self.dress.dress(event, (id, &route.topic, route.key.as_deref()), wearing)
+            }
+            (gathered, _) => {
+                let only_id = vec![("id".into(), Some(id.as_bytes().into()))];
+                let headers: Vec<Header<'a>> = gathered.map_or(only_id, |gathered| gathered.headers);
+                (headers, row.get(self.payload).map(Cow::Borrowed))
+            }
         };
         let origin = route.as_ref().map(|route| route.topic.clone()).unwrap_or_default();
         for (name, value) in [
@@ -85,7 +96,7 @@ impl Rules {
             topic: topic.into(),
             partition: None,
             key: route.and_then(|route| route.key),
-            payload: row.get(self.payload),
+            payload,
             headers,
             timestamp_ms: event.timestamp_ms.filter(|ms| *ms > 0),
         }
@@ -145,7 +156,7 @@ mod tests {
             );
             let record = rules.dead_letter(&event, "outbox", "orders.dlq", &failure, "now".into());
             assert_eq!(
-                (&*record.topic, record.key.as_deref(), record.payload),
+                (&*record.topic, record.key.as_deref(), record.payload.as_deref()),
                 ("orders.dlq", Some(&b"k"[..]), Some(&b"p"[..]))
             );
             let text = |value: Option<&[u8]>| String::from_utf8(value.unwrap().to_vec()).unwrap();

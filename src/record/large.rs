@@ -4,12 +4,15 @@
 //! Pure. [`Rules::packing`] decides before anything is sent, from what the topic takes; the relay has
 //! the work done elsewhere, and [`Packed`] is what comes back and how a record wears it.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
     Columns, Record, Rejection, RuleError, Rules, Spec, Template,
     encode::Codec,
+    envelope::{DATAREF, Envelope},
     wire::{self, Segment},
 };
 use crate::{event::Event, store::safe_key};
@@ -157,11 +160,13 @@ impl Rules {
     pub fn is_small(&self, event: &Event, limit: Option<usize>) -> bool {
         let spec = &self.large.spec;
         let payload = event.row.get(self.payload).map_or(0, <[u8]>::len);
+        // In an envelope it may grow by half, and text by more.
+        let bytes = event.row.bytes() * if self.dress.envelope == Envelope::Structured { 2 } else { 1 };
         // Headers have a budget; the rest is routes, static headers and overhead.
-        let around = self.headers.max_bytes() + (4 << 10);
+        let around = self.headers.max_bytes() * self.dress.growth() + (4 << 10);
         spec.encode.is_none_or(|(_, above)| payload <= above)
             && spec.inline_max.is_none_or(|max| payload <= max)
-            && event.row.bytes() + around <= limit.unwrap_or(LIKELY_LIMIT)
+            && bytes + around <= limit.unwrap_or(LIKELY_LIMIT)
     }
 
     /// What has to be done with the payload of a record that is otherwise ready; `None`: nothing, it
@@ -173,7 +178,7 @@ impl Rules {
         limit: Option<usize>,
     ) -> Result<Option<Packing>, Rejection> {
         let spec = &self.large.spec;
-        let Some(payload) = record.payload else { return Ok(None) };
+        let Some(payload) = record.payload.as_deref() else { return Ok(None) };
         let encoded_already = record.headers.iter().any(|(name, _)| name == wire::CONTENT_ENCODING);
         let codec = spec
             .encode
@@ -273,9 +278,12 @@ impl Rules {
         let text = |text: String| Some(text.into_bytes().into());
         let headers = &mut record.headers;
         match &packed.form {
-            Form::Inline(payload) => record.payload = Some(payload),
+            Form::Inline(payload) => record.payload = Some(Cow::Borrowed(payload)),
             Form::Reference { uri, size, sha256 } => {
-                record.payload = Some(uri.as_bytes());
+                record.payload = Some(uri.as_bytes().into());
+                if self.dress.envelope == Envelope::Binary {
+                    headers.push((DATAREF.into(), Some(uri.as_bytes().into())));
+                }
                 if spec.whippet {
                     headers.push((wire::REF_URI.into(), Some(uri.as_bytes().into())));
                     headers.push((wire::REF_SIZE.into(), text(size.to_string())));
@@ -298,7 +306,7 @@ impl Rules {
             Form::Chunks { whole, each, id, sha256 } => {
                 let count = packed.records();
                 let start = index as usize * each;
-                record.payload = Some(&whole[start..whole.len().min(start + each)]);
+                record.payload = Some((&whole[start..whole.len().min(start + each)]).into());
                 headers.push((wire::CHUNK_ID.into(), text(id.to_string())));
                 headers.push((wire::CHUNK_INDEX.into(), text(index.to_string())));
                 headers.push((wire::CHUNK_COUNT.into(), text(count.to_string())));
@@ -474,7 +482,7 @@ mod tests {
             let event = of_size(&rules, size);
             let Some(packing) = packing(&rules, &event, Some(limit)).unwrap() else {
                 let record = rules.prepare(&event, None).unwrap().record;
-                prop_assert!(record.wire_size() <= limit && record.payload.unwrap().len() == size);
+                prop_assert!(record.wire_size() <= limit && record.payload.as_ref().unwrap().len() == size);
                 return Ok(());
             };
             let whole = Bytes::from(match packing.codec {
@@ -497,7 +505,7 @@ mod tests {
             for index in 0..packed.records() {
                 let record = rules.prepare(&event, Some((&packed, index))).unwrap().record;
                 prop_assert!(record.wire_size() <= limit, "{} > {limit}", record.wire_size());
-                joined.extend_from_slice(record.payload.unwrap());
+                joined.extend_from_slice(record.payload.as_deref().unwrap());
             }
             if let Form::Reference { uri, .. } = &packed.form {
                 prop_assert_eq!(&joined[..], uri.as_bytes());

@@ -7,20 +7,31 @@
 mod context;
 mod dead_letter;
 pub mod encode;
+pub mod envelope;
 mod large;
 mod properties;
 mod route;
+mod trail;
+pub mod w3c;
 pub mod wire;
 
 use std::borrow::Cow;
 
 pub use self::{
-    context::Dropped,
+    context::{Dropped, Filter},
     dead_letter::Failure,
+    envelope::Envelope,
     large::{Form, LargeSpec, ObjectKey, Oversize, Packed, Packing, Then},
     route::{Route, Template, TemplateError, is_legal_topic},
+    trail::{Context, Trail, Watch},
 };
-use self::{context::HeaderRules, dead_letter::DeadLetterRules, large::LargeRules, route::RouteRules};
+use self::{
+    context::{Gathered, HeaderRules},
+    dead_letter::DeadLetterRules,
+    envelope::{Dress, Wearing},
+    large::LargeRules,
+    route::RouteRules,
+};
 use crate::event::{Event, Row};
 
 /// What a table's configuration says about its records: column names and templates.
@@ -50,9 +61,15 @@ pub struct Spec {
     pub headers_max_bytes: usize,
     /// Whether the type becomes the header `eventType`.
     pub event_type_header: bool,
+    /// One header that has all context, as JSON.
+    pub blob: Option<String>,
+    pub envelope: Envelope,
+    /// The source of a CloudEvent, where no header says it.
+    pub source: String,
     /// Where dead letters go; `{topic}` is the record's topic.
     pub dead_letter_topic: String,
     pub large: LargeSpec,
+    pub watch: Watch,
 }
 
 /// Why a table's rules cannot be compiled.
@@ -109,8 +126,10 @@ pub struct Rules {
     partition: Option<usize>,
     route: RouteRules,
     headers: HeaderRules,
+    dress: Dress,
     dead_letter: DeadLetterRules,
     large: LargeRules,
+    watch: Watch,
 }
 
 /// A Kafka record, borrowing from the row wherever it can.
@@ -121,7 +140,7 @@ pub struct Record<'a> {
     /// `None` stays null; empty stays empty.
     pub key: Option<Cow<'a, [u8]>>,
     /// `None` is a tombstone.
-    pub payload: Option<&'a [u8]>,
+    pub payload: Option<Cow<'a, [u8]>>,
     pub headers: Vec<Header<'a>>,
     /// Milliseconds since the Unix epoch.
     pub timestamp_ms: Option<i64>,
@@ -135,6 +154,10 @@ pub type Header<'a> = (Cow<'a, str>, Option<Cow<'a, [u8]>>);
 pub struct Prepared<'a> {
     pub record: Record<'a>,
     pub dropped: Dropped,
+    /// Of the first record of an event.
+    pub trail: Option<Box<Trail>>,
+    /// By how many bytes its envelope makes the value larger than the row's payload.
+    pub grown: usize,
 }
 
 impl Rules {
@@ -146,8 +169,10 @@ impl Rules {
             partition: columns.optional(spec.partition.as_ref()),
             route: RouteRules::compile(spec, &mut columns)?,
             headers: HeaderRules::compile(spec, &mut columns),
+            dress: Dress::compile(spec, &mut columns),
             dead_letter: DeadLetterRules::compile(spec, &mut columns)?,
             large: LargeRules::compile(spec, &mut columns)?,
+            watch: spec.watch.clone(),
             columns,
         })
     }
@@ -187,18 +212,28 @@ impl Rules {
         let Route { topic, key } = self.route(event)?;
         route::check_topic(&topic)?;
         let partition = self.partition.map(|index| self.partition(row, index)).transpose()?;
-        let (mut headers, dropped) = self.headers.headers(id, row, &self.columns.0)?;
+        let Gathered { headers, about, dropped } = self.headers.headers(id, row, &self.columns.0)?;
+        let is_first = packed.is_none_or(|(_, index)| index == 0);
+        let trail = if is_first { self.watch.trail(id, event, &headers) } else { None };
+        let wearing = Wearing { headers, about, payload: row.get(self.payload) };
+        let (mut headers, payload) = self.dress.dress(event, (id, &topic, key.as_deref()), wearing);
         if let Some(replay) = &event.replay {
             headers.push(("whippet-replay".into(), Some(replay.requested.as_bytes().into())));
         }
         if self.large.flags_inline() {
             headers.push((wire::BACKED_VALUE.into(), Some((&[wire::INLINE][..]).into())));
         }
+        let grown = match &payload {
+            Some(Cow::Owned(whole)) => {
+                whole.len().saturating_sub(row.get(self.payload).map_or(0, <[u8]>::len))
+            }
+            _ => 0,
+        };
         let mut record = Record {
             topic,
             partition: partition.flatten(),
             key,
-            payload: row.get(self.payload),
+            payload,
             headers,
             // Kafka knows no time before 1970, and librdkafka takes 0 for "now" as well.
             timestamp_ms: event.timestamp_ms.filter(|ms| *ms > 0),
@@ -206,7 +241,7 @@ impl Rules {
         if let Some((packed, index)) = packed {
             self.wear(&mut record, packed, index);
         }
-        Ok(Prepared { record, dropped })
+        Ok(Prepared { record, dropped, trail, grown })
     }
 
     /// The partition that the row names, if it is a number.
@@ -247,7 +282,7 @@ impl Record<'_> {
         BATCH_HEADER
             + RECORD
             + self.key.as_ref().map_or(0, |key| key.len())
-            + self.payload.map_or(0, <[u8]>::len)
+            + self.payload.as_ref().map_or(0, |payload| payload.len())
             + headers
     }
 }
@@ -323,7 +358,7 @@ mod tests {
         let record = &prepared.record;
         assert_eq!((&*record.topic, record.partition), ("orders", Some(3)));
         assert_eq!(record.key.as_deref(), Some(&b"k"[..]));
-        assert_eq!(record.payload, Some(&b"{}"[..]));
+        assert_eq!(record.payload.as_deref(), Some(&b"{}"[..]));
         assert_eq!(record.timestamp_ms, Some(1_700_000_000_000));
         assert_eq!(
             named(&prepared),
@@ -342,11 +377,11 @@ mod tests {
         let rules = Rules::compile(&spec()).unwrap();
         let tombstone = event(&rules, &[("id", "e1"), ("topic", "t")]);
         let prepared = rules.prepare(&tombstone, None).unwrap();
-        assert_eq!((&prepared.record.key, prepared.record.payload), (&None, None));
+        assert_eq!((&prepared.record.key, &prepared.record.payload), (&None, &None));
         let empty = event(&rules, &[("id", "e1"), ("topic", "t"), ("key", ""), ("payload", "")]);
         let prepared = rules.prepare(&empty, None).unwrap();
         assert_eq!(prepared.record.key.as_deref(), Some(&b""[..]));
-        assert_eq!(prepared.record.payload, Some(&b""[..]));
+        assert_eq!(prepared.record.payload.as_deref(), Some(&b""[..]));
     }
 
     #[test]
@@ -387,7 +422,7 @@ mod tests {
                 topic: "t".into(),
                 partition: None,
                 key: key.map(|size| vec![0; size].into()),
-                payload: payload.as_deref(),
+                payload: payload.as_deref().map(Cow::Borrowed),
                 headers: headers.iter().map(|(name, value)| {
                     ("n".repeat(*name).into(), value.map(|size| vec![0; size].into()))
                 }).collect(),

@@ -10,6 +10,7 @@ use slab::Slab;
 use super::lanes::Lane;
 use crate::{
     event::{Place, TableIx},
+    record::Trail,
     sink::Ticket,
 };
 
@@ -31,6 +32,8 @@ pub struct Entry {
     /// When it was handed to the sink, on the relay's monotonic clock; `None` before that.
     pub sent_at: Option<Duration>,
     pub records: Records,
+    /// What is told of it, where somebody wants to know; counted in `bytes`.
+    pub trail: Option<Box<Trail>>,
 }
 
 /// How far an event has come that is one record, or several.
@@ -83,6 +86,25 @@ impl Ledger {
             && let Some(entry) = self.entries.get_mut(ticket.slot as usize)
         {
             entry.records.all = records;
+        }
+    }
+
+    /// Keeps what is told of an event. Returns the bytes that it counts for from now on, more than before.
+    pub fn follow(&mut self, ticket: Ticket, trail: Box<Trail>) -> usize {
+        let entry = if self.current(ticket) { self.entries.get_mut(ticket.slot as usize) } else { None };
+        let Some(entry) = entry.filter(|entry| entry.trail.is_none()) else { return 0 };
+        let bytes = trail.bytes();
+        entry.bytes += bytes;
+        entry.trail = Some(trail);
+        bytes
+    }
+
+    /// Notes that an event counts for so many bytes more: its record is larger than its row.
+    pub fn grows(&mut self, ticket: Ticket, bytes: usize) {
+        if self.current(ticket)
+            && let Some(entry) = self.entries.get_mut(ticket.slot as usize)
+        {
+            entry.bytes += bytes;
         }
     }
 
@@ -207,6 +229,7 @@ mod tests {
             warms: None,
             sent_at: None,
             records: Records::default(),
+            trail: None,
         }
     }
 
@@ -270,6 +293,18 @@ mod tests {
                 prop_assert_eq!(ledger.in_sink(), open.values().filter(|sent| **sent).count());
             }
         }
+    }
+
+    #[test]
+    fn what_is_told_of_an_event_counts_once_and_goes_with_it() {
+        let mut ledger = Ledger::default();
+        let ticket = ledger.admit(entry(1));
+        let trail = Box::new(Trail { id: "e1".into(), replay: false, context: None, parent: None });
+        assert_eq!(ledger.follow(ticket, trail.clone()), trail.bytes());
+        assert_eq!(ledger.follow(ticket, trail.clone()), 0, "the next try of the same event");
+        let entry = ledger.settle(ticket).unwrap();
+        assert_eq!((entry.bytes, entry.trail), (1 + trail.bytes(), Some(trail.clone())));
+        assert_eq!(ledger.follow(ticket, trail), 0, "it is settled");
     }
 
     #[test]

@@ -262,7 +262,7 @@ impl Sink for Kafka {
         let mut message: BaseRecord<'_, [u8], [u8], usize> =
             BaseRecord::with_opaque_to(&record.topic, ticket.to_opaque()).headers(headers);
         message.key = record.key.as_deref();
-        message.payload = record.payload;
+        message.payload = record.payload.as_deref();
         message.partition = record.partition;
         message.timestamp = record.timestamp_ms;
         client

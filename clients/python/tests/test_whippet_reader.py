@@ -56,6 +56,45 @@ def take(reader, records, start=0):
     return [event for event in events if event]
 
 
+class Context(unittest.TestCase):
+    """Written as the relay writes it: src/record/envelope.rs."""
+
+    def read(self, value, headers, **options):
+        return Reader(**options).accept("t", 0, 0, b"k", value, [(name, text.encode()) for name, text in headers])
+
+    def test_one_header_has_all_of_it(self):
+        headers = [("id", "1"), ("x-context", '{"u":"\\"7","n":null,"id":"mine","d":1.10}')]
+        event = self.read(b"{}", headers, blob="x-context")
+        self.assertEqual(event.headers, [("id", b"1"), ("u", b'"7'), ("n", None), ("d", b"1.10")])
+        self.assertEqual(event.onward(), [("u", b'"7'), ("n", None), ("d", b"1.10")])
+        for headers in ([("x-context", "[1]")], [("x-context", "broken")], [("other", "{}")]):
+            event = self.read(b"{}", headers, blob="x-context")
+            self.assertEqual(event.headers, [(name, text.encode()) for name, text in headers])
+
+    def test_attributes_of_the_context_go_on(self):
+        headers = [("ce_id", "1"), ("ce_source", "/shop"), ("ce_authid", "u-7"), ("traceparent", "t"), ("ce_traceparent", "t")]
+        event = self.read(b"{}", headers)
+        self.assertEqual((event.id, event.onward()), ("1", [("traceparent", b"t"), ("authid", b"u-7")]))
+
+    def test_a_structured_event_gives_its_payload_back(self):
+        kind = [("id", "1"), ("content-type", "application/cloudevents+json")]
+        head = '{"specversion":"1.0","type":"E","authid":"u","datacontenttype":'
+        for rest, payload in [
+            ('"application/json","data":{"a": 1.10, "data":"x"}}', b'{"a": 1.10, "data":"x"}'),
+            ('"application/json","data":"text"}', b'"text"'),
+            ('"text/plain","data":"x\\n"}', b"x\n"),
+            ('"image/png","data_base64":"/wA="}', b"\xff\0"),
+            ('"application/json"}', None),
+        ]:
+            event = self.read((head + rest).encode(), kind)
+            self.assertEqual(event.payload, payload, rest)
+            self.assertEqual(event.onward(), [("authid", b"u")])
+            self.assertEqual(whippet_reader._get(event.headers, "ce_type"), b"E")
+        for value in (b"[]", b"{}", b"broken", b'{"specversion":"1.0","data_base64":"*"}', b"\xff"):
+            event = self.read(value, kind)
+            self.assertEqual((event.payload, len(event.headers)), (value, 2))
+
+
 class Vectors(unittest.TestCase):
     def test_the_reader_is_what_the_vectors_say(self):
         now = {}  # stands in for the codecs that are not in the standard library

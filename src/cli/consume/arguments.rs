@@ -37,6 +37,9 @@ pub struct Arguments {
     /// An option of the store, as KEY=VALUE.
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair, requires = "store")]
     object_store_option: Vec<(String, String)>,
+    /// The header that carries all context, where the relay has headers.blob.
+    #[arg(long, value_name = "HEADER")]
+    blob: Option<String>,
     /// End after so many events.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max: Option<u64>,
@@ -75,6 +78,7 @@ impl Arguments {
             topics: self.topic.clone(),
             start: if self.from_beginning { Start::Beginning } else { Start::End },
             limits: config.map_or_else(Limits::default, limits),
+            blob: self.blob.clone().or_else(|| config.and_then(blob)),
             properties: configured.chain(self.property.iter().cloned()).collect(),
             ..Settings::new(servers.unwrap_or_default(), &[])
         }
@@ -95,6 +99,11 @@ impl Arguments {
         store.options.extend(options.map(|(name, value)| (name.clone(), Secret::new(value))));
         store.open().map(Some).context(flag)
     }
+}
+
+/// The header that has all context, if one table has it so.
+fn blob(config: &Config) -> Option<String> {
+    config.all_tables().find_map(|table| table.headers.blob.clone())
 }
 
 /// Whatever the relay lets through can be read, and no more of its events lie between the chunks of one
@@ -182,8 +191,11 @@ mod tests {
         let limits = asked(&["--config", "f"]).settings(Some(&large)).limits;
         assert_eq!((limits.payload_bytes, limits.chunk_bytes), (1 << 30, 1 << 30));
         assert_eq!(limits.chunk_gap, 250_000);
-        let limits = asked(&["--config", "f"]).settings(Some(&configured(TABLES))).limits;
-        assert_eq!(limits, Limits::default());
+        let settings = asked(&["--config", "f"]).settings(Some(&configured(TABLES)));
+        assert_eq!((settings.limits, settings.blob), (Limits::default(), None));
+        let blob = configured("tables: [{ name: a }, { name: b, headers: { blob: x-context } }]\n");
+        assert_eq!(asked(&["--config", "f"]).settings(Some(&blob)).blob.as_deref(), Some("x-context"));
+        assert_eq!(asked(&["--config", "f", "--blob", "y"]).settings(Some(&blob)).blob.as_deref(), Some("y"));
     }
 
     #[test]

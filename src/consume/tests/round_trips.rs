@@ -48,7 +48,7 @@ fn records(rules: &Rules, written: &Written, limit: usize) -> (Vec<Incoming>, Op
     let packing = rules.packing(written, &small, Some(limit)).unwrap();
     let mut object = None;
     let packed = packing.map(|packing| {
-        let payload = small.payload.unwrap();
+        let payload = small.payload.as_deref().unwrap();
         let encoded = packing.codec.map(|codec| (codec, codec.encode(payload)));
         let (encoding, whole) = match encoded.filter(|(_, bytes)| bytes.len() < payload.len()) {
             Some((codec, bytes)) => (Some(codec), Bytes::from(bytes)),
@@ -82,7 +82,7 @@ fn records(rules: &Rules, written: &Written, limit: usize) -> (Vec<Incoming>, Op
             offset: 0,
             timestamp_ms: None,
             key: record.key.as_deref().map(owned),
-            value: record.payload.map(owned),
+            value: record.payload.as_deref().map(owned),
             headers: Headers(headers.collect()),
         }
     };

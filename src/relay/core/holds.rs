@@ -6,7 +6,7 @@
 
 use tracing::{error, info, warn};
 
-use super::{Core, Table, event_id};
+use super::{Core, Table, event_id, told};
 use crate::{
     config::{OnFailure, Order},
     event::{Event, TableIx},
@@ -117,9 +117,10 @@ impl Core {
     ) {
         let Some(entry) = self.ledger.get(ticket) else { return };
         let (table, lane) = (entry.table, entry.lane);
+        let context = rules.rules.log_context(event);
         error!(
             table = rules.name.as_str(), place = %event.place, id = event_id(rules, event), reason,
-            cause = cause.as_str(), attempts,
+            context = context.as_ref().map(display), cause = cause.as_str(), attempts,
             "event can never be published as it is: its key is parked and the rest flows on"
         );
         self.suspects.remove(&(table, event.place.clone()));
@@ -166,6 +167,7 @@ impl Core {
         if let (Cause::Topic, Some(topic)) = (cause, entry.topic) {
             self.progress[table.0 as usize].held_topics.entry(topic).or_insert(false);
         }
+        told::held(rules, event, cause, &reason);
         let (topic, key) = route_key(rules, event);
         self.holding += 1;
         self.progress[table.0 as usize].holds.push(Hold {
@@ -287,9 +289,10 @@ impl Core {
 
     /// An event that was published before cannot be published again: nothing is held for it.
     pub(super) fn refuse_replay(&mut self, ticket: Ticket, rules: &Table, event: &Event, reason: &str) {
+        let context = rules.rules.log_context(event);
         warn!(
             table = rules.name.as_str(), place = %event.place, id = event_id(rules, event), reason,
-            "event cannot be replayed; its row stays as it is"
+            context = context.as_ref().map(display), "event cannot be replayed; its row stays as it is"
         );
         self.metrics.publish_failures(&rules.name, Kind::Rejected.label()).inc();
         self.packing.forget(ticket);

@@ -8,6 +8,7 @@ mod holds;
 mod packing;
 mod recovery;
 mod suspects;
+mod told;
 mod view;
 
 use std::{
@@ -43,6 +44,7 @@ use crate::{
         Hold, Yield,
         hold::{Counts, Over, Scope},
     },
+    telemetry::Spans,
 };
 
 /// What the relay has to know of a table.
@@ -148,6 +150,8 @@ struct Progress {
 }
 
 pub struct Core {
+    /// What makes the spans of events that are traced.
+    spans: Option<Spans>,
     tables: Vec<Arc<Table>>,
     progress: Vec<Progress>,
     ledger: Ledger,
@@ -188,6 +192,7 @@ pub struct Core {
 impl Core {
     pub fn new(tables: Vec<Arc<Table>>, window: Arc<Window>, metrics: Arc<Metrics>) -> Core {
         Core {
+            spans: None,
             progress: tables.iter().map(|_| Progress::default()).collect(),
             give_up_times: tables.iter().filter_map(|table| table.give_up.after).collect(),
             tables,
@@ -214,6 +219,11 @@ impl Core {
             wall_ms: 0,
             effects: Effects::default(),
         }
+    }
+
+    /// The spans of events that are traced are made by these.
+    pub fn with_spans(self, spans: Option<Spans>) -> Core {
+        Core { spans, ..self }
     }
 
     /// Changes state by one action. `now` is on the monotonic clock that the lease uses too, and
@@ -337,6 +347,7 @@ impl Core {
             warms: None,
             sent_at: None,
             records: Records::default(),
+            trail: None,
         });
         self.pass(ticket, rules, event, now, sink);
     }
@@ -403,7 +414,8 @@ impl Core {
         let first = self.ledger.get(ticket).map_or(0, |entry| entry.records.sent);
         let last = if cold.is_some() { records.min(first + 1) } else { records };
         for index in first..last {
-            let prepared = match prepare(rules, &event, packed.map(|packed| (packed, index)), topic_facts) {
+            let packed = packed.map(|packed| (packed, index));
+            let mut prepared = match prepare(rules, &event, packed, topic_facts) {
                 Ok(prepared) => prepared,
                 // The topic takes less than when it was packed.
                 Err(Refused { oversize: true, .. }) if packed.is_some() && index == 0 => {
@@ -414,6 +426,11 @@ impl Core {
             };
             if index == 0 {
                 self.metrics.count_dropped(&rules.name, &prepared.dropped);
+            }
+            let more = prepared.trail.take().map_or(0, |trail| self.ledger.follow(ticket, trail));
+            if more + prepared.grown > 0 {
+                self.ledger.grows(ticket, prepared.grown);
+                self.window.adjust(0, more + prepared.grown);
             }
             fail::fail_point!("before-send", |_| std::process::abort());
             if let Err(code) = sink.send(Unit::Main, ticket, &prepared.record) {
@@ -474,6 +491,7 @@ impl Core {
             }
             (Err(code), None) => self.failed_in_pipeline(report.ticket, code, now),
             (Err(code), Some(trial)) => {
+                self.trace_failed(report.ticket, code);
                 self.ledger.returned(report.ticket);
                 self.failed_on_trial(trial, code, now);
             }
@@ -481,6 +499,12 @@ impl Core {
     }
 
     fn acknowledged(&mut self, entry: &Entry, published: bool, now: Duration, wall_ms: i64) {
+        if let Some(trail) = &entry.trail {
+            self.trace(entry, trail, None);
+            if published {
+                self.tell_published(entry, trail);
+            }
+        }
         self.rebuilds = 0;
         self.window.release(1, entry.bytes);
         if !self.failed_once.is_empty() {

@@ -24,8 +24,12 @@ impl Core {
     /// A record that the pipelined producer did not deliver. Its later records of the same key may
     /// be on their way, so the producer is finished: what it has is read again, in order.
     pub(super) fn failed_in_pipeline(&mut self, ticket: Ticket, code: Code, now: Duration) {
+        self.trace_failed(ticket, code);
         let Some(entry) = self.ledger.returned(ticket) else { return };
         let (table, place, topic) = (entry.table, entry.place.clone(), entry.topic);
+        let trail = entry.trail.as_ref().filter(|trail| trail.context.is_some());
+        let (id, context) =
+            (trail.map(|trail| trail.id.clone()), trail.and_then(|trail| trail.context.clone()));
         let rules = self.tables[table.0 as usize].clone();
         let kind = classify::classify(code);
         self.metrics.publish_failures(&rules.name, kind.label()).inc();
@@ -41,7 +45,8 @@ impl Core {
         }
         if self.phase == Phase::Running {
             warn!(
-                table = rules.name.as_str(), place = %place, error = %code, kind = kind.label(),
+                table = rules.name.as_str(), place = %place, id = id.as_deref(), error = %code, kind = kind.label(),
+                context = context.as_ref().map(display),
                 "kafka did not take a record; the producer is rebuilt and what it had is read again"
             );
             self.phase = Phase::Failing { since: now };
@@ -91,6 +96,7 @@ impl Core {
     /// read again what is not recorded.
     pub(super) fn start_over(&mut self) {
         let forgotten = self.ledger.next_generation();
+        self.tell_sent_again(&forgotten);
         let bytes = forgotten.iter().map(|entry| entry.bytes).sum();
         self.window.release(forgotten.len(), bytes);
         self.lanes.clear();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::warn;
 
-use super::{Core, Phase, Refused, Table, event_id, prepare};
+use super::{Core, Phase, Refused, Table, event_id, prepare, told};
 use crate::{
     config::OnFailure,
     event::Event,
@@ -109,7 +109,10 @@ impl Core {
                 let packed = self.packing.of(ticket);
                 let next = (packed.map_or(1, Packed::records), entry.records.acknowledged);
                 match prepare(&rules, &trial.waiting.event, packed.map(|packed| (packed, next.1)), topic) {
-                    Ok(prepared) => {
+                    Ok(mut prepared) => {
+                        if let Some(trail) = prepared.trail.take() {
+                            self.window.adjust(0, self.ledger.follow(ticket, trail));
+                        }
                         let sent = sink.send(Unit::Suspects, ticket, &prepared.record);
                         self.ledger.takes(ticket, next.0);
                         sent
@@ -194,6 +197,7 @@ impl Core {
     fn try_again(&mut self, mut trial: Trial, rules: &Table, now: Duration) {
         self.metrics.retries(&rules.name, Kind::Transient.label()).inc();
         trial.due = now + rules.retry.pause(trial.attempts, fastrand::f64());
+        told::tried_again(rules, &trial.waiting.event, trial.attempts);
         self.trials.push_back(trial);
     }
 
@@ -272,9 +276,10 @@ impl Core {
         failure: &Failure,
         letters: u32,
     ) {
+        let context = rules.rules.log_context(event);
         warn!(
             table = rules.name.as_str(), place = %event.place, id = event_id(rules, event),
-            reason = failure.message, cause = cause.as_str(), attempts = failure.attempts,
+            context = context.as_ref().map(display), reason = failure.message, cause = cause.as_str(), attempts = failure.attempts,
             dead_letter_topic = self.topics.get(letters).name,
             "event can never be published as it is: its dead letter is published and its key flows on"
         );

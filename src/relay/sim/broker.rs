@@ -72,7 +72,7 @@ impl Sink for Broker {
             id: header("id").unwrap(),
             chunk: number(wire::CHUNK_INDEX).zip(number(wire::CHUNK_COUNT)).unwrap_or((0, 1)),
             referred: header(wire::REF_URI).is_some(),
-            poisoned: record.payload == Some(b"poison") && !record.topic.ends_with(DEAD_LETTERS),
+            poisoned: record.payload.as_deref() == Some(b"poison") && !record.topic.ends_with(DEAD_LETTERS),
         });
         Ok(())
     }

@@ -582,21 +582,25 @@ macro_rules! hold_methods {
 
             /// The payload of a row for a person to read.
         pub async fn payload_text(&self, place: &str) -> Result<String, Error> {
-            let doing = "read a payload";
-            let row = sql::query(AssertSqlSafe(self.read_one.as_str()))
-                .bind(place)
-                .bind(<$inline>::from(SHOWN_AT_MOST))
-                .fetch_optional(&self.pool)
-                .await
-                .map_err(Error::sql(doing))?;
-            let Some(row) = row else { return Ok("(the row is gone)".into()) };
-            let found = self.decode(&row).map_err(Error::sql(doing))?;
+            let Some(found) = self.one(place).await? else { return Ok("(the row is gone)".into()) };
             if let Some(bytes) = found.deferred_bytes.or(found.event.unread_bytes) {
                 return Ok(format!("({bytes} bytes: too large to be shown)"));
             }
             let payload = self.payload_index.and_then(|index| found.event.row.get(index));
             let (text, hex) = key_for_people(payload.map(<[u8]>::to_vec));
             Ok(hex.map(|hex| format!("0x{hex}")).or(text).unwrap_or_else(|| "(NULL)".into()))
+        }
+
+        /// A row by the text of its place, without its payload if that is large; `None` where it is gone.
+        pub async fn one(&self, place: &str) -> Result<Option<Found>, Error> {
+            let doing = "read a row";
+            let row = sql::query(AssertSqlSafe(self.read_one.as_str()))
+                .bind(place)
+                .bind(<$inline>::from(SHOWN_AT_MOST))
+                .fetch_optional(&self.pool)
+                .await
+                .map_err(Error::sql(doing))?;
+            row.map(|row| self.decode(&row).map_err(Error::sql(doing))).transpose()
         }
 
         /// Published rows that are to be published again, in order. Forgets those that are gone.

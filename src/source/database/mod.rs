@@ -485,6 +485,11 @@ impl Outbox {
         each!(self, outbox => outbox.payload_text(place).await)
     }
 
+    /// A row by the text of its place, without its payload if that is large; `None` where it is gone.
+    pub async fn one(&self, place: &str) -> Result<Option<Found>, Error> {
+        each!(self, outbox => outbox.one(place).await)
+    }
+
     /// How long the oldest parked event has been parked, in seconds.
     pub async fn oldest_parked(&self) -> Result<Option<f64>, Error> {
         each!(self, outbox => outbox.oldest_parked().await)

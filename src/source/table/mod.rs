@@ -47,7 +47,7 @@ use crate::{
     config::{Poll, Wake},
     coordinate::{Lease, drain::Drain, report},
     event::Place,
-    relay::{retry::Policy, window::Window},
+    relay::{Table, retry::Policy, window::Window},
 };
 
 const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(5);
@@ -77,6 +77,8 @@ pub struct TableSource {
     pub drain: Option<Arc<Drain>>,
     pub board: Arc<Board>,
     pub metrics: Arc<Metrics>,
+    /// As the relay has it.
+    pub table: Arc<Table>,
 }
 
 /// What a poller keeps between turns.

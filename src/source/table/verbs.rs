@@ -7,21 +7,24 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{field::display, info, warn};
 
 use super::{Task, Wish};
 use crate::{
     coordinate::report,
     event::Place,
+    record::Context,
     source::{
         Refusal, Yield,
-        database::{Error, Limits, Listed, answered},
-        hold::{Outcome, Over, Request, Scope, Verb},
+        database::{Error, Limits, Listed, Outbox, answered},
+        hold::{Held, Outcome, Over, Request, Scope, State, Verb},
     },
 };
 
 /// Replays of a topic that cannot be written to are tried again after this.
 const REPLAY_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// Of how many events that one verb changes the log is told, at most: each is read for it.
+const TOLD_AT_MOST: i64 = 1_000;
 
 impl Task {
     /// Writes holds down and carries wishes out, one change at a time.
@@ -78,8 +81,10 @@ impl Task {
 
     async fn carry_out(&mut self, request: &Request, epoch: i64) -> Result<Outcome, Error> {
         let Some(outbox) = &self.outbox else { return Ok(Outcome::default()) };
+        let meant = if request.dry_run { Vec::new() } else { self.meant(outbox, &request.verb).await? };
         let outcome = answered("carry out an operator's verb", outbox.apply(request, epoch)).await?;
         if !request.dry_run {
+            self.tell_of(&request.verb, &meant);
             warn!(
                 table = self.source.spec.name.as_str(),
                 verb = request.verb.name(),
@@ -93,6 +98,43 @@ impl Task {
             self.state.replaying |= matches!(request.verb, Verb::Replay(_));
         }
         Ok(outcome)
+    }
+
+    /// The events that a verb releases or skips, with what the log is to have of them: nothing, unless
+    /// `log.context` asks for it.
+    async fn meant(&self, outbox: &Outbox, verb: &Verb) -> Result<Vec<(Held, Context)>, Error> {
+        let (filter, only) = match verb {
+            Verb::Redrive(filter) => (filter, Some(State::Parked)),
+            Verb::Skip(filter) => (filter, None),
+            Verb::Pause(_) | Verb::Resume(_) | Verb::Replay(_) => return Ok(Vec::new()),
+        };
+        let rules = &self.source.table.rules;
+        if !rules.tells_the_log() {
+            return Ok(Vec::new());
+        }
+        let mut meant = Vec::new();
+        for held in outbox.list(filter, TOLD_AT_MOST).await? {
+            if only.is_some_and(|only| held.state != only.as_str()) {
+                continue;
+            }
+            let found = outbox.one(&held.place).await?;
+            if let Some(context) = found.and_then(|found| rules.log_context(&found.event)) {
+                meant.push((held, context));
+            }
+        }
+        Ok(meant)
+    }
+
+    fn tell_of(&self, verb: &Verb, meant: &[(Held, Context)]) {
+        let table = self.source.spec.name.as_str();
+        for (Held { place, id, .. }, context) in meant {
+            let context = display(context);
+            if let Verb::Skip(_) = verb {
+                info!(table, place, id, context, "event is skipped: it will not be published");
+            } else {
+                info!(table, place, id, context, "event is released: it is tried again");
+            }
+        }
     }
 
     /// Lists all gates to the relay, and waits for its answer.
