@@ -25,3 +25,4 @@ pub mod config;
 pub mod demo;
 pub mod doctor;
 mod http;
+pub mod import;

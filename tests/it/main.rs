@@ -13,6 +13,7 @@ mod consume_config;
 mod crash;
 mod database;
 mod db;
+mod debezium;
 mod doctor;
 mod failures;
 mod faults;
