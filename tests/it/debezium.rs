@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{Relay, SOON, Seen, World, kafka, service, whippet};
+use crate::harness::{Relay, SOON, Seen, World, kafka, whippet};
 
 /// Rows of each table, in transactions of ten.
 const ROWS: usize = 100;
@@ -40,11 +40,14 @@ impl Debezium {
              appender.out.name = out\nappender.out.layout.type = PatternLayout\n\
              appender.out.layout.pattern = %d %p %m (%c)%n\n",
         );
+        let libs = std::env::var("WHIPPET_TEST_DEBEZIUM_LIBS").expect(
+            "WHIPPET_TEST_DEBEZIUM_LIBS is not set: run `scripts/peers install` and `eval \"$(scripts/services env)\"`",
+        );
         let log = world.folder.path().join("debezium.log");
         let out = File::create(&log).unwrap();
         let child = Command::new("java")
             .args(["-Xmx512m", "-XX:TieredStopAtLevel=1", "-cp"])
-            .arg(format!("{}/*", service("WHIPPET_TEST_DEBEZIUM_LIBS")))
+            .arg(format!("{libs}/*"))
             .arg(format!("-Dlog4j2.configurationFile={logging}"))
             .args(["org.apache.kafka.connect.cli.ConnectStandalone", &worker])
             .args(connectors)
