@@ -3,7 +3,7 @@
 use super::{Notes, Options, yaml::Node};
 
 /// Java's name and librdkafka's, of settings that mean the same.
-const SAME: [(&str, &str); 18] = [
+const SAME: [(&str, &str); 17] = [
     ("security.protocol", "security.protocol"),
     ("sasl.mechanism", "sasl.mechanisms"),
     ("sasl.kerberos.service.name", "sasl.kerberos.service.name"),
@@ -12,7 +12,6 @@ const SAME: [(&str, &str); 18] = [
     ("client.id", "client.id"),
     ("client.dns.lookup", "client.dns.lookup"),
     ("batch.size", "batch.size"),
-    ("max.request.size", "message.max.bytes"),
     ("request.timeout.ms", "request.timeout.ms"),
     ("metadata.max.age.ms", "metadata.max.age.ms"),
     ("connections.max.idle.ms", "connections.max.idle.ms"),
@@ -25,7 +24,8 @@ const SAME: [(&str, &str); 18] = [
 ];
 
 /// Settings that are the relay's own business.
-const OURS: [(&str, &str); 10] = [
+const OURS: [(&str, &str); 11] = [
+    ("max.request.size", "what a topic takes counts, its max.message.bytes; see payload.oversize for what is larger"),
     ("acks", "always all"),
     ("enable.idempotence", "always on"),
     ("retries", "retries never end"),
