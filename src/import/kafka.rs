@@ -25,7 +25,10 @@ const SAME: [(&str, &str); 17] = [
 
 /// Settings that are the relay's own business.
 const OURS: [(&str, &str); 11] = [
-    ("max.request.size", "what a topic takes counts, its max.message.bytes; see payload.oversize for what is larger"),
+    (
+        "max.request.size",
+        "what a topic takes counts, its max.message.bytes; see payload.oversize for what is larger",
+    ),
     ("acks", "always all"),
     ("enable.idempotence", "always on"),
     ("retries", "retries never end"),

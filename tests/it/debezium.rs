@@ -1,5 +1,4 @@
-//! The real Debezium in Kafka Connect, and the relay by the configuration that `whippet import debezium` makes of its
-//! connectors: the same rows become the same records.
+//! The real Debezium in Kafka Connect, its connectors, and what is compared of the records.
 
 use std::{
     collections::BTreeMap,
@@ -9,19 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{Relay, SOON, Seen, World, kafka, whippet};
-
-/// Rows of each table, in transactions of ten.
-const ROWS: usize = 100;
+use crate::harness::{SOON, Seen, World, kafka};
 
 /// A worker of Kafka Connect with connectors, as a child process.
-struct Debezium {
+pub struct Debezium {
     child: Child,
     log: PathBuf,
 }
 
 impl Debezium {
-    fn start(world: &World, connectors: &[&str]) -> Debezium {
+    pub fn start(world: &World, connectors: &[&str]) -> Debezium {
         let offsets = world.folder.path().join("offsets");
         let worker = world.write(
             "worker.properties",
@@ -60,7 +56,7 @@ impl Debezium {
     }
 
     /// SIGTERM; it writes down where it is.
-    fn stop(&mut self) {
+    pub fn stop(&mut self) {
         Command::new("kill").args(["-s", "TERM", &self.child.id().to_string()]).status().unwrap();
         let deadline = Instant::now() + SOON;
         while self.child.try_wait().unwrap().is_none() {
@@ -82,24 +78,11 @@ impl Drop for Debezium {
     }
 }
 
-/// Options that both connectors have, without their router's.
-fn common(world: &World, slot: &str, tables: &str, topics: &str) -> BTreeMap<String, String> {
-    let port = world.url.rsplit_once(':').unwrap().1.split('/').next().unwrap();
+/// Options of a connector: what every one here has, and more.
+pub fn connector(topics: &str, more: &[(&str, String)]) -> BTreeMap<String, String> {
     let router = "transforms.outbox";
-    [
-        ("connector.class", "io.debezium.connector.postgresql.PostgresConnector".to_owned()),
-        ("database.hostname", "127.0.0.1".into()),
-        ("database.port", port.into()),
-        ("database.user", "postgres".into()),
-        ("database.password", "not needed here".into()),
-        ("database.dbname", world.name.clone()),
-        ("database.sslmode", "disable".into()),
-        ("plugin.name", "pgoutput".into()),
-        ("slot.name", slot.into()),
-        ("publication.name", slot.into()),
-        ("publication.autocreate.mode", "filtered".into()),
-        ("table.include.list", tables.into()),
-        ("topic.prefix", slot.into()),
+    let common = [
+        ("database.hostname", "127.0.0.1".to_owned()),
         ("snapshot.mode", "no_data".into()),
         ("tombstones.on.delete", "false".into()),
         ("poll.interval.ms", "20".into()),
@@ -109,27 +92,29 @@ fn common(world: &World, slot: &str, tables: &str, topics: &str) -> BTreeMap<Str
         (&format!("{router}.table.field.event.timestamp"), "happened_at".into()),
         (
             &format!("{router}.table.fields.additional.placement"),
-            "type:header:eventType,tenant:header,number:header:n,vip:header,price:header,request:header,shard:partition".into(),
+            "type:header:eventType,tenant:header,number:header:n,vip:header,price:header,request:header,\
+             shard:partition"
+                .into(),
         ),
-    ]
-    .into_iter()
-    .map(|(name, value)| (name.to_owned(), value))
-    .collect()
+    ];
+    let options = common.into_iter().chain(more.iter().cloned());
+    options.map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// Every kind of key, payload, header and time, and rows that want a partition of their own.
-fn insert(table: &str, payload: &str, from: usize, to: usize) -> String {
-    format!(
-        "INSERT INTO {table} SELECT gen_random_uuid(), CASE i % 2 WHEN 0 THEN 'orders' ELSE 'customers' END,
-           CASE i % 11 WHEN 0 THEN NULL WHEN 1 THEN '' ELSE 'clé-' || (i % 7) || ' ☃' END, '{table} ' || i % 3,
-           CASE WHEN i % 9 = 3 THEN NULL ELSE {payload} END,
-           CASE WHEN i % 5 = 0 THEN NULL WHEN i % 5 = 1 THEN '' ELSE 'Mieter \"ü\", \\' || i END, i, i % 2 = 0,
-           (i * 1.25)::numeric(10, 2), gen_random_uuid(),
-           CASE WHEN i % 4 > 0 THEN timestamp '2026-01-02 03:04:05.678901' + i * interval '1.7 s' END,
-           CASE WHEN i % 6 = 0 THEN E'#written by hand\\ntraceparent=00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0'
-             || i % 2 || E'\\ntracestate=a\\\\=b\\n' END,
-           CASE WHEN i % 13 = 0 THEN i % 4 END FROM generate_series({from}, {to}) i"
-    )
+/// As the properties of a connector, whose values are bytes.
+pub fn properties_of_bytes(options: BTreeMap<String, String>) -> String {
+    let own =
+        [("name", "bytes"), ("value.converter", "org.apache.kafka.connect.converters.ByteArrayConverter")];
+    let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let lines =
+        options.into_iter().chain(own).map(|(name, value)| format!("{name}={}", value.replace('\\', "\\\\")));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// As JSON, with the headers about itself.
+pub fn json_of_text(mut options: BTreeMap<String, String>) -> String {
+    options.insert("extended.headers.enabled".into(), "true".into());
+    serde_json::json!({ "name": "text", "config": options }).to_string()
 }
 
 /// What of a record is compared: all that Debezium and the relay both decide.
@@ -201,7 +186,7 @@ fn by_key(seen: &[Seen]) -> BTreeMap<Lane<'_>, Vec<&str>> {
 
 /// The same records, one by one, and the same order within each key. `about_itself`: the headers that Debezium adds
 /// about itself were asked for.
-fn compare(theirs: &[Seen], ours: &[Seen], about_itself: bool) -> usize {
+pub fn compare(theirs: &[Seen], ours: &[Seen], about_itself: bool) -> usize {
     assert_eq!(by_key(ours), by_key(theirs));
     let (theirs, ours) = (by_id(theirs), by_id(ours));
     assert_eq!(ours.len(), theirs.len());
@@ -224,133 +209,4 @@ fn compare(theirs: &[Seen], ours: &[Seen], about_itself: bool) -> usize {
         assert_eq!(span, if number.is_multiple_of(6) { sent.to_vec() } else { Vec::new() }, "row {number}");
     }
     theirs.len()
-}
-
-/// One connector of strings, as JSON, with three tables; one of bytes, as properties.
-#[tokio::test]
-async fn the_imported_configuration_sends_the_same_records() {
-    let world = World::new("debezium").await;
-    let columns = "id uuid PRIMARY KEY, aggregatetype varchar(255) NOT NULL, aggregateid varchar(255), \
-                   type varchar(255) NOT NULL, payload PAYLOAD, tenant text, number integer, vip boolean, \
-                   price numeric(10, 2), request uuid, happened_at timestamp, tracingspancontext varchar(256), shard integer";
-    let strings = "'{\"b\": [1, 2.50, \"ü ☃ \\n\"],   \"a\":' || i || '}'";
-    let text = "CASE i % 7 WHEN 2 THEN '' WHEN 4 THEN repeat('lang ✓ ', 20000) ELSE '<a>' || i || E'\\n\\t\"☃\"</a>' END";
-    let bytes = "decode('00ff' || lpad(to_hex(i), 4, '0') || 'c328', 'hex')";
-    let tables = [
-        ("outbox", "jsonb", format!("({strings})::jsonb")),
-        ("outbox_json", "json", format!("({strings})::json")),
-        ("outbox_text", "text", text.to_owned()),
-        ("outbox_bytes", "bytea", bytes.to_owned()),
-    ];
-    for (name, kind, _) in &tables {
-        world.sql(&format!("CREATE TABLE {name} ({})", columns.replace("PAYLOAD", kind))).await;
-    }
-    let (of_text, of_bytes) = (format!("{}_t", world.name), format!("{}_b", world.name));
-    let topics = ["t.orders", "t.customers", "b.orders", "b.customers"];
-    for topic in topics {
-        world.create_topic(topic, 4, &[]).await;
-    }
-
-    let mut config = common(
-        &world,
-        &of_text,
-        "public\\.outbox,public\\.outbox_json,public\\.outbox_text",
-        &world.topic("t"),
-    );
-    config.insert("extended.headers.enabled".into(), "true".into());
-    let json = serde_json::json!({ "name": "text", "config": config }).to_string();
-    let json = world.write("text.json", &json);
-    let mut options = common(&world, &of_bytes, "public.outbox_bytes", &world.topic("b"));
-    options.insert("name".into(), "bytes".into());
-    options.insert("value.converter".into(), "org.apache.kafka.connect.converters.ByteArrayConverter".into());
-    let lines: Vec<String> =
-        options.iter().map(|(name, value)| format!("{name}={}", value.replace('\\', "\\\\"))).collect();
-    let properties = world.write("bytes.properties", &lines.join("\n"));
-
-    // The relay reads a slot that is made here, so that both have all rows.
-    let mut configs = Vec::new();
-    for (file, slot) in [(&json, &of_text), (&properties, &of_bytes)] {
-        let said = whippet(&["import", "debezium", file]);
-        assert_eq!(said.status.code(), Some(0), "{}", String::from_utf8_lossy(&said.stderr));
-        let imported = world.write(&format!("{slot}.yaml"), &String::from_utf8(said.stdout).unwrap());
-        let said = whippet(&["validate", "--config", &imported]);
-        assert_eq!(said.status.code(), Some(0), "{}", String::from_utf8_lossy(&said.stderr));
-        let own = format!("{slot}_own");
-        let mut environment = vec![
-            ("KAFKA_BOOTSTRAP_SERVERS", kafka()),
-            ("WHIPPET__ADMIN__LISTEN", "127.0.0.1:0".into()),
-            ("WHIPPET__SOURCE__PASSWORD_FILE", world.write("password", "none")),
-            ("WHIPPET__SOURCE__RELAY_SCHEMA", format!("of_{slot}")),
-        ];
-        let ddl = Command::new(env!("CARGO_BIN_EXE_whippet"))
-            .args(["sql", "--config", &imported])
-            .envs(environment.iter().map(|(name, value)| (*name, value.as_str())))
-            .output()
-            .unwrap();
-        assert!(ddl.status.success(), "{}", String::from_utf8_lossy(&ddl.stderr));
-        world.sql(&String::from_utf8(ddl.stdout).unwrap()).await;
-        world.sql(&format!("SELECT pg_create_logical_replication_slot('{own}', 'pgoutput')")).await;
-        environment.push(("WHIPPET__SOURCE__STREAM__SLOT", own));
-        configs.push((imported, environment));
-    }
-
-    let mut debezium = Debezium::start(&world, &[&json, &properties]);
-    let active = format!(
-        "SELECT count(*) FROM pg_replication_slots WHERE active AND slot_name IN ('{of_text}', '{of_bytes}')"
-    );
-    world.until(&active, 2).await;
-    let mut consumers = topics.map(|topic| world.consumer(&world.topic(topic)));
-    for from in (1..=ROWS).step_by(10) {
-        for (table, _, payload) in &tables {
-            world.sql(&insert(table, payload, from, from + 9)).await;
-        }
-    }
-    let total = |topic: &str| if topic.starts_with("t.") { 3 * ROWS / 2 } else { ROWS / 2 };
-    for (topic, consumer) in topics.iter().zip(&mut consumers) {
-        assert_eq!(consumer.read(total(topic)).len(), total(topic), "{topic}");
-    }
-    debezium.stop();
-
-    let start = |(imported, environment): &(String, Vec<(&str, String)>)| {
-        let environment: Vec<(&str, &str)> =
-            environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        Relay::start_with(imported, &environment)
-    };
-    let relays: Vec<Relay> = configs.iter().map(&start).collect();
-    let mut records = 0;
-    for (topic, consumer) in topics.iter().zip(&mut consumers) {
-        let seen = consumer.read(2 * total(topic));
-        records += compare(&seen[..total(topic)], &seen[total(topic)..], topic.starts_with("t."));
-    }
-    assert_eq!(records, tables.len() * ROWS);
-    for relay in relays {
-        assert_eq!(relay.stop().0, Some(0));
-    }
-
-    // As it was imported: the slot is Debezium's, and nothing is lost between the two.
-    let (imported, environment) = &configs[0];
-    let environment: Vec<_> =
-        environment.iter().filter(|(name, _)| !name.ends_with("SLOT")).cloned().collect();
-    world.sql(&insert("outbox", "'{}'::jsonb", 1001, 1001)).await;
-    let relay = start(&(imported.clone(), environment));
-    world.sql(&insert("outbox", "'{}'::jsonb", 1003, 1003)).await;
-    let consumer = &mut consumers[1];
-    let new = |seen: &[Seen]| seen.iter().filter(|one| one.header("n").unwrap().len() == 4).count();
-    let seen = consumer.read_until(|seen| new(seen) == 2);
-    let repeated = seen.len() - 2 * total(topics[1]) - 2;
-    println!("{records} records are equal; {repeated} were repeated when the slot was taken over");
-    assert_eq!(relay.stop().0, Some(0));
-    for slot in [of_text, of_bytes] {
-        for slot in [slot.clone(), format!("{slot}_own")] {
-            world
-                .until(
-                    &format!(
-                        "SELECT count(*) FROM pg_replication_slots WHERE active AND slot_name = '{slot}'"
-                    ),
-                    0,
-                )
-                .await;
-            world.sql(&format!("SELECT pg_drop_replication_slot('{slot}')")).await;
-        }
-    }
 }

@@ -15,6 +15,7 @@ mod crash;
 mod database;
 mod db;
 mod debezium;
+mod debezium_records;
 mod docs;
 mod doctor;
 mod failures;
