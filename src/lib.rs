@@ -27,4 +27,5 @@ pub mod config;
 pub mod demo;
 pub mod doctor;
 mod http;
+pub mod import;
 pub mod telemetry;
