@@ -37,6 +37,7 @@ mod mysql_stream_refused;
 mod mysql_stream_rows;
 mod payload_limits;
 mod payloads;
+mod prometheus;
 mod proxy;
 mod purge;
 mod records;
