@@ -5,12 +5,17 @@ KAFKA_PORT=${WHIPPET_KAFKA_PORT:-19092}
 KAFKA_CONTROLLER_PORT=${WHIPPET_KAFKA_CONTROLLER_PORT:-19093}
 # For those who come through the proxy: this listener advertises it.
 KAFKA_PROXIED_PORT=${WHIPPET_KAFKA_PROXIED_PORT:-19095}
+# With TLS: SASL asks for SCRAM-SHA-512 or OAUTHBEARER, MTLS for a certificate of the client.
+KAFKA_SASL_PORT=${WHIPPET_KAFKA_SASL_PORT:-$((KAFKA_PORT + 40))}
+KAFKA_MTLS_PORT=${WHIPPET_KAFKA_MTLS_PORT:-$((KAFKA_PORT + 41))}
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
 
 kafka_install() {
   [ -d "$KAFKA_HOME" ] && command -v java >/dev/null && return
   command -v java >/dev/null || apt_need openjdk-17-jre-headless
   command -v mvn >/dev/null || apt_need maven
+  command -v openssl >/dev/null || apt_need openssl
+  command -v python3 >/dev/null || apt_need python3
   say "downloading Kafka $KAFKA_VERSION (93 jars, 54 MB) to $KAFKA_HOME"
   local new=$KAFKA_HOME.new
   rm -rf "$new"
@@ -32,8 +37,36 @@ POM
   mv "$new" "$KAFKA_HOME" # at the end, so that a half-made one is never used
 }
 
+# A CA, a certificate from it for the broker, and the key of an issuer of tokens. The tests sign clients'
+# certificates and tokens with these keys.
+kafka_tls() {
+  local tls=$STATE/kafka/tls new=$STATE/kafka/tls.new
+  local key=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes)
+  [ -f "$tls/jwks.json" ] && return
+  rm -rf "$tls" "$new"
+  mkdir "$new"
+  {
+    openssl req -x509 "${key[@]}" -days 3650 -subj "/CN=whippet test CA" -keyout "$new/ca.key" -out "$new/ca.crt" &&
+      openssl req "${key[@]}" -subj "/CN=broker" -keyout "$new/broker.key" -out "$new/broker.csr" &&
+      openssl x509 -req -in "$new/broker.csr" -CA "$new/ca.crt" -CAkey "$new/ca.key" -CAcreateserial -days 3650 \
+        -extfile <(printf '%s\n' basicConstraints=critical,CA:FALSE extendedKeyUsage=serverAuth \
+          subjectAltName=DNS:localhost,IP:127.0.0.1) -out "$new/broker.crt" &&
+      cat "$new/broker.key" "$new/broker.crt" >"$new/broker.pem" &&
+      openssl genrsa -out "$new/issuer.key" 2048 &&
+      openssl rsa -in "$new/issuer.key" -noout -modulus >"$new/modulus" &&
+      python3 - "$new/modulus" >"$new/jwks.json" <<'JWKS'
+import base64, json, sys
+modulus = bytes.fromhex(open(sys.argv[1]).read().strip().partition("=")[2])
+coded = base64.urlsafe_b64encode(modulus).decode().rstrip("=")
+print(json.dumps({"keys": [{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "test", "e": "AQAB", "n": coded}]}))
+JWKS
+  } >"$STATE/kafka/tls.log" 2>&1 || die "making certificates failed; see $STATE/kafka/tls.log"
+  mv "$new" "$tls"
+}
+
 kafka_start() {
-  local dir=$STATE/kafka
+  local dir=$STATE/kafka tls=$STATE/kafka/tls
+  kafka_tls
   # Everybody may do everything, until a test forbids something. Nothing is created by accident, and
   # one node holds every internal topic. Few partitions of those, and no wait for more members: a
   # consumer has its first record sooner.
@@ -41,9 +74,21 @@ kafka_start() {
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:$KAFKA_CONTROLLER_PORT
-listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,PROXIED://127.0.0.1:$KAFKA_PROXIED_PORT,CONTROLLER://127.0.0.1:$KAFKA_CONTROLLER_PORT
-advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,PROXIED://127.0.0.1:${WHIPPET_TOXIPROXY_KAFKA_PORT:-19096}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,PROXIED://127.0.0.1:$KAFKA_PROXIED_PORT,CONTROLLER://127.0.0.1:$KAFKA_CONTROLLER_PORT,SASL://127.0.0.1:$KAFKA_SASL_PORT,MTLS://127.0.0.1:$KAFKA_MTLS_PORT
+advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,PROXIED://127.0.0.1:${WHIPPET_TOXIPROXY_KAFKA_PORT:-19096},SASL://127.0.0.1:$KAFKA_SASL_PORT,MTLS://127.0.0.1:$KAFKA_MTLS_PORT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_SSL,MTLS:SSL
+ssl.keystore.type=PEM
+ssl.keystore.location=$tls/broker.pem
+ssl.truststore.type=PEM
+ssl.truststore.location=$tls/ca.crt
+listener.name.mtls.ssl.client.auth=required
+listener.name.sasl.sasl.enabled.mechanisms=SCRAM-SHA-512,OAUTHBEARER
+listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.sasl.oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;
+listener.name.sasl.oauthbearer.sasl.server.callback.handler.class=org.apache.kafka.common.security.oauthbearer.OAuthBearerValidatorCallbackHandler
+listener.name.sasl.oauthbearer.sasl.oauthbearer.jwks.endpoint.url=file://$tls/jwks.json
+listener.name.sasl.oauthbearer.sasl.oauthbearer.expected.audience=kafka
+listener.name.sasl.oauthbearer.connections.max.reauth.ms=3600000
 inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs=$dir/data
@@ -78,7 +123,8 @@ CONF
       --config "$dir/server.properties" >"$dir/format.log" 2>&1 || die "formatting failed; see $dir/format.log"
   fi
   spawn kafka java -Xmx1g -Xms256m -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -Djava.awt.headless=true \
-    -Dlog4j2.configurationFile="$dir/log4j2.properties" -cp "$KAFKA_HOME/libs/*" \
+    -Dlog4j2.configurationFile="$dir/log4j2.properties" \
+    -Dorg.apache.kafka.sasl.oauthbearer.allowed.urls="file://$tls/jwks.json" -cp "$KAFKA_HOME/libs/*" \
     kafka.Kafka "$dir/server.properties"
 }
 
@@ -100,6 +146,9 @@ kafka_stop() { terminate kafka TERM 30; }
 
 kafka_env() {
   echo "export WHIPPET_TEST_KAFKA=127.0.0.1:$KAFKA_PORT"
+  echo "export WHIPPET_TEST_KAFKA_SASL=localhost:$KAFKA_SASL_PORT"
+  echo "export WHIPPET_TEST_KAFKA_MTLS=localhost:$KAFKA_MTLS_PORT"
+  echo "export WHIPPET_TEST_KAFKA_TLS=$STATE/kafka/tls"
   echo "export WHIPPET_TEST_KAFKA_PID=$(pid_file kafka)"
   echo "export WHIPPET_TEST_KAFKA_LIBS=$KAFKA_HOME/libs"
 }

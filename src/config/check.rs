@@ -139,6 +139,9 @@ fn source(source: &Source, problems: &mut Problems) {
             problems.warn(key, &format!("there is no file {} (yet)", file.display()));
         }
     }
+    if source.password_file.is_some() && !source.password_command.is_empty() {
+        problems.add("source.password_command", "password_file has it already; expected one of them");
+    }
     if source.tls.cert_file.is_some() != source.tls.key_file.is_some() {
         problems.add("source.tls", "cert_file and key_file belong together");
     }

@@ -2,7 +2,7 @@
 //!
 //! `$${` is a literal `${`; any other `$` stands for itself.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use serde_json::Value;
 
@@ -43,8 +43,60 @@ fn walk(value: &mut Value, path: &str, env: &BTreeMap<String, String>, problems:
     }
 }
 
+/// What a value is made of that has files in it, so that they can be read again.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Recipe(Arc<Vec<Part>>);
+
+#[derive(PartialEq, Eq)]
+enum Part {
+    Text(String),
+    File(PathBuf),
+}
+
+/// Its texts may be secrets.
+impl fmt::Debug for Recipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Recipe")
+    }
+}
+
+impl Recipe {
+    /// The value, with the files as they are now.
+    pub fn read(&self) -> Result<String, String> {
+        let text = |part: &Part| match part {
+            Part::Text(text) => Ok(text.clone()),
+            Part::File(path) => read(path),
+        };
+        self.0.iter().map(text).collect()
+    }
+}
+
+/// The recipes of the values directly below `key`, such as `kafka.properties`: of those that have files in them and are
+/// not overridden. Errors are for [`apply`] to tell.
+pub(super) fn recipes(
+    tree: &Value,
+    key: &str,
+    env: &BTreeMap<String, String>,
+    problems: &Problems,
+) -> BTreeMap<String, Recipe> {
+    let below = key.split('.').try_fold(tree, |value, level| value.get(level)).and_then(Value::as_object);
+    let recipe = |(name, value): (&String, &Value)| {
+        let overridden = problems.places.variables.contains_key(&join(key, name));
+        let parts = parts(value.as_str().filter(|_| !overridden)?, env).ok()?;
+        let has_file = parts.iter().any(|part| matches!(part, Part::File(_)));
+        has_file.then(|| (name.clone(), Recipe(Arc::new(parts))))
+    };
+    below.into_iter().flatten().filter_map(recipe).collect()
+}
+
 /// `text` with its references replaced.
 fn resolve(text: &str, env: &BTreeMap<String, String>) -> Result<String, String> {
+    Recipe(Arc::new(parts(text, env)?)).read()
+}
+
+/// `text` with its references replaced, but for files.
+fn parts(text: &str, env: &BTreeMap<String, String>) -> Result<Vec<Part>, String> {
+    let mut parts = Vec::new();
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("${") {
@@ -57,21 +109,29 @@ fn resolve(text: &str, env: &BTreeMap<String, String>) -> Result<String, String>
         out.push_str(&rest[..start]);
         let inner = &rest[start + 2..];
         let end = inner.find('}').ok_or("`${` without `}`; write `$${` for the characters themselves")?;
-        out.push_str(&lookup(&inner[..end], env)?);
+        match inner[..end].strip_prefix("file:") {
+            Some(path) => {
+                parts.push(Part::Text(std::mem::take(&mut out)));
+                parts.push(Part::File(path.into()));
+            }
+            None => out.push_str(&lookup(&inner[..end], env)?),
+        }
         rest = &inner[end + 1..];
     }
     out.push_str(rest);
-    Ok(out)
+    parts.push(Part::Text(out));
+    Ok(parts)
+}
+
+fn read(path: &PathBuf) -> Result<String, String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("`${{file:{}}}` cannot be resolved: {error}", path.display()))?;
+    // An editor or `echo` ends the file with a newline that is no part of the secret.
+    Ok(text.strip_suffix('\n').map_or(&*text, |t| t.strip_suffix('\r').unwrap_or(t)).to_owned())
 }
 
 /// What stands between `${` and `}`.
 fn lookup(reference: &str, env: &BTreeMap<String, String>) -> Result<String, String> {
-    if let Some(path) = reference.strip_prefix("file:") {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| format!("`${{{reference}}}` cannot be resolved: {error}"))?;
-        // An editor or `echo` ends the file with a newline that is no part of the secret.
-        return Ok(text.strip_suffix('\n').map_or(&*text, |t| t.strip_suffix('\r').unwrap_or(t)).to_owned());
-    }
     let (name, default) = match reference.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
         None => (reference, None),

@@ -93,6 +93,9 @@ pub struct Source {
     /// Holds the password; read again whenever connecting failed, so that it can be rotated.
     #[serde(default)]
     pub password_file: Option<PathBuf>,
+    /// A program and its arguments, which prints the password; run whenever a connection of the relay's own is made.
+    #[serde(default)]
+    pub password_command: Vec<String>,
     #[serde(default)]
     pub tls: Tls,
     /// How the database's log is read, for tables that follow it.
@@ -293,10 +296,12 @@ pub struct ObjectStore {
 }
 
 impl ObjectStore {
-    /// Connects to nothing.
+    /// Connects to nothing. Options from files are read again while it is open.
     pub fn open(&self) -> Result<Store, StoreError> {
-        let options = self.options.iter().map(|(name, value)| (name.clone(), value.expose().to_owned()));
-        Store::open(&self.url, &options.collect())
+        let options = self.options.clone();
+        let now =
+            move || options.iter().map(|(name, value)| (name.clone(), value.expose_now().into())).collect();
+        Store::following(&self.url, now)
     }
 }
 
@@ -421,6 +426,8 @@ pub fn parse(name: &str, text: &str, env: &BTreeMap<String, String>) -> Result<C
     let (mut tree, places) = yaml::read(name, text)?;
     let mut problems = Problems::new(places);
     let overrides = layers::overrides(env, &mut problems);
+    let [properties, options] = ["kafka.properties", "object_store.options"]
+        .map(|key| interpolate::recipes(&tree, key, env, &problems));
     interpolate::apply(&mut tree, env, &mut problems);
     let mut tree = layers::merge(tree, overrides, &mut problems);
     let has_spool = ingest::add_table(&mut tree, &mut problems);
@@ -432,6 +439,10 @@ pub fn parse(name: &str, text: &str, env: &BTreeMap<String, String>) -> Result<C
         serde_json::from_value::<Config>(shaped).map_err(|error| problems.add("", error.to_string())).ok()
     });
     if let Some(config) = &mut config {
+        follow_files(&mut config.kafka.properties, properties);
+        if let Some(store) = &mut config.object_store {
+            follow_files(&mut store.options, options);
+        }
         for (table, explicit) in config.tables.iter_mut().zip(&explicit) {
             table.columns.required = required(table, explicit);
         }
@@ -441,6 +452,15 @@ pub fn parse(name: &str, text: &str, env: &BTreeMap<String, String>) -> Result<C
     let (mut config, warnings) = problems.finish(config)?;
     config.warnings = warnings;
     Ok(config)
+}
+
+/// Lets values that came from files be read again.
+fn follow_files(secrets: &mut BTreeMap<String, Secret>, recipes: BTreeMap<String, interpolate::Recipe>) {
+    for (name, recipe) in recipes {
+        if let Some(secret) = secrets.get_mut(&name) {
+            *secret = std::mem::take(secret).made_by(recipe);
+        }
+    }
 }
 
 /// The columns without which a table cannot be relayed as configured: those that the user named,

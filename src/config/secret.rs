@@ -4,24 +4,39 @@ use std::borrow::Cow;
 use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::interpolate::Recipe;
 
 const REDACTED: &str = "<redacted>";
 
 /// Text that Debug, Display and Serialize show as `<redacted>`.
-#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret {
+    text: String,
+    /// Where files are in it, so that they can be read again.
+    recipe: Option<Recipe>,
+}
 
 impl Secret {
     /// Wraps `text`.
     pub fn new(text: impl Into<String>) -> Secret {
-        Secret(text.into())
+        Secret { text: text.into(), recipe: None }
+    }
+
+    pub(super) fn made_by(self, recipe: Recipe) -> Secret {
+        Secret { recipe: Some(recipe), ..self }
     }
 
     /// The text itself: for the client that needs it, never for a message.
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// The same, with `${file:…}` as the files are now; as they were, where one cannot be read.
+    pub fn expose_now(&self) -> Cow<'_, str> {
+        let read = self.recipe.as_ref().and_then(|recipe| recipe.read().ok());
+        read.map_or(Cow::Borrowed(&*self.text), Cow::Owned)
     }
 }
 
@@ -34,6 +49,12 @@ impl fmt::Debug for Secret {
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(REDACTED)
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Secret, D::Error> {
+        String::deserialize(from).map(Secret::new)
     }
 }
 

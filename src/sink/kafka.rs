@@ -7,10 +7,10 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
@@ -26,7 +26,10 @@ use serde::Deserialize;
 use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
-use super::{MAX_BATCH_BYTES, Report, Sink, Ticket, TopicFacts, Unit};
+use super::{
+    MAX_BATCH_BYTES, Report, Sink, Ticket, TopicFacts, Unit,
+    credentials::{Credentials, LOOK_EVERY, Look},
+};
 use crate::{
     config::{CreateTopics, Secret},
     record::Record,
@@ -59,7 +62,7 @@ impl Settings {
             .set("reconnect.backoff.max.ms", "2000")
             .set("topic.metadata.refresh.interval.ms", "5000");
         for (name, value) in &self.properties {
-            config.set(name, value.expose());
+            config.set(name, value.expose_now());
         }
         config.set("bootstrap.servers", &self.bootstrap_servers).set("allow.auto.create.topics", "false");
         config
@@ -106,6 +109,8 @@ struct Statistics {
 /// How long an answer about a topic's limit is waited for. Without one the broker itself refuses
 /// what is too large, which is dearer and as safe.
 const LIMIT_WITHIN: Duration = Duration::from_millis(500);
+
+const TAKEN_UP: &str = "files of the kafka client have changed and are taken up";
 
 /// Delivery reports on their way from librdkafka's thread to the relay.
 #[derive(Debug, Default)]
@@ -189,9 +194,19 @@ impl ProducerContext for Context {
 type Client = ThreadedProducer<Context>;
 
 struct Producers {
+    /// What a batch of the main one may have.
+    batch_bytes: usize,
     main: Client,
     /// Made when the first suspect comes: most relays never need it.
     suspects: Option<Client>,
+}
+
+impl Producers {
+    /// Nothing is on its way, and nothing has failed that its producer still has to answer for.
+    fn are_idle(&self) -> bool {
+        let idle = |client: &Client| client.in_flight_count() == 0 && client.client().fatal_error().is_none();
+        idle(&self.main) && self.suspects.as_ref().is_none_or(idle)
+    }
 }
 
 pub struct Kafka {
@@ -202,6 +217,7 @@ pub struct Kafka {
     admin: Arc<Mutex<Arc<Admin>>>,
     /// Whether the log has it that these producers know no broker.
     said_adrift: AtomicBool,
+    credentials: Mutex<Credentials>,
 }
 
 type Admin = AdminClient<DefaultClientContext>;
@@ -210,10 +226,63 @@ impl Kafka {
     /// Makes the producers. Connects in the background: a broker that is down is no error.
     pub fn new(settings: Settings) -> Result<Kafka, KafkaError> {
         let mailbox = Arc::new(Mailbox::default());
+        let credentials = Mutex::new(Credentials::new(&settings.properties, Instant::now()));
         let main = producer(&settings, &mailbox, Unit::Main, MAX_BATCH_BYTES)?;
         let admin = Arc::new(Mutex::new(Arc::new(settings.client().create()?)));
-        let producers = Mutex::new(Producers { main, suspects: None });
-        Ok(Kafka { settings, mailbox, producers, admin, said_adrift: AtomicBool::new(false) })
+        let producers = Mutex::new(Producers { batch_bytes: MAX_BATCH_BYTES, main, suspects: None });
+        let said_adrift = AtomicBool::new(false);
+        Ok(Kafka { settings, mailbox, producers, admin, said_adrift, credentials })
+    }
+
+    fn credentials(&self) -> MutexGuard<'_, Credentials> {
+        self.credentials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks whether files of the clients have changed; `idle`: nothing is in flight, and the relay has had every
+    /// report. The relay's loop sends and waits for reports by turns, so nothing is sent meanwhile.
+    fn heed_files(&self, idle: bool) {
+        let look = self.credentials().look(&self.settings.properties, Instant::now());
+        match look {
+            Look::Changed if idle => self.renew(),
+            Look::Overdue => {
+                info!(
+                    "files of the kafka client have changed; what is in flight is repeated with new producers"
+                );
+                self.purge();
+            }
+            Look::Same | Look::Changed => {}
+        }
+    }
+
+    /// New clients where nothing has to be repeated for them.
+    fn renew(&self) {
+        self.credentials().take_up(&self.settings.properties);
+        let batch_bytes = self.producers().batch_bytes;
+        let main = producer(&self.settings, &self.mailbox, Unit::Main, batch_bytes);
+        match main.and_then(|main| Ok((main, self.settings.client().create()?))) {
+            Ok((main, admin)) => {
+                let old = self.replace(Producers { batch_bytes, main, suspects: None });
+                let old_admin = std::mem::replace(&mut *self.admin(), Arc::new(admin));
+                // Closing waits for librdkafka's threads.
+                tokio::task::spawn_blocking(move || drop((old, old_admin)));
+                info!("{TAKEN_UP}");
+            }
+            Err(error) => {
+                warn!(%error, "files of the kafka client have changed and cannot be used; it goes on with the old ones");
+            }
+        }
+    }
+
+    fn producers(&self) -> MutexGuard<'_, Producers> {
+        self.producers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn admin(&self) -> MutexGuard<'_, Arc<Admin>> {
+        self.admin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replace(&self, fresh: Producers) -> Producers {
+        std::mem::replace(&mut *self.producers(), fresh)
     }
 
     /// Lets go of what a producer that knows no broker has: its reports say so, and the relay makes
@@ -222,8 +291,12 @@ impl Kafka {
         if !self.said_adrift.swap(true, Ordering::Relaxed) {
             warn!("kafka answered with no brokers at all and the client forgot them; it is made anew");
         }
+        self.purge();
+    }
+
+    fn purge(&self) {
         let everything = PurgeConfig::default().queue().inflight().non_blocking();
-        let producers = self.producers.lock().unwrap_or_else(PoisonError::into_inner);
+        let producers = self.producers();
         producers.main.purge(everything);
         if let Some(suspects) = &producers.suspects {
             suspects.purge(everything);
@@ -243,7 +316,7 @@ fn producer(
 
 impl Sink for Kafka {
     fn send(&self, unit: Unit, ticket: Ticket, record: &Record<'_>) -> Result<(), RDKafkaErrorCode> {
-        let mut producers = self.producers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut producers = self.producers();
         let client = match unit {
             Unit::Main => &producers.main,
             Unit::Suspects => {
@@ -275,21 +348,24 @@ impl Sink for Kafka {
             if self.mailbox.adrift.swap(false, Ordering::Acquire) {
                 self.let_go();
             }
+            // Before the reports: what is answered meanwhile has its report in the mailbox.
+            let idle = self.producers().are_idle();
             let reports = self.mailbox.take();
+            self.heed_files(idle && reports.is_empty());
             if !reports.is_empty() {
                 return reports;
             }
-            self.mailbox.arrived.notified().await;
+            tokio::time::timeout(LOOK_EVERY, self.mailbox.arrived.notified()).await.ok();
         }
     }
 
     async fn rebuild(&self, batch_bytes: usize) -> Result<(), KafkaError> {
+        let are_new = self.credentials().take_up(&self.settings.properties);
         let main = producer(&self.settings, &self.mailbox, Unit::Main, batch_bytes)?;
-        let fresh = Producers { main, suspects: None };
-        let old = {
-            let mut producers = self.producers.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *producers, fresh)
-        };
+        if are_new {
+            info!("{TAKEN_UP}");
+        }
+        let old = self.replace(Producers { batch_bytes, main, suspects: None });
         if let Some((code, reason)) = old.main.client().fatal_error() {
             info!(?code, reason, "the producer that is thrown away had failed");
         }

@@ -11,6 +11,7 @@
 
 pub mod classify;
 mod cleanup;
+mod credentials;
 mod kafka;
 
 use std::{future::Future, time::Duration};

@@ -17,6 +17,8 @@ pub mod kept;
 pub mod log;
 #[cfg(feature = "mysql")]
 pub mod mysql;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod password;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod table;

@@ -9,6 +9,7 @@
 
 mod bucket;
 mod check;
+mod client;
 mod error;
 mod key;
 mod multipart;
@@ -24,7 +25,7 @@ use object_store::{
     PutPayload, path::Path,
 };
 
-use self::bucket::Bucket;
+use self::{bucket::Bucket, client::Client};
 pub use self::{
     check::{Topic, check},
     error::StoreError,
@@ -42,7 +43,7 @@ const PARTS_IN_FLIGHT: usize = 4;
 /// A bucket, a container or a folder, and the prefix in it. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    objects: Arc<dyn ObjectStore>,
+    client: Arc<Client>,
     /// `s3://bucket`, without a slash at the end; `file://` for a folder.
     base: String,
     prefix: Path,
@@ -77,9 +78,19 @@ impl Store {
     /// abfss://container@account.dfs.core.windows.net/prefix or file:///folder. The options have the
     /// names of `object_store`; one that ends in `_file` names a file with the value of the option
     /// without that end. What no option says is taken from the environment (`AWS_*`, `GOOGLE_*`,
-    /// `AZURE_*`) and, for credentials, from where the platform has them. Connects to nothing.
+    /// `AZURE_*`) and, for credentials, from where the platform has them. Connects to nothing. Files that
+    /// change while it is open are read again.
     pub fn open(url: &str, options: &BTreeMap<String, String>) -> Result<Store, StoreError> {
-        open::open(url, options)
+        let options = options.clone();
+        open::open(url, move || options.clone())
+    }
+
+    /// The same with options that may change: `now` has them as they are when it is called.
+    pub fn following(
+        url: &str,
+        now: impl Fn() -> BTreeMap<String, String> + Send + Sync + 'static,
+    ) -> Result<Store, StoreError> {
+        open::open(url, now)
     }
 
     /// Where the object of `key` is: what a record refers to.
@@ -106,9 +117,9 @@ impl Store {
         };
         let done = if content.len() <= PUT_AT_ONCE {
             let options = PutOptions { attributes, ..PutOptions::default() };
-            self.objects.put_opts(&path, PutPayload::from_bytes(content), options).await.map(drop)
+            self.objects().put_opts(&path, PutPayload::from_bytes(content), options).await.map(drop)
         } else {
-            multipart::put(&self.objects, &path, content, attributes).await
+            multipart::put(&self.objects(), &path, content, attributes).await
         };
         done.map_err(|error| StoreError::of(&error, &self.uri(key)))
     }
@@ -117,7 +128,8 @@ impl Store {
     pub async fn get(&self, uri: &str, at_most: u64) -> Result<Bytes, StoreError> {
         let path = self.path_of(uri)?;
         let failed = |error: object_store::Error| StoreError::of(&error, uri);
-        let found = self.objects.get(&path).await.map_err(failed)?;
+        let objects = self.objects();
+        let found = objects.get(&path).await.map_err(failed)?;
         let (size, version) = (found.meta.size, found.meta.e_tag.clone());
         if size > at_most {
             return Err(StoreError::TooLarge { uri: uri.into(), size, at_most });
@@ -134,7 +146,7 @@ impl Store {
                     if_match: version.clone(),
                     ..GetOptions::default()
                 };
-                async { self.objects.get_opts(&path, options).await?.bytes().await }
+                async { objects.get_opts(&path, options).await?.bytes().await }
             })
             .buffered(PARTS_IN_FLIGHT);
         let mut whole = BytesMut::with_capacity(size as usize);
@@ -146,14 +158,14 @@ impl Store {
 
     /// How many bytes the object has that `uri` refers to.
     pub async fn size(&self, uri: &str) -> Result<u64, StoreError> {
-        let found = self.objects.head(&self.path_of(uri)?).await;
+        let found = self.objects().head(&self.path_of(uri)?).await;
         found.map(|meta| meta.size).map_err(|error| StoreError::of(&error, uri))
     }
 
     /// Deletes an object; that there is none is fine.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let path = self.path(key)?;
-        match self.objects.delete(&path).await.map_err(|error| StoreError::of(&error, &self.uri(key))) {
+        match self.objects().delete(&path).await.map_err(|error| StoreError::of(&error, &self.uri(key))) {
             Err(StoreError::NotFound { .. }) => Ok(()),
             other => other,
         }
@@ -166,10 +178,15 @@ impl Store {
             Err(error) => stream::once(async { Err(error) }).boxed(),
             Ok(path) => {
                 let uri = self.uri(prefix);
-                let found = self.objects.list(Some(&path)).map_err(move |error| StoreError::of(&error, &uri));
+                let found =
+                    self.objects().list(Some(&path)).map_err(move |error| StoreError::of(&error, &uri));
                 found.try_filter_map(async |meta| Ok(self.object(&meta))).boxed()
             }
         }
+    }
+
+    fn objects(&self) -> Arc<dyn ObjectStore> {
+        self.client.objects()
     }
 
     fn object(&self, meta: &ObjectMeta) -> Option<Object> {

@@ -15,10 +15,11 @@ use url::{Host, Url};
 use super::{
     Store, StoreError,
     bucket::{Bucket, Connector},
+    client::Client,
     key,
 };
 
-type Options = BTreeMap<String, String>;
+pub(super) type Options = BTreeMap<String, String>;
 
 /// How long a request may take, where no option says it. It carries 16 MiB at most.
 const TIMEOUTS: [(ClientConfigKey, &str); 2] =
@@ -69,7 +70,11 @@ const AZURE: &[&str] = &[
     "skip_signature",
 ];
 
-pub(super) fn open(url: &str, options: &Options) -> Result<Store, StoreError> {
+/// `now` has the options as they are when it is called.
+pub(super) fn open(
+    url: &str,
+    now: impl Fn() -> Options + Send + Sync + 'static,
+) -> Result<Store, StoreError> {
     let url = Url::parse(url).map_err(|error| wrong("url", format!("not a URL: {error}")))?;
     if url.password().is_some() || (url.scheme() != "abfss" && !url.username().is_empty()) {
         return Err(wrong("url", "it has credentials in it; put them into object_store.options"));
@@ -93,19 +98,32 @@ pub(super) fn open(url: &str, options: &Options) -> Result<Store, StoreError> {
     };
     let prefix = key::decode(url.path().trim_matches('/')).and_then(|path| Path::parse(path).ok());
     let prefix = prefix.ok_or_else(|| wrong("url", "the prefix has a segment that is empty or dots"))?;
-    let options = with_files_read(options)?;
-    let (objects, bucket): (Arc<dyn ObjectStore>, _) = match url.scheme() {
+    let options = with_files_read(&now())?;
+    let scheme = url.scheme().to_owned();
+    let (objects, bucket) = connect(&scheme, &base, &prefix, &options)?;
+    let folder = (scheme == "file").then(|| PathBuf::from(format!("/{prefix}")));
+    let again = {
+        let (base, prefix) = (base.clone(), prefix.clone());
+        move |options: &Options| connect(&scheme, &base, &prefix, options).map(|(objects, _)| objects)
+    };
+    let read = move || with_files_read(&now());
+    let client = Arc::new(Client::new(objects, options, Box::new(read), Box::new(again)));
+    Ok(Store { client, base, prefix, folder, bucket })
+}
+
+type Connected = (Arc<dyn ObjectStore>, Option<Arc<Bucket>>);
+
+fn connect(scheme: &str, base: &str, prefix: &Path, options: &Options) -> Result<Connected, StoreError> {
+    Ok(match scheme {
         "s3" => {
-            let (s3, connector) = s3(&base, &options)?;
-            let bucket = Bucket::new(s3.clone(), &connector, &base);
+            let (s3, connector) = s3(base, options)?;
+            let bucket = Bucket::new(s3.clone(), &connector, base);
             (Arc::new(s3), Some(Arc::new(bucket)))
         }
-        "gs" => (gcs(&base, &options)?, None),
-        "az" | "abfss" => (azure(&base, &options)?, None),
-        _ => (folder(&prefix, &options)?, None),
-    };
-    let folder = (url.scheme() == "file").then(|| PathBuf::from(format!("/{prefix}")));
-    Ok(Store { objects, base, prefix, folder, bucket })
+        "gs" => (gcs(base, options)?, None),
+        "az" | "abfss" => (azure(base, options)?, None),
+        _ => (folder(prefix, options)?, None),
+    })
 }
 
 fn s3(base: &str, options: &Options) -> Result<(AmazonS3, Connector), StoreError> {
@@ -292,8 +310,8 @@ mod tests {
     use super::*;
 
     fn opened(url: &str, options: &[(&str, &str)]) -> Result<Store, String> {
-        let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        open(url, &options).map_err(|error| error.to_string())
+        let options: Options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        open(url, move || options.clone()).map_err(|error| error.to_string())
     }
 
     #[test]

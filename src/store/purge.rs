@@ -30,11 +30,11 @@ impl Store {
         let (path, uri) = (self.folder_path(prefix)?, self.uri(prefix));
         let bytes = Arc::new(AtomicU64::new(0));
         let counted = bytes.clone();
-        let found = self.objects.list(Some(&path)).map_ok(move |meta| {
+        let found = self.objects().list(Some(&path)).map_ok(move |meta| {
             counted.fetch_add(meta.size, Ordering::Relaxed);
             meta.location
         });
-        let mut gone = self.objects.delete_stream(found.boxed());
+        let mut gone = self.objects().delete_stream(found.boxed());
         let mut objects = 0;
         while gone.try_next().await.map_err(|error| StoreError::of(&error, &uri))?.is_some() {
             objects += 1;

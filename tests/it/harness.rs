@@ -304,10 +304,15 @@ impl Relay {
 
     /// Waits for a log line that contains `text` anywhere, and returns it.
     pub fn wait_for(&self, text: &str) -> serde_json::Value {
+        self.wait_for_nth(text, 1)
+    }
+
+    /// The same for the line that is the `nth` of its kind.
+    pub fn wait_for_nth(&self, text: &str, nth: usize) -> serde_json::Value {
         let deadline = Instant::now() + SOON;
         let mut lines = self.log.lines();
         loop {
-            if let Some(line) = lines.0.iter().find(|line| line.to_string().contains(text)) {
+            if let Some(line) = lines.0.iter().filter(|line| line.to_string().contains(text)).nth(nth - 1) {
                 return line.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());

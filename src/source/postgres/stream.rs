@@ -108,13 +108,12 @@ impl Streamer {
                 ended = self.read(&stop) => ended,
                 () = self.lost() => Ended::Again("the lease is lost"),
             };
-            show(&self.metrics, Health::default());
             if began.elapsed() > SILENT_AFTER {
                 // It was well in between: the same trouble is news again.
                 (failures, said) = (0, String::new());
             }
             failures += 1;
-            let ended = self.costs_too_much(ended).await;
+            let ended = self.look_at_what_is_not_read(ended).await;
             let (why, lost) = match ended {
                 Ended::Stopped => return,
                 Ended::Again(why) => {
@@ -171,15 +170,18 @@ impl Streamer {
         self.followers.iter().all(|follower| follower.spec.stays())
     }
 
-    /// A slot that cannot be read is let go too, when the server keeps too much for it.
-    async fn costs_too_much(&self, ended: Ended) -> Ended {
-        if !self.disposable || !matches!(ended, Ended::Trouble(_)) {
-            return ended;
-        }
+    /// A slot that cannot be read still keeps the server's log, which has to be seen; and is let go too, when that
+    /// is too much.
+    async fn look_at_what_is_not_read(&self, ended: Ended) -> Ended {
+        let health = match &ended {
+            Ended::Trouble(_) => self.slot.health().await.ok().flatten().unwrap_or_default(),
+            _ => Health::default(),
+        };
+        show(&self.metrics, health);
         let most = self.slot.settings.max_retained_wal as i64;
-        match self.slot.health().await {
-            Ok(Some(health)) if health.retained_bytes > most => Ended::OverBudget(health.retained_bytes),
-            _ => ended,
+        match self.disposable && health.retained_bytes > most {
+            true => Ended::OverBudget(health.retained_bytes),
+            false => ended,
         }
     }
 
@@ -195,6 +197,8 @@ impl Streamer {
             if self.lease.borrow_and_update().epoch().is_some() {
                 return true;
             }
+            // The slot is the owner's to look at.
+            show(&self.metrics, Health::default());
             tokio::select! {
                 changed = self.lease.changed() => if changed.is_err() { return false },
                 () = stop.cancelled() => return false,
@@ -273,7 +277,7 @@ impl Streamer {
 
     async fn prepare(&self) -> Result<(Session, Vec<Line>), Ended> {
         let specs: Vec<TableSpec> = self.followers.iter().map(|follower| follower.spec.clone()).collect();
-        let password = self.slot.database.password().map_err(Obstacle::from)?;
+        let password = self.slot.database.password().await.map_err(Obstacle::from)?;
         let settings = wire::Settings { password, ..self.connect.clone() };
         let mut connection = Connection::connect(&settings).await?;
         // Its first two columns.

@@ -29,7 +29,10 @@ use self::{
 };
 pub use self::{columns::Column, outbox::Outbox};
 use super::{Error, GROUP, LEASE_NAME, TableSpec, audit::Line, ddl};
-use crate::config::{self, TlsMode};
+use crate::{
+    config::{self, TlsMode},
+    source::password::Password,
+};
 
 const CONNECT: &str = "connect to the source database";
 /// The longest value that the protocol has; what the server takes is its own matter.
@@ -53,7 +56,7 @@ pub struct Mysql {
     connections: Arc<Mutex<Connections>>,
     most: usize,
     tls: config::Tls,
-    password_file: Option<PathBuf>,
+    password: Password,
     pub(super) database: String,
     prefix: String,
 }
@@ -65,21 +68,33 @@ struct Connections {
     made: Instant,
 }
 
-fn tls(tls: &config::Tls) -> Option<SslOpts> {
+/// With what the files have now: the driver reads a file once for all connections of a pool, and one that was rotated
+/// has to be another pool's.
+fn tls_now(tls: &config::Tls) -> Result<Option<SslOpts>, Error> {
+    tls_with(tls, |file| match std::fs::read(file) {
+        Ok(content) => Ok(content),
+        Err(error) => Err(Error::Setup(format!("source.tls {}: {error}", file.display()))),
+    })
+}
+
+fn tls_with<E>(
+    tls: &config::Tls,
+    read: impl Fn(&PathBuf) -> Result<Vec<u8>, E>,
+) -> Result<Option<SslOpts>, E> {
     let mut options = SslOpts::default();
     if let Some(ca) = &tls.ca_file {
-        options = options.with_root_certs(vec![ca.clone().into()]).with_disable_built_in_roots(true);
+        options = options.with_root_certs(vec![read(ca)?.into()]).with_disable_built_in_roots(true);
     }
     if let (Some(cert), Some(key)) = (&tls.cert_file, &tls.key_file) {
         options =
-            options.with_client_identity(Some(ClientIdentity::new(cert.clone().into(), key.clone().into())));
+            options.with_client_identity(Some(ClientIdentity::new(read(cert)?.into(), read(key)?.into())));
     }
-    match tls.mode {
+    Ok(match tls.mode {
         TlsMode::Disable => None,
         TlsMode::Prefer | TlsMode::Require => Some(options.with_danger_accept_invalid_certs(true)),
         // `check` refuses the first: this driver has no way to leave the name out (docs/decisions/0008).
         TlsMode::VerifyCa | TlsMode::VerifyFull => Some(options),
-    }
+    })
 }
 
 /// Whether an error means that the connections lead to a server that is of no use: one that shuts down, has
@@ -99,8 +114,10 @@ impl Mysql {
         let url = Opts::from_url(source.url.expose()).map_err(wrong)?;
         let database = url.db_name().unwrap_or_default().to_owned();
         let most = source.max_connections as usize;
+        // A file that is missing trusts nobody, until the first connection says that it is missing.
+        let Ok(tls) = tls_with::<Infallible>(&source.tls, |file| Ok(std::fs::read(file).unwrap_or_default()));
         let options = OptsBuilder::from_opts(url)
-            .ssl_opts(tls(&source.tls))
+            .ssl_opts(tls)
             // The URL says how to connect, and not the server.
             .prefer_socket(false)
             .max_allowed_packet(Some(PACKET))
@@ -114,7 +131,7 @@ impl Mysql {
             connections: Arc::new(Mutex::new(connections)),
             most,
             tls: source.tls.clone(),
-            password_file: source.password_file.clone(),
+            password: Password::of(source),
             database,
             prefix: source.relay_schema.clone(),
         })
@@ -148,11 +165,10 @@ impl Mysql {
 
     /// A connection of its own, with the password as it is now, which the pool takes up too.
     pub async fn connect(&self) -> Result<Conn, Error> {
-        let mut options = OptsBuilder::from_opts(self.connections().options.clone()).ssl_opts(tls(&self.tls));
-        if let Some(file) = &self.password_file {
-            let password = std::fs::read_to_string(file)
-                .map_err(|error| Error::Setup(format!("source.password_file {}: {error}", file.display())))?;
-            options = options.pass(Some(password.trim_end_matches(['\r', '\n'])));
+        let mut options =
+            OptsBuilder::from_opts(self.connections().options.clone()).ssl_opts(tls_now(&self.tls)?);
+        if let Some(password) = self.password.read().await? {
+            options = options.pass(Some(password));
         }
         let mut connected = Conn::new(options.clone()).await;
         let has_no_tls = matches!(
@@ -167,9 +183,7 @@ impl Mysql {
         let connection = connected.map_err(Error::sql(CONNECT))?;
         let options = pooled(options, self.most);
         let mut connections = self.connections();
-        let is_new = |one: &Opts| {
-            one.pass() != options.pass() || one.ssl_opts().is_some() != options.ssl_opts().is_some()
-        };
+        let is_new = |one: &Opts| one.pass() != options.pass() || one.ssl_opts() != options.ssl_opts();
         if is_new(&connections.options) {
             connections.pool = Pool::new(options.clone());
             connections.options = options;

@@ -8,7 +8,6 @@ mod released;
 
 use std::{
     convert::Infallible,
-    path::PathBuf,
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -24,14 +23,14 @@ pub use self::outbox::Outbox;
 use super::{Error, GROUP, LEASE_NAME, TableSpec, ddl, quoted, quoted_table};
 use crate::{
     config::{self, TlsMode},
-    source::postgres::wire,
+    source::{password::Password, postgres::wire},
 };
 
 #[derive(Clone, Debug)]
 pub struct Postgres {
     connections: Arc<Mutex<Connections>>,
     most: u32,
-    password_file: Option<PathBuf>,
+    password: Password,
     url_password: Option<config::Secret>,
     schema: String,
 }
@@ -97,7 +96,7 @@ impl Postgres {
         Ok(Postgres {
             connections: Arc::new(Mutex::new(connections)),
             most,
-            password_file: source.password_file.clone(),
+            password: Password::of(source),
             url_password: url_password(source.url.expose()),
             schema: source.relay_schema.clone(),
         })
@@ -120,14 +119,10 @@ impl Postgres {
         self.connections().options.clone()
     }
 
-    /// The password of the file, as it is now, or that of the URL.
-    pub(in crate::source) fn password(&self) -> Result<Option<String>, Error> {
-        let Some(file) = &self.password_file else {
-            return Ok(self.url_password.as_ref().map(|password| password.expose().to_owned()));
-        };
-        let password = std::fs::read_to_string(file)
-            .map_err(|error| Error::Setup(format!("source.password_file {}: {error}", file.display())))?;
-        Ok(Some(password.trim_end_matches(['\r', '\n']).to_owned()))
+    /// The password as it is now, or that of the URL.
+    pub(in crate::source) async fn password(&self) -> Result<Option<String>, Error> {
+        let of_url = || self.url_password.as_ref().map(|password| password.expose().to_owned());
+        Ok(self.password.read().await?.or_else(of_url))
     }
 
     /// How to connect for replication; the password is asked for each time.
@@ -177,9 +172,7 @@ impl Postgres {
     /// A connection of its own, with the password as it is now, which the pool takes up too.
     pub async fn connect(&self) -> Result<PgConnection, Error> {
         let mut options = self.connections().options.clone();
-        if self.password_file.is_some()
-            && let Some(password) = self.password()?
-        {
+        if let Some(password) = self.password.read().await? {
             options = options.password(&password);
             let mut connections = self.connections();
             connections.pool.set_connect_options(options.clone());
