@@ -342,7 +342,7 @@ def _unfold(headers, blob):
     """Lays context open that came in one header, or as attributes of a CloudEvent."""
     try:
         context = json.loads(_get(headers, blob) or b"", parse_float=_Number, parse_int=_Number) if blob else None
-    except ValueError:
+    except (ValueError, RecursionError):
         context = None
     if isinstance(context, dict):
         headers = [(name, value) for name, value in headers if name != blob]
@@ -362,7 +362,7 @@ def _open(event):
         if not isinstance(members, dict) or members.get("specversion") is None:
             return
         data = base64.b64decode(members["data_base64"], validate=True) if "data_base64" in members else None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return
     kind = members.get("datacontenttype")
     if members.get("data") is not None:

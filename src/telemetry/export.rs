@@ -17,8 +17,8 @@ use tracing::{info, warn};
 
 /// Spans of one request.
 const BATCH: usize = 512;
-/// How long the first span of a batch waits for others.
-const WAIT: Duration = Duration::from_secs(1);
+/// How long the first span of a batch waits for others: OpenTelemetry's own default.
+const WAIT: Duration = Duration::from_secs(5);
 /// How often the log has it that spans are lost.
 const SAY_EVERY: Duration = Duration::from_mins(5);
 

@@ -179,4 +179,17 @@ mod tests {
             assert!(endpoint(wrong).is_err(), "{wrong}");
         }
     }
+
+    /// Nobody listens there; TLS is made ready before that shows.
+    #[tokio::test]
+    async fn an_https_endpoint_needs_nothing_more() {
+        for url in ["https://127.0.0.1:1", "https://127.0.0.1:1/v1/traces"] {
+            let telemetry = Telemetry::open(url, "test", "test-1", "kafka:9092").unwrap();
+            let traceparent = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+            let parent = Parent::parse(traceparent, None).unwrap();
+            drop(telemetry.spans.processing(&parent, "orders", "e1", None));
+            drop(telemetry.spans);
+            telemetry.exporting.await.unwrap();
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Relay, Seen, World};
+use crate::harness::{Relay, Seen, World, whippet};
 
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
 const ID: &str = "11111111-1111-1111-1111-111111111111";
@@ -27,6 +27,14 @@ async fn record_of(name: &str, keys: &str, more: &str, payload: &str) -> (World,
     (world, relay, topic, record)
 }
 
+/// The first event of a topic as `whippet consume` prints it, by the relay's configuration.
+fn consumed(world: &World, topic: &str) -> Value {
+    let file = world.folder.path().join("whippet.yaml").display().to_string();
+    let flags = ["--topic", topic, "--from-beginning", "--max", "1"];
+    let output = whippet(&[&["consume", "--config", &file], &flags[..]].concat());
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+}
+
 fn names(record: &Seen) -> Vec<&str> {
     record.headers.iter().map(|(name, _)| name.as_str()).collect()
 }
@@ -34,11 +42,12 @@ fn names(record: &Seen) -> Vec<&str> {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_header_carries_all_context() {
     let keys = "headers: { blob: x-context, deny: [token], static: { source: shop } }";
-    let (_world, relay, _, record) = record_of("blob", keys, "", "'{}'").await;
+    let (world, relay, topic, record) = record_of("blob", keys, "", "'{}'").await;
     assert_eq!(names(&record), ["id", "eventType", "x-context"]);
     let blob: Value = serde_json::from_str(record.header("x-context").unwrap()).unwrap();
     let all = json!({ "source": "shop", "x-request-id": "r-1", "authid": "u-7", "traceparent": TRACE });
     assert_eq!(blob, all);
+    assert_eq!(consumed(&world, &topic)["context"], all);
     assert_eq!(record.text(), "{}");
     assert_eq!(relay.metric("whippet_context_dropped_total", "denied"), 1.0);
 }
@@ -97,6 +106,12 @@ async fn a_structured_cloudevent_is_its_value_and_its_dead_letter_is_too() {
         "authid": "u-7", "data": { "a": 1.0 },
     });
     assert_eq!(whole, expected);
+    let read = consumed(&world, &topic);
+    assert_eq!(
+        (&read["payload"], &read["id"], &read["type"]),
+        (&json!(r#"{"a": 1.0}"#), &json!(ID), &json!("OrderPlaced"))
+    );
+    assert_eq!(read["context"], json!({ "x-request-id": "r-1", "traceparent": TRACE, "authid": "u-7" }));
 
     let letters = world.create_topic("orders.dlq", 1, &[]).await;
     world

@@ -100,12 +100,12 @@ async fn a_send_that_fails_is_an_error_in_the_trace() {
     world.lower_limit(&topic, 1, 5000).await;
     write(&world, &topic, &"x".repeat(20_000), &headers).await;
     world.until("SELECT count(*) FROM whippet.holds", 1).await;
-    let seen = tokio::task::spawn_blocking(move || collector.wait_for(3)).await.unwrap();
+    assert_eq!(relay.stop().0, Some(0));
+    let seen = collector.seen();
     let failed = seen.iter().find(|one| one.status().code() == StatusCode::Error).unwrap();
     assert_eq!(failed.span.name, format!("send {topic}"));
     assert_eq!(failed.attribute("error.type").as_deref(), Some("MessageSizeTooLarge"));
     assert_eq!(seen.iter().filter(|one| one.span.name == "outbox outbox").count(), 1, "the other one waits");
-    assert_eq!(relay.stop().0, Some(0));
 }
 
 /// A collector that is away costs spans and nothing else.
