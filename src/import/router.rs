@@ -186,7 +186,7 @@ impl Router {
                 notes.add(
                     "key.converter",
                     "keys were JSON texts, with quotes around them, and stay so: tables[].key. Leave the quotes out for a \
-                     column of numbers",
+                     column of numbers. A NULL was the text null, and is no key here",
                 );
             }
             None | Some("StringConverter" | "string" | "simplestring") => {}
