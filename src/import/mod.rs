@@ -80,6 +80,9 @@ pub fn debezium(name: &str, text: &str, rows: Option<Rows>) -> Result<Imported, 
     let mut router = router::Router::take(&mut options, &mut notes)?;
     router.about_itself(connector, &mut options, &mut notes);
     // Nothing but the table can bring back what a binlog no longer has.
+    if !connector.is_postgres() && rows == Some(Rows::Log) {
+        notes.add("--rows transient", "is to be had of PostgreSQL only: rows stay");
+    }
     let rows = if connector.is_postgres() { rows.unwrap_or(Rows::Log) } else { Rows::Table };
     let source = source::source(connector, rows, &mut options, &mut notes);
     let kafka = kafka::kafka(&mut options, &mut notes);

@@ -64,7 +64,6 @@ impl Router {
         tracing(prefix, options, notes)
             .into_iter()
             .for_each(|column| router.columns.push(("tracing_span_context", column)));
-        router.converters(options, notes);
 
         let option = named("route.tombstone.on.empty.payload");
         if options.take_bool(&option) == Some(true) {
@@ -74,11 +73,14 @@ impl Router {
             );
         }
         let option = named("table.expand.json.payload");
-        if options.take_bool(&option) == Some(true) {
+        let expands = options.take_bool(&option) == Some(true);
+        router.converters(expands, options, notes);
+        if expands {
             notes.add(
                 &option,
                 "no equal: a payload goes out as the database returns it, and not rewritten by a converter. It is the \
-                 same JSON; its bytes may differ, in spaces for example",
+                 same JSON, but for spaces, how numbers are written, and members that are null, which Debezium left out \
+                 unless told otherwise",
             );
         }
         options.take(&named("table.json.payload.null.behavior"));
@@ -175,8 +177,8 @@ impl Router {
         });
     }
 
-    /// What Connect made of key and value.
-    fn converters(&mut self, options: &mut Options, notes: &mut Notes) {
+    /// What Connect made of key and value; `expands`: the value was an object by then, and no text.
+    fn converters(&mut self, expands: bool, options: &mut Options, notes: &mut Notes) {
         let key = options.take("key.converter");
         let has_schemas = options.take_bool("key.converter.schemas.enable") != Some(false);
         match short(key.as_deref()) {
@@ -186,7 +188,7 @@ impl Router {
                 notes.add(
                     "key.converter",
                     "keys were JSON texts, with quotes around them, and stay so: tables[].key. Leave the quotes out for a \
-                     column of numbers",
+                     column of numbers. A NULL was the text null, and is no key here",
                 );
             }
             None | Some("StringConverter" | "string" | "simplestring") => {}
@@ -199,16 +201,21 @@ impl Router {
             ),
         }
         let value = options.take("value.converter");
+        let has_schemas = options.take_bool("value.converter.schemas.enable") != Some(false);
         match short(value.as_deref()) {
             None
             | Some(
                 "StringConverter" | "string" | "simplestring" | "ByteArrayConverter" | "BinaryDataConverter"
                 | "ByteBufferConverter" | "bytearray" | "binary",
             ) => {}
+            Some("JsonConverter" | "json") if has_schemas => notes.add(
+                "value.converter",
+                "JsonConverter has no equal: the payload alone goes out, and no object with its schema",
+            ),
+            Some("JsonConverter" | "json") if expands => {}
             Some("JsonConverter" | "json") => notes.add(
                 "value.converter",
-                "JsonConverter has no equal: a payload goes out as the database returns it, neither in quotes nor in an \
-                 envelope with its schema",
+                "JsonConverter has no equal: a payload goes out as the database returns it, and not once more in quotes",
             ),
             Some(other) => notes.add(
                 "value.converter",

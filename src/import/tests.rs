@@ -171,7 +171,7 @@ fn what_has_no_equal_is_said() {
         (
             format!("{router}.table.expand.json.payload=true"),
             format!("{router}.table.expand.json.payload"),
-            "bytes may differ",
+            "members that are null",
         ),
         (
             format!("{router}.route.tombstone.on.empty.payload=true"),
@@ -228,7 +228,7 @@ fn what_has_no_equal_is_said() {
         (
             "value.converter=org.apache.kafka.connect.json.JsonConverter".into(),
             "value.converter".into(),
-            "neither in quotes",
+            "no object with its schema",
         ),
         (String::new(), "key.converter, value.converter".into(), "StringConverter"),
         ("table.include.list=public.out.*".into(), "table.include.list".into(), "write out the outboxes"),
@@ -262,6 +262,28 @@ fn what_has_no_equal_is_said() {
         let flat = imported.yaml.replace("\n#    ", "").replace("\n#     ", " ");
         assert!(flat.contains(&about), "{}", imported.yaml);
     }
+}
+
+/// JSON that was expanded and had no schema is the same JSON: of its converter nothing is to be said.
+#[test]
+fn of_a_json_converter_only_what_is_different_is_said() {
+    let json = "key.converter=StringConverter\nvalue.converter=org.apache.kafka.connect.json.JsonConverter\n\
+                value.converter.schemas.enable=false";
+    let (quoted, _) = imported(&properties(json), None);
+    assert!(note(&quoted, "value.converter").contains("not once more in quotes"));
+    let expanded = format!("{json}\ntransforms.router.table.expand.json.payload=true");
+    let (expanded, _) = imported(&properties(&expanded), None);
+    assert!(expanded.notes.iter().all(|note| note.about != "value.converter"), "{:?}", expanded.notes);
+    assert!(note(&expanded, "transforms.router.table.expand.json.payload").contains("the same JSON"));
+}
+
+/// Nothing but the table can bring back what a binlog no longer has.
+#[test]
+fn a_flag_that_cannot_be_had_is_said() {
+    let text = properties("").replace("postgresql.PostgresConnector", "mysql.MySqlConnector");
+    let (imported, config) = imported(&text, Some(Rows::Log));
+    assert_eq!(config.tables[0].rows, config::Rows::Stay);
+    assert!(note(&imported, "--rows transient").contains("PostgreSQL only"));
 }
 
 #[test]

@@ -101,10 +101,14 @@ pub fn connector(topics: &str, more: &[(&str, String)]) -> BTreeMap<String, Stri
     options.map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// As the properties of a connector, whose values are bytes.
+/// As the properties of a connector, whose values are bytes and whose keys are JSON.
 pub fn properties_of_bytes(options: BTreeMap<String, String>) -> String {
-    let own =
-        [("name", "bytes"), ("value.converter", "org.apache.kafka.connect.converters.ByteArrayConverter")];
+    let own = [
+        ("name", "bytes"),
+        ("value.converter", "org.apache.kafka.connect.converters.ByteArrayConverter"),
+        ("key.converter", "org.apache.kafka.connect.json.JsonConverter"),
+        ("key.converter.schemas.enable", "false"),
+    ];
     let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let lines =
         options.into_iter().chain(own).map(|(name, value)| format!("{name}={}", value.replace('\\', "\\\\")));
@@ -129,6 +133,11 @@ struct Compared<'a> {
     partition: Option<i32>,
 }
 
+/// As JSON Debezium makes a text of no key; the relay has none then.
+fn key_of(seen: &Seen) -> Option<&[u8]> {
+    seen.key.as_deref().filter(|key| *key != b"null")
+}
+
 fn compared(seen: &Seen) -> Compared<'_> {
     let number: usize = seen.header("n").unwrap().parse().unwrap();
     let pinned = number.is_multiple_of(13);
@@ -137,11 +146,11 @@ fn compared(seen: &Seen) -> Compared<'_> {
         seen.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
     headers.sort_by_key(|(name, _)| name.starts_with("__debezium"));
     Compared {
-        key: seen.key.as_deref(),
+        key: key_of(seen),
         value: seen.payload.as_deref(),
         headers,
         timestamp: seen.timestamp.filter(|_| !number.is_multiple_of(4)),
-        partition: (seen.key.is_some() || pinned).then_some(seen.partition),
+        partition: (key_of(seen).is_some() || pinned).then_some(seen.partition),
     }
 }
 
@@ -172,7 +181,7 @@ type Lane<'a> = (&'a str, &'a [u8], i32);
 fn by_key(seen: &[Seen]) -> BTreeMap<Lane<'_>, Vec<&str>> {
     let mut keys: BTreeMap<Lane, Vec<(i64, &str)>> = BTreeMap::new();
     for one in seen {
-        let Some(key) = &one.key else { continue };
+        let Some(key) = key_of(one) else { continue };
         let (table, _) = one.header("eventType").unwrap().split_once(' ').unwrap();
         keys.entry((table, key, one.partition)).or_default().push((one.offset, one.header("id").unwrap()));
     }

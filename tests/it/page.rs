@@ -109,6 +109,7 @@ async fn the_page_shows_tables_and_parked_keys_and_says_when_it_cannot() {
     world.sql("UPDATE outbox SET headers = NULL").await;
     let released = relay.operate(&world, &["redrive", "--all"]);
     assert_eq!(released["events"], 6, "{token:?}");
+    browser.until("parseFloat(document.querySelector('.rate b').textContent) > 0");
     browser.until("document.querySelector('#parked').hidden && document.title === 'Whippet'");
     relay.kill();
     browser.until("document.title === 'unreachable – Whippet'");
