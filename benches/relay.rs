@@ -1,7 +1,7 @@
 //! The relay against its bounds, on real PostgreSQL and real Kafka: `scripts/bench`.
 //!
 //! In each round, on the same 300,000 rows of 256 bytes: the raw rdkafka loop, the relay's drain in
-//! delete mode and in mark mode, its drain when all rows have one key, and the latency from commit to
+//! delete mode and in mark mode, its drain when all rows have one key and when delivery is exactly once, and the latency from commit to
 //! consumer at a steady rate. What is printed was measured in this run.
 
 mod common;
@@ -15,6 +15,8 @@ use rows::{KEYS, arrivals, count, payload, percentiles};
 
 const ROWS: usize = 300_000;
 const PAYLOAD: usize = 256;
+/// The name of what is delivered exactly once, and seen by readers of committed records.
+const ONCE: &str = "once";
 const STEADY: u64 = 500;
 const STEADY_SECONDS: u64 = 20;
 
@@ -31,6 +33,7 @@ async fn main() -> anyhow::Result<()> {
     let shape = Shape { rows: ROWS, payload: PAYLOAD, partitions: 6, text: false, fetch_wait: "5" };
     let bench = Bench::new(shape).await?;
     let (mut raw, mut delete, mut mark, mut hot, mut latency) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut once, mut once_latency) = (vec![], vec![]);
     for round in 1..=rounds {
         let rate = raw_loop(&bench, round).await?;
         println!("round {round}: raw rdkafka loop      {rate:>9.0} records/s");
@@ -39,6 +42,7 @@ async fn main() -> anyhow::Result<()> {
             ("delete", "delete", KEYS, &mut delete),
             ("mark", "mark", KEYS, &mut mark),
             ("one key", "delete", 1, &mut hot),
+            (ONCE, "delete", KEYS, &mut once),
         ] {
             let drain = drain(&bench, round, name, mode, keys).await?;
             println!(
@@ -50,14 +54,18 @@ async fn main() -> anyhow::Result<()> {
             );
             drains.push(drain);
         }
-        let (p50, p99) = commit_to_consumer(&bench, round).await?;
-        println!("round {round}: commit to consumer at {STEADY}/s: p50 {p50:.1} ms, p99 {p99:.1} ms");
-        latency.push((p50, p99));
+        for (name, latency) in [("", &mut latency), (ONCE, &mut once_latency)] {
+            let (p50, p99) = commit_to_consumer(&bench, round, name).await?;
+            println!(
+                "round {round}: commit to consumer at {STEADY}/s: p50 {p50:.1} ms, p99 {p99:.1} ms {name}"
+            );
+            latency.push((p50, p99));
+        }
     }
     let raw = median(raw);
     println!("\nmedians of {rounds} interleaved rounds, {ROWS} rows of {PAYLOAD} bytes:");
     println!("  raw rdkafka loop   {raw:>9.0} records/s");
-    for (name, drains) in [("delete", delete), ("mark", mark), ("one key", hot)] {
+    for (name, drains) in [("delete", delete), ("mark", mark), ("one key", hot), (ONCE, once)] {
         let rate = median(drains.iter().map(|drain| drain.rate).collect());
         println!(
             "  relay, {name:<7}     {rate:>9.0} events/s   {:.0}% of raw   {:.1} CPU-s per million   peak {:.0} MiB",
@@ -66,24 +74,26 @@ async fn main() -> anyhow::Result<()> {
             median(drains.iter().map(|drain| drain.peak_mib).collect()),
         );
     }
-    println!(
-        "  commit to consumer at {STEADY}/s: p50 {:.1} ms, p99 {:.1} ms",
-        median(latency.iter().map(|pair| pair.0).collect()),
-        median(latency.iter().map(|pair| pair.1).collect())
-    );
+    for (name, latency) in [("", latency), (ONCE, once_latency)] {
+        println!(
+            "  commit to consumer at {STEADY}/s: p50 {:.1} ms, p99 {:.1} ms {name}",
+            median(latency.iter().map(|pair| pair.0).collect()),
+            median(latency.iter().map(|pair| pair.1).collect())
+        );
+    }
     bench.end().await
 }
 
 async fn raw_loop(bench: &Bench, round: usize) -> anyhow::Result<f64> {
     let topic = bench.topic(format!("bench.raw.{round}")).await?;
-    install(bench, "delete").await?;
+    install(bench, "delete", false).await?;
     bench.fill(&topic, KEYS, ROWS).await?;
     bench.raw(&topic).await
 }
 
 async fn drain(bench: &Bench, round: usize, name: &str, mode: &str, keys: i64) -> anyhow::Result<Drain> {
     let topic = bench.topic(format!("bench.{}.{round}", name.replace(' ', "-"))).await?;
-    let config = install(bench, mode).await?;
+    let config = install(bench, mode, name == ONCE).await?;
     bench.fill(&topic, keys, ROWS).await?;
 
     let consumer = bench.consumer(&topic)?;
@@ -105,9 +115,9 @@ async fn drain(bench: &Bench, round: usize, name: &str, mode: &str, keys: i64) -
 }
 
 /// p50 and p99 in milliseconds from the return of COMMIT to the consumer.
-async fn commit_to_consumer(bench: &Bench, round: usize) -> anyhow::Result<(f64, f64)> {
-    let topic = bench.topic(format!("bench.latency.{round}")).await?;
-    let config = install(bench, "delete").await?;
+async fn commit_to_consumer(bench: &Bench, round: usize, name: &str) -> anyhow::Result<(f64, f64)> {
+    let topic = bench.topic(format!("bench.latency{name}.{round}")).await?;
+    let config = install(bench, "delete", name == ONCE).await?;
     let _relay = Program::relay(&config)?;
     let consumer = bench.consumer(&topic)?;
     let total = (STEADY * (STEADY_SECONDS + 3)) as usize;
@@ -136,13 +146,14 @@ async fn commit_to_consumer(bench: &Bench, round: usize) -> anyhow::Result<(f64,
     Ok(percentiles(delays))
 }
 
-/// A fresh outbox, and the configuration: one for all figures but for `after_publish`.
-async fn install(bench: &Bench, mode: &str) -> anyhow::Result<String> {
+/// A fresh outbox, and the configuration: one for all figures but for `after_publish` and `delivery`.
+async fn install(bench: &Bench, mode: &str, once: bool) -> anyhow::Result<String> {
+    let delivery = if once { "exactly_once" } else { "at_least_once" };
     let file = bench.folder.path().join("bench.yaml");
     std::fs::write(
         &file,
         format!(
-            "source: {{ url: '{}' }}\nkafka: {{ bootstrap_servers: '{}' }}\nadmin: {{ listen: null }}\n\
+            "source: {{ url: '{}' }}\nkafka: {{ bootstrap_servers: '{}', delivery: {delivery} }}\nadmin: {{ listen: null }}\n\
              log: {{ level: warn }}\ntables: [{{ name: outbox, after_publish: {mode} }}]\n",
             bench.url, bench.kafka
         ),

@@ -45,6 +45,7 @@ pub struct App {
     admin: Option<(Admin, TcpListener)>,
     boards: Vec<Arc<Board>>,
     telemetry: Option<Telemetry>,
+    refused: CancellationToken,
     grace: Duration,
 }
 
@@ -68,7 +69,9 @@ impl App {
             packer: Packer::new(store),
             watch: Watch { log: config.log.context.clone(), traces: telemetry.is_some() },
             spans: telemetry.as_ref().map(|telemetry| telemetry.spans.clone()),
+            refused: CancellationToken::new(),
         };
+        let refused = shared.refused.clone();
         let source = match &config.source {
             Some(source) => {
                 let database = Database::new(source)?;
@@ -105,8 +108,14 @@ impl App {
             admin,
             boards,
             telemetry,
+            refused,
             grace: config.shutdown.grace,
         })
+    }
+
+    /// Cancelled when it would be a guess to go on: somebody has to look, and the log says at what.
+    pub fn refused(&self) -> CancellationToken {
+        self.refused.clone()
     }
 
     /// The state as `/status` shows it, a board for each source.

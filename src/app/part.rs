@@ -19,11 +19,11 @@ use super::{
 };
 use crate::{
     admin::{metrics::Metrics, status::Board, verbs},
-    config::{self, Config, Dialect, Poll},
+    config::{self, Config, Delivery, Dialect, Poll},
     coordinate::{Keeper, Lease, drain::Drain},
     event::TableIx,
     record::{Rules, Watch},
-    relay::{Core, Left, Relay, Table, packer::Packer, retry::GiveUp, window::Window},
+    relay::{Core, Left, Relay, Table, packer::Packer, retry::GiveUp, unit::DeliveryUnit, window::Window},
     sink,
     source::{Command, Feed, Source as _, database::Database, log::Unsettled, table::TableSource},
     telemetry::Spans,
@@ -43,6 +43,8 @@ pub(super) struct Shared {
     pub has_store: bool,
     pub watch: Watch,
     pub spans: Option<Spans>,
+    /// Cancelled by what cannot go on without a guess.
+    pub refused: CancellationToken,
 }
 
 /// Whose the source is.
@@ -82,14 +84,16 @@ impl Part {
         owner: &Owner,
         shared: &Shared,
     ) -> anyhow::Result<Part> {
-        let Shared { replica, window, metrics, packer, has_store, watch, spans } = shared;
+        let Shared { replica, window, metrics, packer, has_store, watch, spans, refused } = shared;
         let names = tables.iter().map(|table| table.name.clone());
         let board = Arc::new(Board::new(replica.clone(), names));
+        let exactly_once = config.kafka.delivery == Delivery::ExactlyOnce;
         let kafka = sink::Kafka::new(sink::Settings {
             bootstrap_servers: config.kafka.bootstrap_servers.clone(),
             linger: config.kafka.linger,
             compression: config.kafka.compression.as_str().to_owned(),
             in_flight_events: config.limits.in_flight_events,
+            position_topic: exactly_once.then(|| config.kafka.position_topic.clone()),
             create_topics: config.kafka.create_topics.clone(),
             properties: config.kafka.properties.clone(),
         })
@@ -107,6 +111,8 @@ impl Part {
                 .with_context(|| format!("table {}", table.name))?;
             let dialect = config.source.as_ref().map_or(Dialect::Sqlite, config::Source::dialect);
             let shared = match owner {
+                // One producer publishes all of them.
+                Owner::Lease if exactly_once => None,
                 Owner::Lease => shared_by(table, dialect, config.replicas.buckets),
                 Owner::Process { .. } => None,
             };
@@ -139,6 +145,7 @@ impl Part {
                 window: window.clone(),
                 lease: if spec.shared.is_some() { leased.clone() } else { whole_leased.clone() },
                 drain: None,
+                exactly_once,
                 board: board.clone(),
                 metrics: metrics.clone(),
                 table: relay_table.clone(),
@@ -155,14 +162,19 @@ impl Part {
             source.drain = is_shared.then(|| drain.clone());
         }
         board.shared(shared);
+        let core = Core::new(relayed, window.clone(), metrics.clone()).with_spans(spans.clone());
+        let unit =
+            DeliveryUnit { database: database.clone(), position_topic: config.kafka.position_topic.clone() };
         let relay = Relay {
-            core: Core::new(relayed, window.clone(), metrics.clone()).with_spans(spans.clone()),
+            core: if exactly_once { core.exactly_once() } else { core },
             sink: Arc::new(kafka),
             packer: packer.clone(),
             intake,
             sources,
-            lease: leased,
+            lease: if exactly_once { whole_leased } else { leased },
             epoch: None,
+            refused: refused.clone(),
+            unit: exactly_once.then(|| Arc::new(unit)),
             board: board.clone(),
             started: Instant::now(),
         };

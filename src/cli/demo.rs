@@ -25,7 +25,7 @@ pub fn demo(events: usize, ingest: bool, keep: bool) -> u8 {
     let good = runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
-        demo::run(events, ingest, keep, stop).await
+        Box::pin(demo::run(events, ingest, keep, stop)).await
     });
     match good {
         Ok(true) => DONE,

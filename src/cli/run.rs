@@ -29,7 +29,7 @@ pub fn run(path: &Path) -> u8 {
             return FAILED;
         }
     };
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         let app = match App::build(&config).await {
             Ok(app) => app,
             Err(error) => {
@@ -42,9 +42,14 @@ pub fn run(path: &Path) -> u8 {
         tokio::spawn(stop_on_signal(stop.clone()));
         // Beside it: a Kafka or a store that is away must not delay the start.
         let checks = tokio::spawn(doctor::may_run(config.clone()));
+        let refused = app.refused();
         let mut running = pin!(app.run(stop.clone()));
         let (left, code) = tokio::select! {
             left = &mut running => (left, DONE),
+            () = refused.cancelled() => {
+                stop.cancel();
+                (running.await, FAILED)
+            }
             Ok(false) = checks => {
                 error!("this configuration would lose events: the relay stops");
                 stop.cancel();
@@ -53,7 +58,10 @@ pub fn run(path: &Path) -> u8 {
         };
         info!(events = left.events, unanswered = left.unanswered, "{}", farewell(left.events));
         code
-    })
+    });
+    // A call of the Kafka client may still wait for a broker that is away.
+    runtime.shutdown_background();
+    code
 }
 
 fn farewell(left: usize) -> &'static str {

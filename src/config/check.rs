@@ -8,7 +8,7 @@ use rdkafka::{ClientConfig, error::KafkaError};
 
 use super::{
     AfterPublish, Capture, Config, Dialect, Encoding, Envelope, ObjectStore, Order, Oversize, Payload,
-    ReferenceDialect, Rows, Source, Table, TlsMode, Wake, error::Problems, ingest,
+    ReferenceDialect, Rows, Source, Table, TlsMode, Wake, error::Problems, exactly_once, ingest,
 };
 use crate::{record::Template, store::is_safe_key, telemetry};
 
@@ -21,6 +21,7 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
     }
     ingest::check(config, problems);
     kafka(config, problems);
+    exactly_once::check(config, problems);
     if let Some(Err(error)) = config.object_store.as_ref().map(ObjectStore::open) {
         let text = error.to_string();
         // `object_store.options.region: what is wrong with it`
@@ -187,7 +188,7 @@ fn url_problem(error: &mysql_async::UrlError) -> String {
 
 /// librdkafka properties that are Whippet's business: name, the values that change nothing, and why
 /// the others are refused.
-const OURS: [(&str, &[&str], &str); 22] = [
+const OURS: [(&str, &[&str], &str); 23] = [
     ("bootstrap.servers", &[], "set kafka.bootstrap_servers"),
     ("metadata.broker.list", &[], "set kafka.bootstrap_servers"),
     ("linger.ms", &[], "set kafka.linger"),
@@ -205,7 +206,8 @@ const OURS: [(&str, &[&str], &str); 22] = [
     ("message.send.max.retries", &["2147483647"], "retries never end"),
     ("retries", &["2147483647"], "retries never end"),
     ("partitioner", &["murmur2_random"], "keys have to land where Java producers put them"),
-    ("transactional.id", &[], "exactly-once delivery is still to come"),
+    ("transactional.id", &[], "the relay has one by the source; set kafka.delivery"),
+    ("transaction.timeout.ms", &[], "a relay that dies must not hold up readers for more than 30 s"),
     ("queuing.strategy", &["fifo"], "it reorders events"),
     ("delivery.report.only.error", &["false"], "without reports nothing is ever settled"),
     ("statistics.interval.ms", &["5000"], "the relay reads them to see whether the client is alive"),

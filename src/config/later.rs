@@ -6,14 +6,8 @@ use serde_json::{Value, json};
 use super::error::{Problems, join};
 
 /// Path (`[]` for every element), the value that asks for nothing, and what is missing.
-const KEYS: [(&str, &str, &str); 4] = [
-    ("kafka.delivery", "at_least_once", EXACTLY_ONCE),
-    ("kafka.eos_units", "4", EXACTLY_ONCE),
-    ("kafka.position_topic", "whippet.positions", EXACTLY_ONCE),
-    ("replicas.mode", "auto", "relays share the work of a source; nothing else can be chosen yet"),
-];
-
-const EXACTLY_ONCE: &str = "exactly-once delivery is still to come: delivery is at_least_once";
+const KEYS: [(&str, &str, &str); 1] =
+    [("replicas.mode", "auto", "relays share the work of a source; nothing else can be chosen yet")];
 
 /// Takes the keys to come out of the tree, and reports those that ask for something.
 pub(super) fn refuse(tree: &mut Value, problems: &mut Problems) {

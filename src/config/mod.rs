@@ -8,6 +8,7 @@
 
 mod check;
 mod error;
+mod exactly_once;
 mod ingest;
 mod interpolate;
 mod later;
@@ -219,6 +220,18 @@ pub enum TlsMode {
 pub struct Kafka {
     /// host:port, comma-separated.
     pub bootstrap_servers: String,
+    /// How often an event is published, at most, as readers with isolation.level=read_committed see it.
+    #[serde(default)]
+    pub delivery: Delivery,
+    /// exactly_once: how many transactional ids, and producers, the polled tables may be spread over.
+    /// One does all the work so far, whatever this says.
+    #[serde(default = "Kafka::eos_units")]
+    #[schemars(range(min = 1, max = 64))]
+    pub eos_units: u16,
+    /// exactly_once: where it is noted, in the transactions of the events, what is published. Compacted,
+    /// one partition; relays may share it.
+    #[serde(default = "Kafka::position_topic")]
+    pub position_topic: String,
     /// How long a batch waits for more records.
     #[serde(default = "Kafka::linger", with = "units::duration")]
     #[schemars(with = "units::DurationText")]
@@ -238,6 +251,23 @@ impl Kafka {
     fn linger() -> Duration {
         Duration::from_millis(1)
     }
+
+    fn eos_units() -> u16 {
+        4
+    }
+
+    fn position_topic() -> String {
+        "whippet.positions".into()
+    }
+}
+
+/// How often an event may be seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    #[default]
+    AtLeastOnce,
+    ExactlyOnce,
 }
 
 /// Topics are made only where this says so.

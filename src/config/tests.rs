@@ -146,6 +146,10 @@ fn encoding_for_bakdata_alone_is_taken_where_nothing_of_it_stays_inline() {
 #[test]
 fn every_error_names_its_place_and_what_was_expected() {
     let with = |from: &str, to: &str| MINIMAL.replace(from, to);
+    let once = |table: &str| {
+        with("localhost:9092 }", "localhost:9092, delivery: exactly_once }")
+            .replace("{ name: outbox }", &format!("{{ name: outbox, {table} }}"))
+    };
     let cases = [
         (with("tables:", "tabels:"), "w.yaml:3:1: tabels: unknown key; did you mean `tables`?"),
         (
@@ -281,8 +285,36 @@ fn every_error_names_its_place_and_what_was_expected() {
             "kafka.properties.sasl.mechanis: librdkafka says: No such configuration property",
         ),
         (
-            with("localhost:9092 }", "localhost:9092, delivery: exactly_once }"),
-            "kafka.delivery: exactly-once delivery is still to come",
+            with("localhost:9092 }", "localhost:9092, properties: { transactional.id: mine } }"),
+            "kafka.properties.transactional.id: refused: the relay has one by the source",
+        ),
+        (
+            with("localhost:9092 }", "localhost:9092, properties: { transaction.timeout.ms: 900000 } }"),
+            "kafka.properties.transaction.timeout.ms: refused: a relay that dies",
+        ),
+        (
+            once("capture: auto"),
+            "tables[0].capture: with kafka.delivery: exactly_once, auto cannot be chosen",
+        ),
+        (
+            once("capture: stream, rows: transient"),
+            "tables[0].rows: with kafka.delivery: exactly_once, transient cannot be chosen",
+        ),
+        (
+            once("after_publish: keep"),
+            "tables[0].after_publish: with kafka.delivery: exactly_once, keep cannot be chosen",
+        ),
+        (
+            once("capture: stream").replace("name: outbox", "name: \"message:a\""),
+            "tables[0].name: with kafka.delivery: exactly_once, logical messages cannot be chosen",
+        ),
+        (
+            once("capture: poll") + "ingest: { topics: [a], spool: /var/lib/whippet }\n",
+            "kafka.delivery: exactly_once is for tables: run `ingest` in a relay of its own",
+        ),
+        (
+            with("localhost:9092 }", "localhost:9092, position_topic: 'not a topic' }"),
+            "kafka.position_topic: not a legal name",
         ),
         (
             format!("{MINIMAL}log: {{ context: [x-request-id, ''] }}\n"),

@@ -145,6 +145,15 @@ impl Ledger {
         Some(entry)
     }
 
+    /// What was acknowledged of an event is gone with its transaction.
+    pub fn undone(&mut self, ticket: Ticket) {
+        if self.current(ticket)
+            && let Some(entry) = self.entries.get_mut(ticket.slot as usize)
+        {
+            (entry.records.sent, entry.records.acknowledged) = (0, 0);
+        }
+    }
+
     /// An event that is not sent, or whose sending failed, goes elsewhere: as a dead letter.
     pub fn moved(&mut self, ticket: Ticket, topic: u32) {
         if self.current(ticket)

@@ -9,10 +9,12 @@ pub mod core;
 mod lanes;
 mod ledger;
 pub mod packer;
+mod position;
 pub mod retry;
 #[cfg(test)]
 mod sim;
 mod topics;
+pub mod unit;
 pub mod window;
 
 use std::{sync::Arc, time::Duration};
@@ -25,14 +27,17 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::core::{Action, Core, Effects, Table};
-use self::packer::Packer;
+pub use self::core::{Action, Core, Effects, End, Rebuild, Table};
+use self::{
+    packer::Packer,
+    unit::{DeliveryUnit, Obstacle, Takeover},
+};
 use crate::{
     admin::status::Board,
     coordinate::Lease,
     event::TableIx,
     sink::{Sink, TopicFacts},
-    source::{Command, Yield},
+    source::{Command, Taken, Yield},
 };
 
 /// How long one question about a topic may take.
@@ -59,6 +64,10 @@ pub struct Relay<S> {
     pub lease: watch::Receiver<Lease>,
     /// The membership under which it works.
     pub epoch: Option<i64>,
+    /// Cancelled when it would be a guess to go on.
+    pub refused: CancellationToken,
+    /// Exactly once: what is taken over before anything is sent.
+    pub unit: Option<Arc<DeliveryUnit>>,
     pub board: Arc<Board>,
     /// The origin of the relay's monotonic clock.
     pub started: Instant,
@@ -70,7 +79,9 @@ type LookUp = (String, Result<TopicFacts, RDKafkaErrorCode>);
 #[derive(Default)]
 struct Outside {
     look_ups: JoinSet<LookUp>,
-    rebuilds: JoinSet<Result<(), String>>,
+    rebuilds: JoinSet<Result<Option<Takeover>, Obstacle>>,
+    ends: JoinSet<Action>,
+    notes: JoinSet<Action>,
     packings: JoinSet<Action>,
     probes: JoinSet<Result<(), String>>,
 }
@@ -84,7 +95,7 @@ impl<S: Sink> Relay<S> {
         self.heed_the_lease(&mut outside);
         let mut give_up: Option<Instant> = None;
         loop {
-            if give_up.is_some() && (self.core.unanswered() == 0 || give_up <= Some(Instant::now())) {
+            if give_up.is_some() && (self.core.is_drained() || give_up <= Some(Instant::now())) {
                 break;
             }
             let due = self.core.next_due().map(|due| self.started + due);
@@ -100,23 +111,30 @@ impl<S: Sink> Relay<S> {
                 // 2. What ended makes room.
                 reports = self.sink.reports() => Action::Reports(reports),
                 Some(done) = outside.rebuilds.join_next() => {
-                    Action::Rebuilt(done.unwrap_or_else(|error| Err(error.to_string())))
+                    Action::Rebuilt(done.unwrap_or_else(|error| Err(Obstacle::Trouble(error.to_string()))))
                 }
-                Some(done) = outside.look_ups.join_next() => match done {
+                Some(done) = outside.ends.join_next() => match done {
+                    Ok(ended) => ended,
+                    // Given up with its generation.
+                    Err(_) => Action::Due,
+                },
+                Some(done) = outside.notes.join_next() => done.unwrap_or(Action::Due),
+                Some(done) = outside.look_ups.join_next(), if !self.core.is_committing() => match done {
                     Ok((topic, result)) => Action::LookedUp { topic, result },
                     Err(_) => Action::Due,
                 },
-                Some(done) = outside.packings.join_next() => match done {
+                Some(done) = outside.packings.join_next(), if self.core.may_send() => match done {
                     Ok(packed) => packed,
                     // Given up with its generation.
                     Err(_) => Action::Due,
                 },
-                Some(done) = outside.probes.join_next() => {
+                Some(done) = outside.probes.join_next(), if self.core.may_send() => {
                     Action::Probed(done.unwrap_or_else(|error| Err(error.to_string())))
                 }
                 () = at(wake) => Action::Due,
                 () = stop.cancelled(), if give_up.is_none() => {
                     give_up = Some(Instant::now() + grace);
+                    self.core.stops();
                     for source in &self.sources {
                         source.send(Command::Stop).ok();
                     }
@@ -159,11 +177,42 @@ impl<S: Sink> Relay<S> {
             let asked = self.sink.look_up(topic.clone(), LOOK_UP_WITHIN);
             outside.look_ups.spawn(async move { (topic, asked.await) });
         }
-        if let Some(batch_bytes) = effects.rebuild {
+        if let Some(Rebuild { batch_bytes, take_over }) = effects.rebuild {
             let sink = self.sink.clone();
-            outside
-                .rebuilds
-                .spawn(async move { sink.rebuild(batch_bytes).await.map_err(|error| error.to_string()) });
+            let ours = self.unit.clone().zip(self.epoch).filter(|_| take_over);
+            outside.rebuilds.spawn(async move {
+                match ours {
+                    Some((unit, epoch)) => unit.take_over(&*sink, epoch, batch_bytes).await.map(Some),
+                    None => {
+                        let made = sink.rebuild(batch_bytes).await.map(|()| None);
+                        made.map_err(|error| Obstacle::Trouble(error.to_string()))
+                    }
+                }
+            });
+        }
+        if effects.refuse {
+            self.refused.cancel();
+        }
+        if let Some((generation, end)) = effects.end {
+            let (commit, abort) = match end {
+                End::Commit(position) => (Some(self.sink.commit(position)), None),
+                End::Abort => (None, Some(self.sink.abort())),
+            };
+            outside.ends.spawn(async move {
+                let result = match (commit, abort) {
+                    (Some(commit), _) => commit.await,
+                    (None, Some(abort)) => abort.await,
+                    (None, None) => Ok(()),
+                };
+                Action::Ended { generation, result }
+            });
+        }
+        if let (Some((generation, noted)), Some(unit), Some(epoch)) = (effects.note, &self.unit, self.epoch) {
+            let unit = unit.clone();
+            outside.notes.spawn(async move {
+                let result = unit.note(noted, epoch).await;
+                Action::Noted { generation, result }
+            });
         }
         if effects.restart.is_some() {
             outside.packings.abort_all();
@@ -181,8 +230,13 @@ impl<S: Sink> Relay<S> {
             outside.probes.spawn(async move { packer.probe().await });
         }
         if let Some(generation) = effects.restart {
-            for source in &self.sources {
-                source.send(Command::Restart { generation }).ok();
+            let mut settle = effects.settle;
+            for (index, source) in self.sources.iter().enumerate() {
+                let taken = settle.as_mut().map(|(epoch, doubts)| Taken {
+                    epoch: *epoch,
+                    doubts: doubts.get_mut(index).map(std::mem::take).unwrap_or_default(),
+                });
+                source.send(Command::Restart { generation, taken }).ok();
             }
         }
         self.board.relay_turned(&self.core);
@@ -201,6 +255,7 @@ impl<S: Sink> Relay<S> {
         };
         let epoch = lease.map(|(epoch, _)| epoch);
         if self.epoch.is_some() && epoch.is_some() && self.epoch != epoch {
+            self.epoch = None;
             self.apply(Action::Lease(None), outside);
         }
         self.epoch = epoch;

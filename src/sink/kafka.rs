@@ -5,7 +5,7 @@
 //! and wait in one list until the relay fetches them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -27,8 +27,9 @@ use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    MAX_BATCH_BYTES, Report, Sink, Ticket, TopicFacts, Unit,
+    Found, MAX_BATCH_BYTES, PositionRecord, Report, Sink, Ticket, TopicFacts, Unit,
     credentials::{Credentials, LOOK_EVERY, Look},
+    transactions::{self, Positions},
 };
 use crate::{
     config::{CreateTopics, Secret},
@@ -43,13 +44,15 @@ pub struct Settings {
     pub compression: String,
     /// The relay's window, in events; librdkafka's own queue is never the limit.
     pub in_flight_events: usize,
+    /// Exactly once: the topic that has the positions.
+    pub position_topic: Option<String>,
     pub create_topics: CreateTopics,
     /// librdkafka properties of the user; `config` has refused those that break a guarantee.
     pub properties: BTreeMap<String, Secret>,
 }
 
 impl Settings {
-    fn client(&self) -> ClientConfig {
+    pub(super) fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         if tracing::enabled!(tracing::Level::DEBUG) {
             config.set_log_level(RDKafkaLogLevel::Debug);
@@ -68,7 +71,7 @@ impl Settings {
         config
     }
 
-    fn producer(&self, unit: Unit, batch_bytes: usize) -> ClientConfig {
+    pub(super) fn producer(&self, unit: Unit, batch_bytes: usize) -> ClientConfig {
         let mut config = self.client();
         config
             .set("enable.idempotence", "true")
@@ -114,9 +117,14 @@ const TAKEN_UP: &str = "files of the kafka client have changed and are taken up"
 
 /// Delivery reports on their way from librdkafka's thread to the relay.
 #[derive(Debug, Default)]
-struct Mailbox {
+pub(super) struct Mailbox {
     reports: Mutex<Vec<Report>>,
     arrived: Notify,
+    /// Those of position records, which their sender waits for.
+    pub(super) positions: Positions,
+    /// Topics that cannot be in a transaction. That is told in a line of the client's log alone; the records
+    /// are said to be purged.
+    refused: Mutex<HashMap<String, RDKafkaErrorCode>>,
     /// A producer knows no broker any more.
     adrift: AtomicBool,
 }
@@ -131,6 +139,10 @@ impl Mailbox {
         }
     }
 
+    fn refused(&self) -> MutexGuard<'_, HashMap<String, RDKafkaErrorCode>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take(&self) -> Vec<Report> {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         let room = reports.len();
@@ -138,12 +150,15 @@ impl Mailbox {
     }
 }
 
-struct Context {
+pub(super) struct Context {
     mailbox: Arc<Mailbox>,
 }
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if let Some((topic, code)) = transactions::refused_partition(facility, message) {
+            self.mailbox.refused().insert(topic.to_owned(), code);
+        }
         log_librdkafka(level, facility, message);
     }
 
@@ -183,21 +198,28 @@ impl ProducerContext for Context {
             Ok(_) => Ok(()),
             Err((error, message)) => {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                let code = self.mailbox.refused().get(message.topic()).copied().unwrap_or(code);
                 debug!(topic = message.topic(), partition = message.partition(), ?code, "refused");
                 Err(code)
             }
         };
-        self.mailbox.put(Report { ticket: Ticket::from_opaque(opaque), result });
+        let ticket = Ticket::from_opaque(opaque);
+        match Positions::commit_of(ticket) {
+            Some(commit) => self.mailbox.positions.put(commit, result),
+            None => self.mailbox.put(Report { ticket, result }),
+        }
     }
 }
 
-type Client = ThreadedProducer<Context>;
+pub(super) type Client = ThreadedProducer<Context>;
 
 struct Producers {
     /// What a batch of the main one may have.
     batch_bytes: usize,
-    main: Client,
-    /// Made when the first suspect comes: most relays never need it.
+    /// Shared with what waits for the end of a transaction.
+    main: Arc<Client>,
+    /// Made when the first suspect comes: most relays never need it. In transactions the main producer tries
+    /// them, each in one of its own.
     suspects: Option<Client>,
 }
 
@@ -210,8 +232,8 @@ impl Producers {
 }
 
 pub struct Kafka {
-    settings: Settings,
-    mailbox: Arc<Mailbox>,
+    pub(super) settings: Settings,
+    pub(super) mailbox: Arc<Mailbox>,
     producers: Mutex<Producers>,
     /// Metadata and topic limits; apart from the producers, so that a rebuild leaves it alone.
     admin: Arc<Mutex<Arc<Admin>>>,
@@ -220,14 +242,14 @@ pub struct Kafka {
     credentials: Mutex<Credentials>,
 }
 
-type Admin = AdminClient<DefaultClientContext>;
+pub(super) type Admin = AdminClient<DefaultClientContext>;
 
 impl Kafka {
     /// Makes the producers. Connects in the background: a broker that is down is no error.
     pub fn new(settings: Settings) -> Result<Kafka, KafkaError> {
         let mailbox = Arc::new(Mailbox::default());
         let credentials = Mutex::new(Credentials::new(&settings.properties, Instant::now()));
-        let main = producer(&settings, &mailbox, Unit::Main, MAX_BATCH_BYTES)?;
+        let main = Arc::new(producer(&settings, &mailbox, Unit::Main, MAX_BATCH_BYTES)?);
         let admin = Arc::new(Mutex::new(Arc::new(settings.client().create()?)));
         let producers = Mutex::new(Producers { batch_bytes: MAX_BATCH_BYTES, main, suspects: None });
         let said_adrift = AtomicBool::new(false);
@@ -241,6 +263,11 @@ impl Kafka {
     /// Looks whether files of the clients have changed; `idle`: nothing is in flight, and the relay has had every
     /// report. The relay's loop sends and waits for reports by turns, so nothing is sent meanwhile.
     fn heed_files(&self, idle: bool) {
+        // A producer of transactions is made by `take_over` alone, and takes them up there: when the broker refuses the
+        // old ones, which ends the transaction.
+        if self.settings.position_topic.is_some() {
+            return;
+        }
         let look = self.credentials().look(&self.settings.properties, Instant::now());
         match look {
             Look::Changed if idle => self.renew(),
@@ -261,8 +288,8 @@ impl Kafka {
         let main = producer(&self.settings, &self.mailbox, Unit::Main, batch_bytes);
         match main.and_then(|main| Ok((main, self.settings.client().create()?))) {
             Ok((main, admin)) => {
-                let old = self.replace(Producers { batch_bytes, main, suspects: None });
-                let old_admin = std::mem::replace(&mut *self.admin(), Arc::new(admin));
+                let old = self.replace(Producers { batch_bytes, main: Arc::new(main), suspects: None });
+                let old_admin = std::mem::replace(&mut *self.admin_slot(), Arc::new(admin));
                 // Closing waits for librdkafka's threads.
                 tokio::task::spawn_blocking(move || drop((old, old_admin)));
                 info!("{TAKEN_UP}");
@@ -277,12 +304,49 @@ impl Kafka {
         self.producers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admin(&self) -> MutexGuard<'_, Arc<Admin>> {
+    fn admin_slot(&self) -> MutexGuard<'_, Arc<Admin>> {
         self.admin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn replace(&self, fresh: Producers) -> Producers {
         std::mem::replace(&mut *self.producers(), fresh)
+    }
+
+    pub(super) fn main(&self) -> Arc<Client> {
+        self.producers().main.clone()
+    }
+
+    pub(super) fn admin(&self) -> Arc<Admin> {
+        self.admin_slot().clone()
+    }
+
+    /// Before a producer is made: it is made of the files as they are now, and so is what asks for topics.
+    pub(super) fn take_up_files(&self) {
+        if !self.credentials().take_up(&self.settings.properties) {
+            return;
+        }
+        match self.settings.client().create() {
+            Ok(admin) => {
+                let old = std::mem::replace(&mut *self.admin_slot(), Arc::new(admin));
+                tokio::task::spawn_blocking(move || drop(old));
+                info!("{TAKEN_UP}");
+            }
+            Err(error) => warn!(%error, "files of the kafka client have changed and cannot be used"),
+        }
+    }
+
+    /// Takes a new producer, and throws the old ones away with all that they have.
+    pub(super) async fn exchange(&self, main: Client, batch_bytes: usize) {
+        let old = self.replace(Producers { batch_bytes, main: Arc::new(main), suspects: None });
+        if let Some((code, reason)) = old.main.client().fatal_error() {
+            info!(?code, reason, "the producer that is thrown away had failed");
+        }
+        // Purging and closing waits for librdkafka's threads.
+        tokio::task::spawn_blocking(move || drop(old)).await.ok();
+        // What the old ones said of themselves is not true of the new ones.
+        self.mailbox.adrift.store(false, Ordering::Release);
+        self.mailbox.refused().clear();
+        self.said_adrift.store(false, Ordering::Relaxed);
     }
 
     /// Lets go of what a producer that knows no broker has: its reports say so, and the relay makes
@@ -310,15 +374,19 @@ fn producer(
     unit: Unit,
     batch_bytes: usize,
 ) -> Result<Client, KafkaError> {
-    let context = Context { mailbox: mailbox.clone() };
-    Client::from_config_and_context(&settings.producer(unit, batch_bytes), context)
+    made_from(&settings.producer(unit, batch_bytes), mailbox)
+}
+
+pub(super) fn made_from(config: &ClientConfig, mailbox: &Arc<Mailbox>) -> Result<Client, KafkaError> {
+    Client::from_config_and_context(config, Context { mailbox: mailbox.clone() })
 }
 
 impl Sink for Kafka {
     fn send(&self, unit: Unit, ticket: Ticket, record: &Record<'_>) -> Result<(), RDKafkaErrorCode> {
         let mut producers = self.producers();
         let client = match unit {
-            Unit::Main => &producers.main,
+            Unit::Main => &*producers.main,
+            Unit::Suspects if self.settings.position_topic.is_some() => &*producers.main,
             Unit::Suspects => {
                 if producers.suspects.is_none() {
                     let made = producer(&self.settings, &self.mailbox, unit, MAX_BATCH_BYTES)
@@ -360,21 +428,30 @@ impl Sink for Kafka {
     }
 
     async fn rebuild(&self, batch_bytes: usize) -> Result<(), KafkaError> {
-        let are_new = self.credentials().take_up(&self.settings.properties);
+        self.take_up_files();
         let main = producer(&self.settings, &self.mailbox, Unit::Main, batch_bytes)?;
-        if are_new {
-            info!("{TAKEN_UP}");
-        }
-        let old = self.replace(Producers { batch_bytes, main, suspects: None });
-        if let Some((code, reason)) = old.main.client().fatal_error() {
-            info!(?code, reason, "the producer that is thrown away had failed");
-        }
-        // Purging and closing waits for librdkafka's threads.
-        tokio::task::spawn_blocking(move || drop(old)).await.ok();
-        // What the old ones said of themselves is not true of the new ones.
-        self.mailbox.adrift.store(false, Ordering::Release);
-        self.said_adrift.store(false, Ordering::Relaxed);
+        self.exchange(main, batch_bytes).await;
         Ok(())
+    }
+
+    async fn take_over(
+        &self,
+        unit: String,
+        batch_bytes: usize,
+        may_create: bool,
+    ) -> Result<Option<Found>, String> {
+        transactions::take_over(self, unit, batch_bytes, may_create).await
+    }
+
+    fn commit(
+        &self,
+        position: Vec<PositionRecord>,
+    ) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        transactions::commit(self, position)
+    }
+
+    fn abort(&self) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        transactions::abort(self)
     }
 
     fn look_up(
@@ -427,7 +504,7 @@ async fn look_up(
     Ok(TopicFacts { partitions, max_message_bytes, compacted })
 }
 
-fn partition_count(admin: &Admin, topic: &str, within: Duration) -> Result<i32, RDKafkaErrorCode> {
+pub(super) fn partition_count(admin: &Admin, topic: &str, within: Duration) -> Result<i32, RDKafkaErrorCode> {
     let metadata = admin
         .inner()
         .fetch_metadata(Some(topic), within)
@@ -449,6 +526,15 @@ async fn create_topic(
     within: Duration,
 ) -> Result<(), RDKafkaErrorCode> {
     let new = NewTopic::new(topic, create.partitions, TopicReplication::Fixed(create.replication_factor));
+    make_topic(admin, new, within).await
+}
+
+pub(super) async fn make_topic(
+    admin: &Admin,
+    new: NewTopic<'_>,
+    within: Duration,
+) -> Result<(), RDKafkaErrorCode> {
+    let (topic, partitions) = (new.name, new.num_partitions);
     // Until the controller has answered: the topic is to be used next.
     let options = AdminOptions::new().request_timeout(Some(within)).operation_timeout(Some(within));
     let code = |error: KafkaError| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
@@ -459,7 +545,7 @@ async fn create_topic(
         }
         Some(Err((_, error))) => Err(error),
         _ => {
-            info!(topic, partitions = create.partitions, "created the kafka topic");
+            info!(topic, partitions, "created the kafka topic");
             Ok(())
         }
     }

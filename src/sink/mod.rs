@@ -13,8 +13,9 @@ pub mod classify;
 mod cleanup;
 mod credentials;
 mod kafka;
+mod transactions;
 
-use std::{future::Future, time::Duration};
+use std::{collections::HashMap, future::Future, time::Duration};
 
 use rdkafka::types::RDKafkaErrorCode;
 
@@ -93,6 +94,18 @@ pub struct TopicFacts {
     pub compacted: bool,
 }
 
+/// Key and value of a record of the position topic.
+pub type PositionRecord = (String, Vec<u8>);
+
+/// What is found when a delivery unit is taken over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The identity of the Kafka cluster.
+    pub cluster: String,
+    /// The last records of the position topic, by key: those of this unit.
+    pub positions: HashMap<String, Vec<u8>>,
+}
+
 pub trait Sink: Send + Sync + 'static {
     /// Hands a record over without waiting. An error means that it was not taken.
     fn send(&self, unit: Unit, ticket: Ticket, record: &Record<'_>) -> Result<(), RDKafkaErrorCode>;
@@ -108,6 +121,26 @@ pub trait Sink: Send + Sync + 'static {
         &self,
         batch_bytes: usize,
     ) -> impl Future<Output = Result<(), rdkafka::error::KafkaError>> + Send;
+
+    /// Exactly once: throws the producers away and makes one for the transactions of this unit. Whoever else
+    /// produces as this unit cannot any more, what they had not committed is gone, and what they had is found. A
+    /// transaction is open then. `None` where there is no topic for positions, and none may be created.
+    fn take_over(
+        &self,
+        unit: String,
+        batch_bytes: usize,
+        may_create: bool,
+    ) -> impl Future<Output = Result<Option<Found>, String>> + Send;
+
+    /// Commits the transaction with this position, once everything that was sent is acknowledged, and opens the
+    /// next one. After an error nobody knows whether it is committed.
+    fn commit(
+        &self,
+        position: Vec<PositionRecord>,
+    ) -> impl Future<Output = Result<(), String>> + Send + 'static;
+
+    /// Drops the transaction, and opens the next one.
+    fn abort(&self) -> impl Future<Output = Result<(), String>> + Send + 'static;
 
     /// Asks the broker whether a topic is there and what it takes.
     fn look_up(

@@ -51,6 +51,8 @@ pub enum Yield {
     Gates { generation: u32, serial: u32, gates: Gates },
     /// Committed rows, in the table's order.
     Events { generation: u32, events: Vec<Event> },
+    /// Exactly once: these are recorded.
+    Recorded { places: Vec<Place> },
     /// These holds are committed.
     Held { tickets: Vec<Ticket>, counts: Counts },
     /// These were to be held behind something that has changed meanwhile: they are read again.
@@ -75,8 +77,9 @@ pub enum Command {
     Hold(Vec<Hold>),
     /// Read these again, after a while.
     Forget(Vec<Place>),
-    /// Forget what was handed over and not settled, and read it again, as this generation.
-    Restart { generation: u32 },
+    /// Forget what was handed over and not settled, and read it again, as this generation. Exactly once: record
+    /// what is in doubt before that.
+    Restart { generation: u32, taken: Option<Taken> },
     /// The gates of this number are known: go on, or, where too much is held, only go on recording.
     Go { serial: u32, halted: bool },
     /// Read no more of this table (too much is held); go on recording.
@@ -87,6 +90,15 @@ pub enum Command {
     Verb(Request, oneshot::Sender<Result<Outcome, Refusal>>),
     /// Read no more; record what still comes and end when the channel closes.
     Stop,
+}
+
+/// The delivery unit was taken over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The membership under which that was.
+    pub epoch: i64,
+    /// Published, and perhaps not recorded.
+    pub doubts: Vec<Place>,
 }
 
 /// Why a verb was not carried out.

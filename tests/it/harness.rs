@@ -15,7 +15,8 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer as _},
-    message::Headers as _,
+    error::KafkaError,
+    message::{BorrowedMessage, Headers as _},
     types::RDKafkaErrorCode,
 };
 
@@ -477,6 +478,20 @@ pub struct Seen {
 }
 
 impl Seen {
+    fn of(message: &BorrowedMessage<'_>) -> Seen {
+        let headers = message.headers().map_or_else(Vec::new, |headers| {
+            headers.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect()
+        });
+        Seen {
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp: message.timestamp().to_millis(),
+            key: message.key().map(<[u8]>::to_vec),
+            payload: message.payload().map(<[u8]>::to_vec),
+            headers,
+        }
+    }
+
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(header, _)| header == name)?;
         Some(std::str::from_utf8(value.as_ref()?).unwrap())
@@ -503,6 +518,7 @@ impl Consumer {
             .set("fetch.message.max.bytes", "50000000")
             .set("receive.message.max.bytes", "200000000")
             .set("isolation.level", "read_committed")
+            .set("enable.partition.eof", "true")
             .create()
             .unwrap();
         let metadata = consumer.fetch_metadata(Some(topic), SOON).unwrap();
@@ -555,6 +571,27 @@ impl Consumer {
         self.read(usize::try_from(total).unwrap())
     }
 
+    /// Reads what is committed now. In topics with transactions not every offset is a record.
+    pub fn read_committed(&mut self) -> &[Seen] {
+        let mut at_end = std::collections::HashSet::new();
+        let deadline = Instant::now() + 2 * SOON;
+        while at_end.len() < self.partitions() {
+            assert!(Instant::now() < deadline, "no end after {} records", self.seen.len());
+            match self.consumer.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    at_end.remove(&message.partition());
+                    let seen = Seen::of(&message);
+                    self.seen.push(seen);
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    at_end.insert(partition);
+                }
+                Some(Err(_)) | None => {}
+            }
+        }
+        &self.seen
+    }
+
     /// The end of a partition. A broker that has just started may not have taken it up.
     fn end_of(&self, topic: &str, partition: i32) -> i64 {
         let deadline = Instant::now() + SOON;
@@ -574,17 +611,7 @@ impl Consumer {
     fn poll(&self, within: Duration) -> Option<Seen> {
         // An error is a broker that is restarted: the client finds it again.
         let Ok(message) = self.consumer.poll(within)? else { return None };
-        let headers = message.headers().map_or_else(Vec::new, |headers| {
-            headers.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect()
-        });
-        Some(Seen {
-            partition: message.partition(),
-            offset: message.offset(),
-            timestamp: message.timestamp().to_millis(),
-            key: message.key().map(<[u8]>::to_vec),
-            payload: message.payload().map(<[u8]>::to_vec),
-            headers,
-        })
+        Some(Seen::of(&message))
     }
 }
 

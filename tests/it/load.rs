@@ -93,7 +93,7 @@ impl Load {
     /// Compares with everything that is in the topic.
     pub fn check(&self, world: &World) -> (Verdict, usize) {
         let history = self.shared.history.lock().unwrap();
-        let verdict = check(&history, world.consumer(&self.shared.topic).read_to_end());
+        let verdict = check(&history, world.consumer(&self.shared.topic).read_committed());
         let rolled_back = history.iter().filter(|row| row.committed.is_none()).count();
         eprintln!("{verdict:?}, {rolled_back} rows rolled back");
         (verdict, rolled_back)

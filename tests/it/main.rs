@@ -22,6 +22,7 @@ mod debezium_records;
 mod docs;
 mod doctor;
 mod envelopes;
+mod exactly_once;
 mod failures;
 mod faults;
 mod group;

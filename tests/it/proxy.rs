@@ -55,6 +55,11 @@ impl Proxy {
         self.toxic("timeout", &json!({ "timeout": 0 }));
     }
 
+    /// What the service answers comes to nobody.
+    pub fn deaf(&self) {
+        self.toxic_on("downstream", "timeout", &json!({ "timeout": 0 }));
+    }
+
     pub fn latency(&self, ms: u64) {
         self.toxic("latency", &json!({ "latency": ms, "jitter": ms / 2 }));
     }

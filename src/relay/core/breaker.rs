@@ -239,7 +239,7 @@ impl Core {
     }
 
     /// Finds topics that take records and do not acknowledge them, while the broker is there.
-    fn look_for_stalls(&mut self, now: Duration) {
+    pub(super) fn look_for_stalls(&mut self, now: Duration) {
         if now < self.look_again || self.ledger.in_sink() == 0 {
             return;
         }

@@ -6,7 +6,7 @@
 
 use tracing::{error, info, warn};
 
-use super::{Core, Table, event_id, told};
+use super::{Core, Phase, Table, event_id, told};
 use crate::{
     config::{OnFailure, Order},
     event::{Event, TableIx},
@@ -160,6 +160,11 @@ impl Core {
         self.packing.forget(ticket);
         let Some(entry) = self.ledger.get(ticket) else { return };
         let table = entry.table;
+        if self.transaction.is_some() && entry.records.sent > 0 {
+            // Some of its records are in the transaction, which must have all of them or none.
+            self.phase = Phase::Failing { since: self.now };
+            return;
+        }
         if event.replay.is_some() {
             // It is published already, and asked for again later.
             return self.forget(ticket);

@@ -9,6 +9,7 @@ mod packing;
 mod recovery;
 mod suspects;
 mod told;
+mod transaction;
 mod view;
 
 use std::{
@@ -20,11 +21,12 @@ use std::{
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::error;
 
-pub use self::packing::Job;
+pub use self::{packing::Job, transaction::End};
 use self::{
     packing::Packings,
     recovery::{FAILING_AT_MOST, rebuild_pause},
     suspects::{Step, Trial},
+    transaction::Transaction,
 };
 use super::{
     lanes::{Closed, Gate, Lane, Lanes, Waiting},
@@ -32,6 +34,7 @@ use super::{
     packer::Unpacked,
     retry::{GiveUp, Policy},
     topics::{Topic, Topics, Warmth, partition_of},
+    unit::{Obstacle, Takeover},
     window::Window,
 };
 use crate::{
@@ -42,6 +45,7 @@ use crate::{
     sink::{MAX_BATCH_BYTES, Report, Sink, Ticket, TopicFacts, Unit},
     source::{
         Hold, Yield,
+        database::Noted,
         hold::{Counts, Over, Scope},
     },
     telemetry::Spans,
@@ -70,7 +74,18 @@ pub enum Action {
         topic: String,
         result: Result<TopicFacts, Code>,
     },
-    Rebuilt(Result<(), String>),
+    /// With what was found, where a delivery unit was taken over.
+    Rebuilt(Result<Option<Takeover>, Obstacle>),
+    /// What became of the transaction of a generation.
+    Ended {
+        generation: u32,
+        result: Result<(), String>,
+    },
+    /// Whether the source has noted a position of a generation.
+    Noted {
+        generation: u32,
+        result: Result<Noted, String>,
+    },
     /// What was made of a payload, and how long it took.
     Packed {
         ticket: Ticket,
@@ -103,11 +118,28 @@ pub struct Effects {
     /// Ask the object store whether it takes anything, and answer with [`Action::Probed`].
     pub probe: bool,
     pub halt: Vec<TableIx>,
-    /// Rebuild the sink for batches of at most so many bytes, then answer with [`Action::Rebuilt`].
-    pub rebuild: Option<usize>,
+    /// Rebuild the sink, then answer with [`Action::Rebuilt`].
+    pub rebuild: Option<Rebuild>,
     /// A new generation: what is being packed is given up; after everything above, tell the sources to
     /// start it.
     pub restart: Option<u32>,
+    /// Exactly once: under this membership the sources start it, with what each table is to record first.
+    pub settle: Option<(i64, Vec<Vec<Place>>)>,
+    /// How the transaction of this generation is to end; answered with [`Action::Ended`].
+    pub end: Option<(u32, End)>,
+    /// It would be a guess to go on: the relay stops.
+    pub refuse: bool,
+    /// Have the source note this; answered with [`Action::Noted`].
+    pub note: Option<(u32, Noted)>,
+}
+
+/// What new producers are to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rebuild {
+    /// The largest batch.
+    pub batch_bytes: usize,
+    /// Exactly once: the source is ours, so its delivery unit is taken over.
+    pub take_over: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,8 +197,10 @@ pub struct Core {
     phase: Phase,
     /// Rebuilds since the last delivery.
     rebuilds: u32,
-    /// The rebuild that is under way: for batches of at most so many bytes.
-    rebuilding: Option<usize>,
+    /// The rebuild that is under way: for batches of at most so many bytes, and in which generation it began.
+    rebuilding: Option<(usize, u32)>,
+    /// Exactly once: the transaction that is open.
+    transaction: Option<Transaction>,
     lease_until: Option<Duration>,
     /// Whether the lease was ours when it was last looked at.
     owned: bool,
@@ -207,6 +241,7 @@ impl Core {
             phase: Phase::Running,
             rebuilds: 0,
             rebuilding: None,
+            transaction: None,
             lease_until: None,
             owned: false,
             suspects: HashSet::new(),
@@ -228,6 +263,12 @@ impl Core {
         Core { spans, ..self }
     }
 
+    /// Events are published in transactions, and settled when those are committed.
+    pub fn exactly_once(mut self) -> Core {
+        self.transaction = Some(Transaction::new());
+        self
+    }
+
     /// Changes state by one action. `now` is on the monotonic clock that the lease uses too, and
     /// `wall_ms` is the time of day in milliseconds since the Unix epoch, for metrics and headers only.
     pub fn apply<S: Sink>(&mut self, action: Action, now: Duration, wall_ms: i64, sink: &S) -> Effects {
@@ -241,13 +282,33 @@ impl Core {
                 }
             }
             Action::LookedUp { topic, result } => self.looked_up(&topic, result, now, sink),
-            Action::Rebuilt(Ok(())) => match self.rebuilding.take() {
+            Action::Rebuilt(Ok(takeover)) => match self.rebuilding.take() {
                 // A topic that takes smaller batches turned up meanwhile.
-                Some(batch_bytes) if batch_bytes > self.batch_bytes => self.rebuild(),
-                _ => self.phase = Phase::Running,
+                Some((batch_bytes, _)) if batch_bytes > self.batch_bytes => self.rebuild(),
+                // The lease came or went, and with it the right to be the one producer.
+                Some((_, generation))
+                    if self.transaction.is_some() && generation != self.ledger.generation() =>
+                {
+                    self.rebuild();
+                }
+                _ => {
+                    self.phase = Phase::Running;
+                    if let Some(takeover) = takeover {
+                        self.taken_over(takeover, now);
+                    }
+                }
             },
+            Action::Ended { generation, result } => self.ended(generation, result, now, wall_ms, sink),
+            Action::Noted { generation, result } => self.noted(generation, result, now),
             Action::Rebuilt(Err(error)) => {
-                error!(error, "cannot make a kafka producer; will try again");
+                let refused = matches!(error, Obstacle::Refused(_));
+                let (error, says) =
+                    (error.to_string(), if refused { "the relay stops" } else { "will try again" });
+                error!(error, "cannot make a kafka producer; {says}");
+                for progress in &mut self.progress {
+                    progress.last_error = Some(error.clone());
+                }
+                self.effects.refuse = refused;
                 self.rebuilding = None;
                 self.rebuilds += 1;
                 self.phase = Phase::Pausing { until: now + rebuild_pause(self.rebuilds) };
@@ -257,12 +318,14 @@ impl Core {
             }
             Action::Probed(result) => self.probed(result, now, sink),
             Action::Lease(until) => {
-                // What was taken in without a lease was not sent: it may not wait for later ones to pass.
-                if self.lease_until.is_none() && until.is_some() && self.ledger.open() > 0 {
-                    self.start_over();
-                }
+                let comes = self.lease_until.is_none() && until.is_some();
                 self.lease_until = until;
                 self.owned |= until.is_some();
+                // What was taken in without a lease was not sent: it may not wait for later ones to pass. And
+                // where there can be but one producer, we become that.
+                if comes && (self.ledger.open() > 0 || self.transaction.is_some()) {
+                    self.start_over();
+                }
             }
             Action::Due => {}
         }
@@ -283,8 +346,14 @@ impl Core {
             Some(_) => None,
         };
         let stalls = (self.ledger.in_sink() > 0).then_some(self.look_again);
+        let transaction = self.transaction.as_ref().and_then(Transaction::next_due);
+        let always = [phase, self.lease_until, stalls, transaction].into_iter().flatten().min();
+        if !self.may_send() {
+            // The rest has to wait for the end of the transaction.
+            return always;
+        }
         let store = self.packing.next_due();
-        [phase, trial, store, self.topics.next_due(), self.lease_until, stalls].into_iter().flatten().min()
+        [always, trial, store, self.topics.next_due()].into_iter().flatten().min()
     }
 
     fn yielded<S: Sink>(&mut self, table: TableIx, yielded: Yield, now: Duration, sink: &S) {
@@ -315,6 +384,7 @@ impl Core {
                     self.admit(table, &rules, event, now, sink);
                 }
             }
+            Yield::Recorded { places } => self.recorded(table, &places),
             Yield::Held { tickets, counts } => self.held(table, tickets, counts),
             Yield::Forgotten { tickets } => self.no_longer_holding(table, tickets),
         }
@@ -440,6 +510,9 @@ impl Core {
             }
             if index == 0 {
                 self.ledger.takes(ticket, records);
+                if let Some(transaction) = &mut self.transaction {
+                    transaction.sends(now);
+                }
             }
             self.ledger.sent(ticket, now, cold);
             fail::fail_point!("sent", |_| std::process::abort());
@@ -500,7 +573,16 @@ impl Core {
         }
     }
 
+    /// Kafka has an event, or its dead letter. In a transaction that is settled by its commit.
     fn acknowledged(&mut self, entry: &Entry, published: bool, now: Duration, wall_ms: i64) {
+        self.window.release(1, entry.bytes);
+        match &mut self.transaction {
+            Some(transaction) => transaction.acknowledged(entry.clone(), published),
+            None => self.settled(entry, published, now, wall_ms),
+        }
+    }
+
+    fn settled(&mut self, entry: &Entry, published: bool, now: Duration, wall_ms: i64) {
         if let Some(trail) = &entry.trail {
             self.trace(entry, trail, None);
             if published {
@@ -508,7 +590,6 @@ impl Core {
             }
         }
         self.rebuilds = 0;
-        self.window.release(1, entry.bytes);
         if !self.failed_once.is_empty() {
             self.failed_once.remove(&(entry.table, entry.place.clone()));
         }
@@ -541,6 +622,8 @@ impl Core {
     }
 
     fn take_effects(&mut self) -> Effects {
+        // A hold is committed after what came before it: dropped and read again, that would be held behind it.
+        let hold = self.transaction.as_ref().is_none_or(Transaction::is_empty);
         for (index, progress) in self.progress.iter_mut().enumerate() {
             let table = TableIx(index as u16);
             if !progress.settled.is_empty() {
@@ -549,7 +632,9 @@ impl Core {
             if !progress.forgotten.is_empty() {
                 self.effects.forgotten.push((table, std::mem::take(&mut progress.forgotten)));
             }
-            if !progress.holds.is_empty() {
+            // Those that rest on older gates are looked at again by the source when it may go on.
+            let goes = self.effects.go.iter().any(|(gone, ..)| *gone == table);
+            if (hold || goes) && !progress.holds.is_empty() {
                 self.effects.holds.push((table, std::mem::take(&mut progress.holds)));
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::warn;
 
-use super::{Core, Phase};
+use super::{Core, Phase, Rebuild};
 use crate::{
     relay::retry::Policy,
     sink::{Kind, Sink, Ticket, classify},
@@ -75,11 +75,16 @@ impl Core {
             _ => {}
         }
         if self.phase == Phase::Running {
-            self.effects.look_up.extend(self.topics.due(now));
-            self.look_at_bad_topics(now, sink);
-            self.release_ready_topics();
-            self.look_at_store(now, sink);
-            self.start_trials(now, sink);
+            if self.may_send() {
+                self.effects.look_up.extend(self.topics.due(now));
+                self.look_at_bad_topics(now, sink);
+                self.release_ready_topics();
+                self.look_at_store(now, sink);
+                self.start_trials(now, sink);
+            } else if !self.is_committing() {
+                self.look_for_stalls(now);
+            }
+            self.look_at_transaction(now);
         }
     }
 
@@ -87,8 +92,9 @@ impl Core {
     pub(super) fn rebuild(&mut self) {
         self.phase = Phase::Rebuilding;
         if self.rebuilding.is_none() {
-            self.rebuilding = Some(self.batch_bytes);
-            self.effects.rebuild = self.rebuilding;
+            self.rebuilding = Some((self.batch_bytes, self.ledger.generation()));
+            let take_over = self.transaction.is_some() && self.lease_until.is_some();
+            self.effects.rebuild = Some(Rebuild { batch_bytes: self.batch_bytes, take_over });
         }
     }
 
@@ -115,6 +121,14 @@ impl Core {
         self.trying = None;
         self.holding = 0;
         self.rebuild();
-        self.effects.restart = Some(self.ledger.generation());
+        match &mut self.transaction {
+            // The sources may read when it is known what is published: see `taken_over`.
+            Some(transaction) => {
+                transaction.start_over();
+                (self.effects.restart, self.effects.settle) = (None, None);
+                (self.effects.end, self.effects.note) = (None, None);
+            }
+            None => self.effects.restart = Some(self.ledger.generation()),
+        }
     }
 }

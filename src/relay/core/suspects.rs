@@ -5,7 +5,7 @@ use std::time::Duration;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::warn;
 
-use super::{Core, Phase, Refused, Table, event_id, prepare, told};
+use super::{Core, Phase, Refused, Table, event_id, prepare, told, transaction::Transaction};
 use crate::{
     config::OnFailure,
     event::Event,
@@ -69,6 +69,7 @@ impl Core {
         while self.phase == Phase::Running
             && self.lease_until.is_some()
             && self.trying.is_none()
+            && self.transaction.as_ref().is_none_or(Transaction::is_empty)
             && let Some(trial) = self.next_trial(now)
         {
             self.start_trial(trial, now, sink);
@@ -81,7 +82,7 @@ impl Core {
     }
 
     /// Whether a suspect may be looked at: its topic is known, and nothing of its lane on its way.
-    fn is_ready_for(&self, trial: &Trial) -> bool {
+    pub(super) fn is_ready_for(&self, trial: &Trial) -> bool {
         let Some(entry) = self.ledger.get(trial.waiting.ticket) else { return true };
         let topic = match &trial.step {
             Step::Send | Step::Wait => entry.topic.is_none_or(|topic| self.topics.get(topic).is_usable()),
@@ -160,6 +161,11 @@ impl Core {
         match sent {
             Ok(()) => {
                 self.ledger.sent(ticket, now, None);
+                if let Some(transaction) = &mut self.transaction {
+                    // It has one of its own, which is dropped if it is refused.
+                    transaction.sends(now);
+                    transaction.close(now);
+                }
                 self.trying = Some((ticket, trial));
             }
             Err(code) => self.failed_on_trial(trial, code, now),
@@ -178,6 +184,10 @@ impl Core {
             self.metrics.publish_failures(&rules.name, kind.label()).inc();
             self.phase = Phase::Failing { since: now };
             return;
+        }
+        if self.transaction.is_some() {
+            self.ledger.undone(trial.waiting.ticket);
+            self.drop_transaction();
         }
         if kind == Kind::Transient && classify::is_about_topic(code) {
             self.block_topic(topic, Some(code), now);

@@ -1,6 +1,6 @@
 //! What the loop and the status board see of the core.
 
-use super::{Core, Phase};
+use super::{Core, Phase, transaction::Transaction};
 use crate::{
     event::TableIx,
     source::hold::{Counts, Scope},
@@ -9,7 +9,7 @@ use crate::{
 impl Core {
     /// Whether events may come in now. While a producer is rebuilt they wait in the channel.
     pub fn wants_events(&self) -> bool {
-        self.phase == Phase::Running
+        self.phase == Phase::Running && self.may_send()
     }
 
     /// Events that are not finished: admitted, and neither acknowledged nor held.
@@ -19,7 +19,8 @@ impl Core {
 
     /// Events that Kafka has not answered for yet, and holds that are being written.
     pub fn unanswered(&self) -> usize {
-        self.ledger.in_sink() + self.holding
+        let uncommitted = self.transaction.as_ref().map_or(0, Transaction::uncommitted);
+        self.ledger.in_sink() + uncommitted + self.holding
     }
 
     pub fn parked_keys(&self, table: TableIx) -> usize {

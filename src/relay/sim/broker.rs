@@ -15,7 +15,7 @@ use super::{PARTITIONS, Table};
 use crate::{
     record::{Record, wire},
     relay::topics::partition_of,
-    sink::{Report, Sink, Ticket, TopicFacts, Unit},
+    sink::{Found, PositionRecord, Report, Sink, Ticket, TopicFacts, Unit},
 };
 
 type Partition = (String, usize);
@@ -54,6 +54,13 @@ pub struct Broker {
     pub dead: HashSet<String>,
     pub refused: usize,
     pub rebuilt: usize,
+    /// Exactly once: what was written is seen when its transaction is committed.
+    transactional: bool,
+    open: Vec<Sent>,
+    /// Something failed in it: it cannot be committed.
+    doomed: bool,
+    /// The last records of the position topic.
+    pub positions: HashMap<String, Vec<u8>>,
 }
 
 impl Sink for Broker {
@@ -85,6 +92,18 @@ impl Sink for Broker {
         std::future::pending().await
     }
 
+    async fn take_over(&self, _: String, _: usize, _: bool) -> Result<Option<Found>, String> {
+        std::future::pending().await
+    }
+
+    fn commit(&self, _: Vec<PositionRecord>) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        std::future::pending()
+    }
+
+    fn abort(&self) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        std::future::pending()
+    }
+
     fn look_up(
         &self,
         _: String,
@@ -95,6 +114,10 @@ impl Sink for Broker {
 }
 
 impl Broker {
+    pub fn of(transactional: bool) -> Broker {
+        Broker { transactional, ..Broker::default() }
+    }
+
     pub fn has(&self, id: &str) -> bool {
         self.first.contains_key(id)
     }
@@ -103,15 +126,43 @@ impl Broker {
         self.queue.lock().unwrap().len() + self.first.len()
     }
 
-    /// A consumer sees it; nothing of its lane that is earlier may be unseen.
+    pub fn commit(&mut self, position: Vec<PositionRecord>, tables: &[Table]) -> Result<(), String> {
+        if self.doomed {
+            return Err("some of it was refused".into());
+        }
+        assert!(self.queue.lock().unwrap().is_empty(), "committed before everything was acknowledged");
+        for sent in std::mem::take(&mut self.open) {
+            self.show(&sent, tables);
+        }
+        let part = self.chunks.iter().find(|(id, _)| !self.first.contains_key(*id));
+        assert!(part.is_none(), "a part of an event was committed: {part:?}");
+        self.positions.extend(position);
+        Ok(())
+    }
+
+    pub fn abort(&mut self) {
+        self.open.clear();
+        self.doomed = false;
+    }
+
     fn write(&mut self, sent: &Sent, tables: &[Table]) {
+        match self.transactional {
+            true => self.open.push(sent.clone()),
+            false => self.show(sent, tables),
+        }
+    }
+
+    /// A consumer sees it; nothing of its lane that is earlier may be unseen.
+    fn show(&mut self, sent: &Sent, tables: &[Table]) {
         if sent.partition.0.ends_with(DEAD_LETTERS) {
-            self.dead.insert(sent.id.clone());
+            let new = self.dead.insert(sent.id.clone());
+            assert!(new || !self.transactional, "the dead letter of {} is seen twice", sent.id);
             return;
         }
         let (index, count) = sent.chunk;
         let seen = self.chunks.entry(sent.id.clone()).or_default();
-        seen.insert(index);
+        let new = seen.insert(index);
+        assert!(new || !self.transactional, "{} is seen twice", sent.id);
         if seen.len() == count {
             let place = self.first.len();
             self.first.entry(sent.id.clone()).or_insert(place);
@@ -160,9 +211,11 @@ impl Broker {
         }
         let reports = if faults && unit == Unit::Suspects && random.u32(0..3) == 0 {
             // The careful producer is new, and is told that the topic is not there.
+            self.doomed = true;
             batch.iter().map(|sent| failed(sent, Code::UnknownTopicOrPartition)).collect()
         } else if batch.iter().any(|sent| sent.poisoned) {
             self.refused += 1;
+            self.doomed = true;
             let mut reports: Vec<Report> =
                 batch.iter().map(|sent| failed(sent, Code::PolicyViolation)).collect();
             if unit == Unit::Main {
@@ -190,6 +243,7 @@ impl Broker {
 
     /// The pipelined producer fails for good. A part of what it had was written, and nobody knows.
     fn die(&mut self, random: &mut fastrand::Rng, queue: &VecDeque<Sent>, tables: &[Table]) -> Vec<Report> {
+        self.doomed = true;
         let mut cut: HashSet<Partition> = HashSet::new();
         for sent in queue {
             if sent.poisoned || random.bool() {
@@ -206,6 +260,11 @@ impl Broker {
     pub fn rebuild(&mut self, random: &mut fastrand::Rng) {
         self.rebuilt += 1;
         self.known.clear();
+        if self.transactional {
+            // The old ones are fenced: what they have sent cannot be seen any more.
+            self.queue.lock().unwrap().clear();
+            return self.abort();
+        }
         let mut runs: HashMap<Partition, VecDeque<Sent>> = HashMap::new();
         let mut cut: HashSet<Partition> = HashSet::new();
         for sent in std::mem::take(&mut *self.queue.lock().unwrap()) {

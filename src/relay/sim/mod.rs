@@ -14,9 +14,11 @@ use self::{
     table::{LARGE, Poison, REFUSED, Row, State, Table, Wish},
 };
 use super::{
-    core::{self, Action, Core, Effects, Job},
+    core::{self, Action, Core, Effects, End, Job},
     packer::Unpacked,
+    position::Position,
     retry::{GiveUp, Policy},
+    unit::{Obstacle, Takeover},
     window::{Room, Window},
 };
 use crate::{
@@ -25,7 +27,7 @@ use crate::{
     event::TableIx,
     record::{Form, LargeSpec, Oversize, Packed, Rules, Spec, Then},
     sink::TopicFacts,
-    source::{Command, Yield, hold::Scope},
+    source::{Command, Taken, Yield, database::Noted, hold::Scope},
 };
 
 /// Partitions of every topic but `single`, which has one.
@@ -51,6 +53,15 @@ struct World {
     rebuilds: usize,
     leased: bool,
     give_up: GiveUp,
+    /// Transactions: how they are to end, positions to be noted, and whether the rebuild is a takeover.
+    exactly_once: bool,
+    ends: VecDeque<(u32, End)>,
+    notes: VecDeque<(u32, Noted)>,
+    take_over: bool,
+    /// Commits, those whose answer was lost, and transactions that were dropped.
+    committed: usize,
+    lost: usize,
+    dropped: usize,
     /// What was changed by hand, and how many breakers released what they held.
     changed: usize,
     released: usize,
@@ -60,6 +71,10 @@ struct World {
 
 impl World {
     fn new(seed: u64, orders: &[Order], give_up: GiveUp) -> World {
+        World::with(seed, orders, give_up, false)
+    }
+
+    fn with(seed: u64, orders: &[Order], give_up: GiveUp, exactly_once: bool) -> World {
         let chunks = seed.is_multiple_of(2);
         let window = Window::new(Room { events: 40, bytes: 8_000 });
         let spec = Spec {
@@ -95,13 +110,14 @@ impl World {
             })
         });
         let metrics = Arc::new(Metrics::new(&names));
+        let core = Core::new(tables.collect(), window.clone(), metrics);
         let mut world = World {
             random: fastrand::Rng::with_seed(seed),
             now: Duration::ZERO,
-            core: Core::new(tables.collect(), window.clone(), metrics),
+            core: if exactly_once { core.exactly_once() } else { core },
             window,
-            broker: Broker::default(),
-            tables: orders.iter().enumerate().map(|(n, order)| Table::new(n, *order)).collect(),
+            broker: Broker::of(exactly_once),
+            tables: orders.iter().enumerate().map(|(n, order)| Table::new(n, *order, exactly_once)).collect(),
             look_ups: VecDeque::new(),
             packings: VecDeque::new(),
             probes: 0,
@@ -111,6 +127,13 @@ impl World {
             rebuilds: 0,
             leased: false,
             give_up,
+            exactly_once,
+            ends: VecDeque::new(),
+            notes: VecDeque::new(),
+            take_over: false,
+            committed: 0,
+            lost: 0,
+            dropped: 0,
             changed: 0,
             released: 0,
             faults: true,
@@ -121,8 +144,29 @@ impl World {
 
     fn apply(&mut self, action: Action) {
         let effects = self.core.apply(action, self.now, 0, &self.broker);
-        let Effects { settled, holds, forgotten, look_up, go, release, halt, rebuild, restart, pack, probe } =
-            effects;
+        let Effects {
+            settled,
+            holds,
+            forgotten,
+            look_up,
+            go,
+            release,
+            halt,
+            rebuild,
+            restart,
+            pack,
+            probe,
+            settle,
+            end,
+            note,
+            refuse,
+        } = effects;
+        assert!(!refuse && (self.exactly_once || (settle.is_none() && end.is_none() && note.is_none())));
+        self.ends.extend(end);
+        self.notes.extend(note);
+        if let Some(rebuild) = rebuild {
+            self.take_over = rebuild.take_over;
+        }
         assert!(forgotten.is_empty(), "nothing is replayed here");
         for (table, places) in settled {
             self.tell(table, Command::Settled(places));
@@ -150,8 +194,13 @@ impl World {
         self.packings.extend(pack);
         self.probes += usize::from(probe);
         if let Some(generation) = restart {
-            for table in &mut self.tables {
-                table.commands.push_back(Command::Restart { generation });
+            let mut settle = settle;
+            for (index, table) in self.tables.iter_mut().enumerate() {
+                let taken = settle.as_mut().map(|(epoch, doubts)| Taken {
+                    epoch: *epoch,
+                    doubts: std::mem::take(&mut doubts[index]),
+                });
+                table.commands.push_back(Command::Restart { generation, taken });
             }
         }
     }
@@ -192,7 +241,11 @@ impl World {
         self.happen();
         let on_the_way = |yielded: &Yield| match yielded {
             Yield::Events { events, .. } => events.len(),
-            Yield::Closed { .. } | Yield::Gates { .. } | Yield::Held { .. } | Yield::Forgotten { .. } => 0,
+            Yield::Closed { .. }
+            | Yield::Gates { .. }
+            | Yield::Held { .. }
+            | Yield::Forgotten { .. }
+            | Yield::Recorded { .. } => 0,
         };
         let handed_over: usize = self.tables.iter().flat_map(|table| &table.yields).map(on_the_way).sum();
         assert_eq!(self.window.used().events, self.core.open() + handed_over);
@@ -218,14 +271,22 @@ impl World {
             }
             80..83 => self.answer_look_up(),
             83..86 => self.pack(),
-            86..92 => {
+            86..90 => {
                 if self.rebuilds > 0 {
                     self.rebuilds -= 1;
+                    // Some commit is under way, and nobody hears of it any more.
+                    if let Some((_, End::Commit(position))) = self.ends.pop_front()
+                        && self.random.bool()
+                    {
+                        self.broker.commit(position, &self.tables).ok();
+                    }
+                    self.ends.clear();
                     self.broker.rebuild(&mut self.random);
                     let failed = self.faults && self.random.u32(0..8) == 0;
                     self.rebuilt(failed);
                 }
             }
+            90..92 => (0..5).for_each(|_| self.end()),
             92..93 if self.faults => match self.random.u32(0..3) {
                 0 if self.random.bool() => self.store = !self.store,
                 0 => self.takes_payloads = !self.takes_payloads,
@@ -274,6 +335,9 @@ impl World {
 
     /// Some payload is packed, in no order, or the object store is asked whether it is back.
     fn pack(&mut self) {
+        if !self.core.may_send() {
+            return;
+        }
         if self.probes > 0 && self.random.bool() {
             self.probes -= 1;
             return self.apply(Action::Probed(if self.store { Ok(()) } else { Err("away".into()) }));
@@ -306,11 +370,53 @@ impl World {
         self.apply(Action::Packed { ticket, number, result, took: Duration::ZERO });
     }
 
+    /// A transaction ends, or its answer is lost.
+    fn end(&mut self) {
+        if let Some((generation, noted)) = self.notes.pop_front() {
+            return self.apply(Action::Noted { generation, result: Ok(noted) });
+        }
+        let Some((generation, end)) = self.ends.pop_front() else { return };
+        let lost = self.faults && self.random.u32(0..3) == 0;
+        let done = match end {
+            _ if lost && self.random.bool() => Ok(()),
+            End::Commit(position) => {
+                self.committed += 1;
+                self.broker.commit(position, &self.tables)
+            }
+            End::Abort => {
+                self.dropped += 1;
+                self.broker.abort();
+                Ok(())
+            }
+        };
+        self.lost += usize::from(lost);
+        let result = if lost { Err("no answer".into()) } else { done };
+        self.apply(Action::Ended { generation, result });
+    }
+
+    /// What a relay does that becomes the one producer.
+    fn taken_over(&mut self) -> Takeover {
+        let last = Position::decode("unit", &self.broker.positions).unwrap().unwrap_or_default();
+        let position = Position {
+            unit: "unit".into(),
+            counter: last.counter + 1,
+            doubts: last.doubts,
+            ..Position::default()
+        };
+        self.broker.positions.extend(position.encode());
+        let noted = Noted { counter: position.counter, ..Noted::default() };
+        Takeover { epoch: 1, position, noted }
+    }
+
     fn rebuilt(&mut self, failed: bool) {
-        self.apply(Action::Rebuilt(if failed { Err("no".into()) } else { Ok(()) }));
+        let takeover = (self.take_over && !failed).then(|| self.taken_over());
+        self.apply(Action::Rebuilt(if failed { Err(Obstacle::Trouble("no".into())) } else { Ok(takeover) }));
     }
 
     fn answer_look_up(&mut self) {
+        if self.core.is_committing() {
+            return;
+        }
         let Some(topic) = self.look_ups.pop_front() else { return };
         let result = if self.faults && self.random.u32(0..4) == 0 {
             Err(if self.random.bool() { Code::UnknownTopicOrPartition } else { Code::BrokerTransportFailure })
@@ -322,7 +428,10 @@ impl World {
     }
 
     fn is_quiet(&self) -> bool {
-        self.rebuilds == 0 && self.packings.is_empty() && self.tables.iter().all(Table::is_quiet)
+        self.rebuilds == 0
+            && self.ends.is_empty()
+            && self.packings.is_empty()
+            && self.tables.iter().all(Table::is_quiet)
     }
 
     /// Lets everything end, with no more faults, and looks at what is left.
@@ -354,8 +463,8 @@ impl World {
     }
 }
 
-fn history(seed: u64, orders: &[Order], give_up: GiveUp) -> World {
-    let mut world = World::new(seed, orders, give_up);
+fn history(seed: u64, orders: &[Order], give_up: GiveUp, exactly_once: bool) -> World {
+    let mut world = World::with(seed, orders, give_up, exactly_once);
     for _ in 0..world.random.usize(50..400) {
         if world.random.u32(0..10) == 0 {
             let rows = world.random.usize(1..12);
@@ -381,7 +490,7 @@ fn random_histories_keep_the_promises() {
         };
         let after = (seed % 3 == 0).then_some(Duration::from_secs(20));
         let then = if seed % 5 == 0 { OnFailure::DeadLetter } else { OnFailure::Park };
-        let world = history(seed, orders, GiveUp { after, then });
+        let world = history(seed, orders, GiveUp { after, then }, false);
         (changed, released) = (changed + world.changed, released + world.released);
         buried += world.broker.dead.len();
         refused += world.broker.refused;
@@ -394,6 +503,30 @@ fn random_histories_keep_the_promises() {
     assert!(refused > 500 && rebuilt > 1_000 && published > 20_000, "{refused} {rebuilt} {published}");
     assert!(chunked > 1_000 && referred > 1_000, "{chunked} {referred}");
     assert!(changed > 500 && released > 100 && buried > 100, "{changed} {released} {buried}");
+}
+
+/// Each is seen once: the broker shows a transaction whole or not at all, and panics at what it shows twice.
+#[test]
+fn random_histories_in_transactions_show_every_event_once() {
+    let (mut committed, mut lost, mut dropped, mut rebuilt, mut published, mut buried) = (0, 0, 0, 0, 0, 0);
+    for seed in 0..800 {
+        let orders: &[Order] = match seed % 4 {
+            0 => &[Order::Key],
+            1 => &[Order::Key, Order::None],
+            2 => &[Order::Table],
+            _ => &[Order::Key, Order::Table, Order::None],
+        };
+        let after = (seed % 3 == 0).then_some(Duration::from_secs(20));
+        let then = if seed % 5 == 0 { OnFailure::DeadLetter } else { OnFailure::Park };
+        let world = history(seed, orders, GiveUp { after, then }, true);
+        (committed, lost, dropped) =
+            (committed + world.committed, lost + world.lost, dropped + world.dropped);
+        rebuilt += world.broker.rebuilt;
+        published += world.broker.first.len();
+        buried += world.broker.dead.len();
+    }
+    assert!(committed > 5_000 && lost > 50 && dropped > 100, "{committed} {lost} {dropped}");
+    assert!(rebuilt > 1_000 && published > 10_000 && buried > 50, "{rebuilt} {published} {buried}");
 }
 
 /// Rows 1, 2 and 3 of one key in flight, 1 refused by the broker.

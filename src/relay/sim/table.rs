@@ -67,6 +67,10 @@ pub struct Table {
     pub order: Order,
     pub rows: Vec<Row>,
     generation: u32,
+    /// Exactly once: nothing is read before a takeover; what is settled is recorded later, or forgotten.
+    exactly_once: bool,
+    taken: bool,
+    owed: Vec<Place>,
     opened: bool,
     gates_due: bool,
     barred: bool,
@@ -89,8 +93,11 @@ fn index(place: &Place) -> usize {
 }
 
 impl Table {
-    pub fn new(number: usize, order: Order) -> Table {
+    pub fn new(number: usize, order: Order, exactly_once: bool) -> Table {
         Table {
+            exactly_once,
+            taken: false,
+            owed: Vec::new(),
             number,
             order,
             rows: Vec::new(),
@@ -144,6 +151,12 @@ impl Table {
         if let Some(command) = self.commands.pop_front() {
             return self.take(command, broker);
         }
+        if self.exactly_once && !self.taken {
+            return;
+        }
+        if !self.owed.is_empty() {
+            return self.record(broker);
+        }
         if !self.opened {
             self.opened = true;
             self.known.clear();
@@ -174,20 +187,25 @@ impl Table {
     fn take(&mut self, command: Command, broker: &Broker) {
         match command {
             Command::Settled(places) => {
-                for number in places.iter().map(index) {
-                    let id = self.id(number);
-                    assert!(
-                        broker.has(&id) || broker.dead.contains(&id),
-                        "recorded and never published: {id}"
-                    );
-                    let state = &mut self.rows[number].state;
-                    assert_eq!(*state, State::Waiting, "{id} was held or recorded");
-                    *state = State::Recorded;
-                    self.known.remove(&number);
+                self.owed.extend(places);
+                if !self.exactly_once {
+                    self.record(broker);
                 }
             }
             Command::Hold(holds) => self.pending.extend(holds),
-            Command::Restart { generation } => {
+            Command::Restart { generation, taken } => {
+                if let Some(taken) = taken {
+                    self.taken = true;
+                    // What was recorded already is in doubt until that is heard.
+                    self.owed = taken.doubts;
+                    self.owed.retain(|place| self.rows[index(place)].state != State::Recorded);
+                    self.yields.push_back(Yield::Recorded {
+                        places: (0..self.rows.len())
+                            .filter(|number| self.rows[*number].state == State::Recorded)
+                            .map(|number| Place::Int(number as i64))
+                            .collect(),
+                    });
+                }
                 self.generation = generation;
                 self.opened = false;
                 self.pending.clear();
@@ -199,6 +217,21 @@ impl Table {
             Command::Release(over) => self.wishes.push_back(Wish::Release(over)),
             Command::Go { .. } | Command::Halt | Command::Stop => {}
             Command::Forget(_) | Command::Verb(..) => unreachable!("there are none here"),
+        }
+    }
+
+    fn record(&mut self, broker: &Broker) {
+        let places = std::mem::take(&mut self.owed);
+        for number in places.iter().map(index) {
+            let id = self.id(number);
+            assert!(broker.has(&id) || broker.dead.contains(&id), "recorded and never published: {id}");
+            let state = &mut self.rows[number].state;
+            assert_eq!(*state, State::Waiting, "{id} was held or recorded");
+            *state = State::Recorded;
+            self.known.remove(&number);
+        }
+        if self.exactly_once {
+            self.yields.push_back(Yield::Recorded { places });
         }
     }
 
@@ -379,6 +412,7 @@ impl Table {
             && self.yields.is_empty()
             && self.wishes.is_empty()
             && self.pending.is_empty()
+            && self.owed.is_empty()
             && self.waiting() == 0
             && self.held.values().all(parked)
     }

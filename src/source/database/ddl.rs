@@ -108,6 +108,17 @@ pub fn relay_tables_postgres(schema: &str) -> Vec<String> {
   version bigint NOT NULL
 )"
         ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {schema}.positions (
+  part integer PRIMARY KEY,
+  unit text NOT NULL,
+  server text NOT NULL,
+  cluster text NOT NULL,
+  topic text NOT NULL,
+  counter bigint NOT NULL,
+  turn bigint NOT NULL DEFAULT 0
+)"
+        ),
         format!("CREATE INDEX IF NOT EXISTS holds_by_key ON {schema}.holds (table_name, topic, key)"),
         format!(
             "CREATE INDEX IF NOT EXISTS holds_ended ON {schema}.holds (table_name) \
@@ -166,6 +177,7 @@ pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
         (quoted(&format!("{prefix}_watermarks")), quoted(&format!("{prefix}_milestones")));
     let (members, parts) = (quoted(&format!("{prefix}_members")), quoted(&format!("{prefix}_parts")));
     let gates = quoted(&format!("{prefix}_gates"));
+    let positions = quoted(&format!("{prefix}_positions"));
     let ended = quoted(&format!("{prefix}_holds_ended"));
     let audit = quoted(AUDIT);
     vec![
@@ -199,6 +211,17 @@ pub fn relay_tables_sqlite(prefix: &str) -> Vec<String> {
             "CREATE TABLE IF NOT EXISTS {parts} (part INTEGER PRIMARY KEY, epoch INTEGER, turn INTEGER NOT NULL DEFAULT 0)"
         ),
         format!("CREATE TABLE IF NOT EXISTS {gates} (table_name TEXT PRIMARY KEY, version INTEGER NOT NULL)"),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {positions} (
+  part INTEGER PRIMARY KEY,
+  unit TEXT NOT NULL,
+  server TEXT NOT NULL,
+  cluster TEXT NOT NULL,
+  topic TEXT NOT NULL,
+  counter INTEGER NOT NULL,
+  turn INTEGER NOT NULL DEFAULT 0
+)"
+        ),
         format!(
             "CREATE TABLE IF NOT EXISTS {leases} (
   name TEXT PRIMARY KEY,

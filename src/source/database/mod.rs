@@ -9,6 +9,7 @@ mod holds;
 mod kept;
 #[cfg(feature = "mysql")]
 mod mysql;
+mod positions;
 #[cfg(feature = "mysql")]
 pub use mysql::{Column, Mysql};
 #[cfg(feature = "postgres")]
@@ -17,6 +18,7 @@ mod postgres;
 pub use postgres::Postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+pub use positions::Noted;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{Near, Sqlite};
 pub mod teardown;
@@ -426,6 +428,26 @@ impl Database {
     /// Gives a membership up, so that others need not wait.
     pub async fn resign(&self, epoch: i64) -> Result<(), Error> {
         each!(self, db => db.resign(epoch).await)
+    }
+
+    /// The delivery unit of a part of the work, which is made the first time.
+    pub async fn unit(&self, part: Part) -> Result<Noted, Error> {
+        each!(self, db => db.unit(part).await)
+    }
+
+    /// Notes a position that Kafka has, if the lease is still of this epoch.
+    pub async fn note_position(&self, noted: &Noted, epoch: i64) -> Result<(), Error> {
+        each!(self, db => db.note_position(noted, epoch).await)
+    }
+
+    /// What tells this server from one that has a copy of its data, where it can be told; else nothing.
+    pub async fn server(&self) -> Result<String, Error> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Database::Postgres(db) => db.system_identifier().await,
+            #[cfg(any(feature = "mysql", feature = "sqlite"))]
+            _ => ready(Ok(String::new())).await,
+        }
     }
 
     /// This moment of the database: what it sees, every later read sees.

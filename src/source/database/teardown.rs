@@ -60,8 +60,18 @@ impl Database {
 
 /// The relay's own tables, without the prefix that some dialects give them.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
-const TABLES: [&str; 9] =
-    ["leases", "members", "parts", "gates", "holds", "pauses", "replays", "watermarks", "milestones"];
+const TABLES: [&str; 10] = [
+    "leases",
+    "members",
+    "parts",
+    "gates",
+    "positions",
+    "holds",
+    "pauses",
+    "replays",
+    "watermarks",
+    "milestones",
+];
 
 #[cfg(feature = "postgres")]
 impl Postgres {

@@ -36,6 +36,8 @@ use crate::{
 
 /// More rows than this read in step 1 are no end: the table is polled on.
 const LAST_ROWS_AT_MOST: usize = 50_000;
+/// When a row is looked at again that cannot be seen yet.
+const UNSEEN_AGAIN_AFTER: Duration = Duration::from_millis(2);
 
 /// Rows that were handed over and are not recorded.
 pub(super) type Known = HashMap<Place, InLog>;
@@ -461,6 +463,18 @@ impl Task {
         }
     }
 
+    /// Exactly once: a row is published when it can be seen, so that what is in doubt can be recorded.
+    async fn may_publish(&mut self, at: &At) -> Result<bool, Error> {
+        let seen = self.log.as_ref().and_then(|log| log.visible.as_ref());
+        if !self.source.exactly_once || seen.is_some_and(|moment| moment.sees(at)) {
+            return Ok(true);
+        }
+        let moment = answered("note the moment", self.source.database.moment()).await?;
+        let sees = moment.sees(at);
+        self.has_seen(Some(moment));
+        Ok(sees)
+    }
+
     /// Before the first row of a reading: what the log brings again although it is held.
     async fn look_for_held(&mut self, batch: &Batch) -> Result<(), Error> {
         let Some(log) = self.log.as_mut().filter(|log| log.only && log.held.is_none()) else { return Ok(()) };
@@ -529,6 +543,15 @@ impl Task {
                     _ => log.acks.settle(number),
                 }
                 continue;
+            }
+            let sight = self.may_publish(&at).await;
+            if !matches!(sight, Ok(true)) {
+                batch.rows.push_front(Streamed { at, event: Some(event) });
+                if let Some(log) = &mut self.log {
+                    log.batch = Some(batch);
+                }
+                self.send(Yield::Events { generation, events: ready }).await;
+                return sight.map(|_| Next::At(Instant::now() + UNSEEN_AGAIN_AFTER));
             }
             let bytes = window_bytes(&event);
             if !self.source.window.claim(1, bytes) {

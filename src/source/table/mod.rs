@@ -75,6 +75,8 @@ pub struct TableSource {
     pub lease: watch::Receiver<Lease>,
     /// Where relays share the table: who wants to know when a bucket has nothing in flight.
     pub drain: Option<Arc<Drain>>,
+    /// Nothing is read before it is known what is published, and recorded.
+    pub exactly_once: bool,
     pub board: Arc<Board>,
     pub metrics: Arc<Metrics>,
     /// As the relay has it.
@@ -86,6 +88,8 @@ pub struct TableSource {
 struct State {
     generation: u32,
     opened: bool,
+    /// Exactly once: the membership under which the generation may read.
+    taken: Option<i64>,
     /// The gates changed, or may have: the relay is to be told before anything else happens.
     gates_due: bool,
     /// The relay was told and has not answered: nothing is read and nothing is held.
@@ -260,6 +264,7 @@ impl Task {
                 self.state.owed.clear();
                 self.state.unseen.clear();
                 self.state.holds.clear();
+                self.state.taken = None;
             }
             Error::Sql { .. } | Error::NoAnswer(_) => {
                 if error.needs_another_connection() {
@@ -277,7 +282,13 @@ impl Task {
             Command::Settled(places) => state.owed.extend(places),
             Command::Hold(holds) => state.holds.extend(holds),
             Command::Forget(places) => self.forget(places),
-            Command::Restart { generation } => {
+            Command::Restart { generation, taken } => {
+                if let Some(taken) = taken {
+                    // Everything that was owed is among them.
+                    state.owed = taken.doubts;
+                    state.unseen.clear();
+                    state.taken = Some(taken.epoch);
+                }
                 state.generation = generation;
                 state.opened = false;
                 // What the last generation wanted to be held is looked at again by this one.
@@ -311,6 +322,10 @@ impl Task {
             self.outbox = Some(Arc::new(answered("look at the table", outbox).await?));
             self.source.board.table_ready(self.feed.table);
             self.can_follow();
+        }
+        if self.source.exactly_once && self.state.taken != Some(epoch) {
+            // What is published under this membership is not known yet.
+            return Ok(Next::Told);
         }
         self.know_frontier(epoch).await?;
         let recorded_by = self.record(epoch, !self.state.holds.is_empty()).await?;

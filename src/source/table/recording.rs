@@ -94,6 +94,9 @@ impl Task {
             }
             self.forget_known(&batch);
             self.last_record = Instant::now();
+            if self.source.exactly_once {
+                self.send(Yield::Recorded { places: batch }).await;
+            }
         }
         Ok(self.state.unseen_due)
     }

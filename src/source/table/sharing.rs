@@ -72,6 +72,7 @@ impl Task {
         self.state.owed.clear();
         self.state.unseen.clear();
         self.state.holds.clear();
+        self.state.taken = None;
         self.state.kept = None;
     }
 

@@ -22,7 +22,7 @@ fn quoted_table(name: &str) -> String {
 
 /// The names of the relay's own tables.
 pub fn relay_table_names(prefix: &str) -> Vec<String> {
-    let own = ["leases", "members", "parts", "gates", "holds", "pauses", "replays"]
+    let own = ["leases", "members", "parts", "gates", "positions", "holds", "pauses", "replays"]
         .iter()
         .map(|name| format!("{prefix}_{name}"));
     own.chain([AUDIT.to_owned()]).collect()
@@ -47,6 +47,14 @@ pub fn relay_tables_mysql(prefix: &str) -> Vec<String> {
             .to_owned(),
         "table_name VARCHAR(128) NOT NULL PRIMARY KEY,
   version BIGINT NOT NULL"
+            .to_owned(),
+        "part INT NOT NULL PRIMARY KEY,
+  unit VARCHAR(255) NOT NULL,
+  server VARCHAR(255) NOT NULL,
+  cluster VARCHAR(255) NOT NULL,
+  topic VARCHAR(255) NOT NULL,
+  counter BIGINT NOT NULL,
+  turn BIGINT NOT NULL DEFAULT 0"
             .to_owned(),
         format!(
             "table_name VARCHAR(128) NOT NULL,

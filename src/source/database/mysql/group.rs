@@ -8,10 +8,14 @@ use super::{
     super::{
         Attendance, Error,
         group::{Dialect, GroupSql, check_buckets, check_tables, group_methods},
+        positions::{Noted, PositionsSql, position_methods},
     },
     Mysql, sql,
 };
 use crate::coordinate::{Held, Member, Part, Seen, View, standing::Attended};
+
+/// Of tables with one row a part.
+const OR_NOTHING: &str = "ON DUPLICATE KEY UPDATE part = part";
 
 impl Mysql {
     fn group_sql(&self) -> GroupSql {
@@ -23,11 +27,16 @@ impl Mysql {
             int: "SIGNED",
             text: "CHAR",
             float: "DOUBLE",
-            or_nothing: "ON DUPLICATE KEY UPDATE part = part",
+            or_nothing: OR_NOTHING,
             // Rows are looked at in the order of their key, so that no two wait for one another.
             skip_locked: |_| String::new(),
         })
     }
+
+    fn positions_sql(&self) -> PositionsSql {
+        PositionsSql::new(&|name| self.own(name), OR_NOTHING)
+    }
 }
 
 group_methods!(Mysql);
+position_methods!(Mysql);

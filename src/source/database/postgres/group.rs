@@ -9,6 +9,7 @@ use super::{
         Attendance, Error,
         group::{Dialect, GroupSql, check_buckets, check_tables, group_methods},
         holds::OR_NOTHING,
+        positions::{Noted, PositionsSql, position_methods},
     },
     Postgres,
     holds::own,
@@ -29,6 +30,19 @@ impl Postgres {
             skip_locked: |column| format!(" ORDER BY {column} FOR UPDATE SKIP LOCKED"),
         })
     }
+
+    /// Of the server, and of those that replicate it.
+    pub async fn system_identifier(&self) -> Result<String, Error> {
+        sql::query_scalar("SELECT system_identifier::text FROM pg_control_system()")
+            .fetch_one(&self.pool())
+            .await
+            .map_err(Error::sql("ask for the server's identity"))
+    }
+
+    fn positions_sql(&self) -> PositionsSql {
+        PositionsSql::new(&|name| own(&self.schema, name), OR_NOTHING)
+    }
 }
 
 group_methods!(Postgres);
+position_methods!(Postgres);

@@ -186,7 +186,7 @@ impl Postgres {
             "SELECT bool_and(to_regclass(format('%I.%I', $1::text, name)) IS NOT NULL) FROM unnest($2::text[]) name",
         )
         .bind(&self.schema)
-        .bind(&["leases", "members", "parts", "gates", "holds", "pauses", "replays", "released", "watermarks", "milestones", "slots", ddl::AUDIT][..])
+        .bind(&["leases", "members", "parts", "gates", "positions", "holds", "pauses", "replays", "released", "watermarks", "milestones", "slots", ddl::AUDIT][..])
         .fetch_one(&mut *connection)
         .await
         .map_err(Error::sql("look for the relay's own tables"))?;

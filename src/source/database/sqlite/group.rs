@@ -9,6 +9,7 @@ use super::{
         Attendance, Error,
         group::{Dialect, GroupSql, check_buckets, check_tables, group_methods},
         holds::OR_NOTHING,
+        positions::{Noted, PositionsSql, position_methods},
     },
     Sqlite,
 };
@@ -30,6 +31,11 @@ impl Sqlite {
             skip_locked: |_| String::new(),
         })
     }
+
+    fn positions_sql(&self) -> PositionsSql {
+        PositionsSql::new(&|name| self.own(name), OR_NOTHING)
+    }
 }
 
 group_methods!(Sqlite);
+position_methods!(Sqlite);

@@ -1,0 +1,282 @@
+//! Exactly once: events and the position are in one Kafka transaction (docs/decisions/0012-exactly-once.md).
+//!
+//! librdkafka's transactional calls block, so each is made on a thread of its own.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    admin::{NewTopic, TopicReplication},
+    consumer::{BaseConsumer, Consumer as _},
+    error::{KafkaError, RDKafkaErrorCode},
+    producer::{BaseRecord, Producer as _},
+};
+use tracing::info;
+
+use super::{
+    Found, PositionRecord, Ticket, Unit,
+    kafka::{Client, Kafka, Mailbox, Settings, made_from, make_topic, partition_count},
+};
+
+/// After this the broker ends the transaction of a relay that is gone. It looks every 10 s
+/// (`transaction.abort.timed.out.transaction.cleanup.interval.ms`), so readers wait for 30 s at most.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a transactional call may take.
+const WITHIN: Duration = Duration::from_secs(20);
+/// How long the end of the position topic is waited for: others may write to it in transactions of their own.
+const END_WITHIN: Duration = Duration::from_secs(45);
+/// The generation of the tickets of position records.
+const OF_POSITIONS: u32 = u32::MAX;
+
+/// Delivery reports of position records, by the commit that they belong to.
+#[derive(Debug, Default)]
+pub(super) struct Positions {
+    reports: Mutex<(u32, Vec<Result<(), RDKafkaErrorCode>>)>,
+    arrived: Condvar,
+}
+
+impl Positions {
+    /// The commit that a ticket belongs to, if it is one of a position record.
+    pub fn commit_of(ticket: Ticket) -> Option<u32> {
+        (ticket.generation == OF_POSITIONS).then_some(ticket.slot)
+    }
+
+    pub fn put(&self, commit: u32, result: Result<(), RDKafkaErrorCode>) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        if reports.0 == commit {
+            reports.1.push(result);
+            self.arrived.notify_all();
+        }
+    }
+
+    /// Begins to collect the reports of another commit.
+    fn begin(&self) -> Ticket {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        *reports = (reports.0.wrapping_add(1), Vec::new());
+        Ticket { generation: OF_POSITIONS, slot: reports.0 }
+    }
+
+    /// Waits for so many reports, or for one of a failure.
+    fn wait(&self, count: usize) -> Result<(), String> {
+        let guard = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits =
+            |reports: &mut (u32, Vec<_>)| reports.1.len() < count && reports.1.iter().all(Result::is_ok);
+        let (reports, timeout) =
+            self.arrived.wait_timeout_while(guard, WITHIN, waits).unwrap_or_else(PoisonError::into_inner);
+        match reports.1.iter().find_map(|result| result.err()) {
+            Some(code) => Err(format!("the position was refused: {code} ({code:?})")),
+            None if timeout.timed_out() => Err("the position was not acknowledged in time".into()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The topic that a line of the client's log says cannot be in a transaction, and why (librdkafka,
+/// `rd_kafka_txn_handle_AddPartitionsToTxn`).
+pub(super) fn refused_partition<'a>(facility: &str, message: &'a str) -> Option<(&'a str, RDKafkaErrorCode)> {
+    let (_, rest) = message.split_once("Failed to add partition \"").filter(|_| facility == "ADDPARTS")?;
+    let (topic, why) = rest.split_once('"')?;
+    let known = [RDKafkaErrorCode::TopicAuthorizationFailed, RDKafkaErrorCode::UnknownTopicOrPartition];
+    // Others are not attempted because of these.
+    let says = ["authorization failed", "Unknown topic"];
+    known.into_iter().zip(says).find(|(_, text)| why.contains(text)).map(|(code, _)| (topic, code))
+}
+
+/// Makes a transactional call until it is done, or has failed for good.
+fn until_done(doing: &str, call: impl Fn(Duration) -> Result<(), KafkaError>) -> Result<(), String> {
+    let deadline = Instant::now() + WITHIN;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match call(left) {
+            Ok(()) => return Ok(()),
+            Err(KafkaError::Transaction(error)) if error.is_retriable() && !left.is_zero() => {}
+            Err(error) => return Err(format!("{doing}: {error}")),
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+pub(super) async fn take_over(
+    kafka: &Kafka,
+    unit: String,
+    batch_bytes: usize,
+    may_create: bool,
+) -> Result<Option<Found>, String> {
+    let Some(topic) = kafka.settings.position_topic.clone() else {
+        return Err("there is no topic for positions".into());
+    };
+    if !look_at_topic(kafka, &topic, may_create).await? {
+        return Ok(None);
+    }
+    kafka.take_up_files();
+    let mut config = kafka.settings.producer(Unit::Main, batch_bytes);
+    config
+        .set("transactional.id", &unit)
+        .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
+        // A refused batch has the whole transaction dropped, with what was let in after it.
+        .set("enable.gapless.guarantee", "false");
+    let client = made_from(&config, &kafka.mailbox).map_err(|error| error.to_string())?;
+    kafka.exchange(client, batch_bytes).await;
+    let (client, settings) = (kafka.main(), kafka.settings.clone());
+    blocking(move || {
+        until_done("cannot begin as the one producer of this source", |left| client.init_transactions(left))?;
+        fail::fail_point!("eos-initialised", |_| std::process::abort());
+        let cluster = client.client().fetch_cluster_id(WITHIN).unwrap_or_default();
+        let positions = read(&settings, &topic, &unit)?;
+        begin(&client)?;
+        Ok(Some(Found { cluster, positions }))
+    })
+    .await
+}
+
+fn begin(client: &Client) -> Result<(), String> {
+    client.begin_transaction().map_err(|error| format!("cannot begin a transaction: {error}"))?;
+    fail::fail_point!("eos-begun", |_| std::process::abort());
+    Ok(())
+}
+
+/// Whether the topic for positions is there; the first time it is made.
+async fn look_at_topic(kafka: &Kafka, topic: &str, may_create: bool) -> Result<bool, String> {
+    let (admin, name) = (kafka.admin(), topic.to_owned());
+    let asking = admin.clone();
+    let counted = tokio::task::spawn_blocking(move || partition_count(&asking, &name, WITHIN));
+    match counted.await.unwrap_or(Err(RDKafkaErrorCode::Fail)) {
+        Ok(1) => Ok(true),
+        Ok(count) => Err(format!(
+            "topic {topic} has {count} partitions and positions need one: name another topic \
+             (kafka.position_topic), or make this one anew with one partition and cleanup.policy=compact"
+        )),
+        Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) if may_create => {
+            // As the broker replicates by default; small segments, because compaction leaves the last one alone.
+            let new = NewTopic::new(topic, 1, TopicReplication::Fixed(-1))
+                .set("cleanup.policy", "compact")
+                .set("segment.bytes", "16777216");
+            make_topic(&admin, new, WITHIN).await.map(|()| true).map_err(|code| {
+                format!(
+                    "cannot create topic {topic} ({code}): create it with one partition and \
+                     cleanup.policy=compact, or allow this relay to"
+                )
+            })
+        }
+        Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(false),
+        Err(code) => Err(format!("cannot look at topic {topic}: {code}")),
+    }
+}
+
+/// The unit's last position records, to the end of the topic as it is now.
+fn read(settings: &Settings, topic: &str, unit: &str) -> Result<HashMap<String, Vec<u8>>, String> {
+    let consumer = |isolation: &str| -> Result<BaseConsumer, KafkaError> {
+        let mut config = settings.client();
+        config
+            .set("group.id", unit)
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "10")
+            .set("isolation.level", isolation)
+            .create()
+    };
+    let said = |error: KafkaError| format!("cannot read topic {topic}: {error}");
+    let end = {
+        let any = consumer("read_uncommitted").map_err(said)?;
+        any.fetch_watermarks(topic, 0, WITHIN).map_err(said)?.1
+    };
+    let committed = consumer("read_committed").map_err(said)?;
+    let deadline = Instant::now() + END_WITHIN;
+    // What others have open ends, or is ended by the broker.
+    while committed.fetch_watermarks(topic, 0, WITHIN).map_err(said)?.1 < end {
+        if Instant::now() > deadline {
+            return Err(format!("a transaction in topic {topic} does not end"));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, 0, Offset::Beginning).map_err(said)?;
+    committed.assign(&list).map_err(said)?;
+    let mut found = HashMap::new();
+    loop {
+        match committed.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => {
+                let key = message.key().and_then(|key| std::str::from_utf8(key).ok()).unwrap_or_default();
+                if key.strip_prefix(unit).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+                    match message.payload() {
+                        Some(value) => found.insert(key.to_owned(), value.to_vec()),
+                        None => found.remove(key),
+                    };
+                }
+            }
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(found),
+            // A broker that is restarted: the client finds it again.
+            Some(Err(_)) | None if Instant::now() < deadline => {}
+            Some(Err(error)) => return Err(said(error)),
+            None => return Err(format!("topic {topic} could not be read in time")),
+        }
+    }
+}
+
+pub(super) fn commit(
+    kafka: &Kafka,
+    position: Vec<PositionRecord>,
+) -> impl Future<Output = Result<(), String>> + Send + 'static {
+    let (client, mailbox) = (kafka.main(), kafka.mailbox.clone());
+    let topic = kafka.settings.position_topic.clone().unwrap_or_default();
+    blocking(move || {
+        fail::fail_point!("eos-before-position", |_| std::process::abort());
+        send(&client, &mailbox, &topic, &position)?;
+        fail::fail_point!("eos-before-commit", |_| std::process::abort());
+        until_done("cannot commit", |left| client.commit_transaction(left))?;
+        fail::fail_point!("eos-committed", |_| std::process::abort());
+        begin(&client)
+    })
+}
+
+/// Waits for the acknowledgements here: the client's own flush waits in steps of 100 ms.
+fn send(
+    client: &Client,
+    mailbox: &Arc<Mailbox>,
+    topic: &str,
+    position: &[PositionRecord],
+) -> Result<(), String> {
+    let ticket = mailbox.positions.begin();
+    for (key, value) in position {
+        let mut record: BaseRecord<'_, str, [u8], usize> =
+            BaseRecord::with_opaque_to(topic, ticket.to_opaque());
+        (record.key, record.payload, record.partition) =
+            (Some(key.as_str()), Some(value.as_slice()), Some(0));
+        client.send(record).map_err(|(error, _)| format!("the position was not taken: {error}"))?;
+    }
+    mailbox.positions.wait(position.len())
+}
+
+pub(super) fn abort(kafka: &Kafka) -> impl Future<Output = Result<(), String>> + Send + 'static {
+    let client = kafka.main();
+    blocking(move || {
+        until_done("cannot drop the transaction", |left| client.abort_transaction(left))?;
+        info!("a transaction was dropped");
+        begin(&client)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_of_the_client_tells_which_topic_is_to_blame() {
+        let line = "[thrd:b/1]: b/1: Failed to add partition \"orders\" [3] to transaction: Broker: Topic \
+                    authorization failed";
+        let code = RDKafkaErrorCode::TopicAuthorizationFailed;
+        assert_eq!(refused_partition("ADDPARTS", line), Some(("orders", code)));
+        assert_eq!(refused_partition("TXNERR", line), None);
+        let other = line.replace("Topic authorization failed", "Operation not attempted");
+        assert_eq!(refused_partition("ADDPARTS", &other), None);
+    }
+}
