@@ -4,6 +4,8 @@
 //! the committed outbox rows and publishes them to Kafka, in order per key, whatever fails in
 //! between. The modules, in the order in which an event meets them:
 
+#![forbid(unsafe_code)]
+
 pub mod event;
 pub mod ingest;
 pub mod record;
@@ -25,4 +27,5 @@ pub mod config;
 pub mod demo;
 pub mod doctor;
 mod http;
+pub mod import;
 pub mod telemetry;

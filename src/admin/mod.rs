@@ -1,6 +1,7 @@
-//! The admin address: metrics, probes, status, and the operator's verbs.
+//! The admin address: metrics, probes, status, a page for a browser, and the operator's verbs.
 
 pub mod metrics;
+mod page;
 pub mod server;
 pub mod status;
 pub mod token;

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     metrics::Metrics,
+    page,
     status::{self, Board},
     verbs::{self, Desk},
 };
@@ -44,6 +45,7 @@ impl Admin {
             .route("/readyz", get(readyz))
             .route("/status", get(show_status))
             .with_state(self)
+            .merge(page::routes(desk.clone()))
             .merge(verbs::routes().with_state(desk))
             .layer(DefaultBodyLimit::max(BODY_AT_MOST))
             .layer(middleware::from_fn(in_time));

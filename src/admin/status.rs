@@ -71,6 +71,8 @@ pub struct TableStatus {
     pub held_events: u64,
     /// What an operator paused.
     pub paused: Vec<String>,
+    /// Since this process started.
+    pub published_events: u64,
     /// RFC 3339.
     pub last_publish: Option<String>,
     pub last_error: Option<String>,
@@ -137,6 +139,7 @@ impl Board {
                 parked_events: 0,
                 held_events: 0,
                 paused: Vec::new(),
+                published_events: 0,
                 last_publish: None,
                 last_error: None,
             })
@@ -222,6 +225,7 @@ impl Board {
             status.parked_events = held.parked;
             status.held_events = held.topic + held.store + held.paused;
             status.paused = core.paused(table);
+            status.published_events = core.published(table);
             if let Some(published) = core.last_publish_ms(table) {
                 status.last_publish = chrono::DateTime::from_timestamp_millis(published)
                     .map(|time| time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));

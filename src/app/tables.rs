@@ -26,6 +26,7 @@ pub(super) fn record_spec(table: &config::Table, has_store: bool, watch: &Watch)
         topic_template: table.topic.clone(),
         key_template: table.key.clone(),
         headers_from: table.headers.from.clone(),
+        headers_columns: table.headers.columns.clone(),
         headers_static: table.headers.fixed.clone(),
         allow: table.headers.allow.clone(),
         deny: table.headers.deny.clone(),

@@ -4,6 +4,7 @@ mod consume;
 #[cfg(feature = "sqlite")]
 mod demo;
 mod doctor;
+mod import;
 mod log;
 mod purge;
 mod run;
@@ -88,6 +89,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print the configuration that is equal to another program's.
+    #[command(subcommand)]
+    Import(import::Import),
     /// Delete offloaded payloads below a prefix: those of one person, for example.
     Purge(purge::Purge),
     /// Print the JSON Schema of the configuration file.
@@ -108,6 +112,7 @@ impl Cli {
             Command::Teardown { config, dry_run, force } => teardown::teardown(&config, dry_run, force),
             Command::Consume(arguments) => consume::consume(&arguments),
             Command::Doctor { config, json } => doctor::doctor(&config, json),
+            Command::Import(what) => import::import(&what),
             Command::Purge(wanted) => purge::purge(&wanted),
             Command::Schema => run::schema(),
             Command::Operate(verb) => verbs::run(&verb),

@@ -462,6 +462,7 @@ fn required(table: &Table, explicit: &BTreeSet<String>) -> BTreeSet<String> {
         .chain(kept_by)
         .chain(routed)
         .chain(&table.headers.from)
+        .chain(table.headers.columns.iter().map(|(_, column)| column))
         .map(String::as_str)
         .chain(named)
         .chain(templates.iter().flat_map(|template| template.columns()))

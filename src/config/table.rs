@@ -174,6 +174,10 @@ impl Columns {
 pub struct Headers {
     /// Columns that become headers of the same name.
     pub from: Vec<String>,
+    /// Columns that become headers of another name: header, column. A NULL is a header without a value.
+    #[serde(deserialize_with = "in_order")]
+    #[schemars(with = "std::collections::BTreeMap<String, String>")]
+    pub columns: Vec<(String, String)>,
     /// Headers of every record.
     #[serde(rename = "static", deserialize_with = "in_order")]
     #[schemars(with = "std::collections::BTreeMap<String, String>")]
@@ -194,6 +198,7 @@ impl Default for Headers {
     fn default() -> Headers {
         Headers {
             from: Vec::new(),
+            columns: Vec::new(),
             fixed: Vec::new(),
             allow: vec!["*".into()],
             deny: Vec::new(),

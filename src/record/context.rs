@@ -1,7 +1,7 @@
 //! Headers: what is generated, what the row brings along, and what is dropped.
 //!
-//! Order on the wire: `id`, `eventType`, `version`, the `from` columns, the static ones, then the
-//! row's own in the row's order. A generated header wins over a row's of the same name.
+//! Order on the wire: `id`, `eventType`, `version`, the `from` columns, the named columns, the static
+//! ones, then the row's own in the row's order. A generated header wins over a row's of the same name.
 
 use std::{borrow::Cow, fmt};
 
@@ -55,6 +55,7 @@ pub(super) struct HeaderRules {
     event_type: Option<usize>,
     version: Option<usize>,
     from: Vec<(String, usize)>,
+    named: Vec<(String, usize)>,
     fixed: Vec<(String, String)>,
     own: Option<usize>,
     tracing: Option<usize>,
@@ -104,6 +105,11 @@ impl HeaderRules {
             event_type: columns.optional(spec.kind.as_ref().filter(|_| spec.event_type_header)),
             version: columns.optional(spec.version.as_ref()),
             from: spec.headers_from.iter().map(|name| (name.clone(), columns.index(name))).collect(),
+            named: spec
+                .headers_columns
+                .iter()
+                .map(|(header, column)| (header.clone(), columns.index(column)))
+                .collect(),
             fixed: spec.headers_static.clone(),
             own: columns.optional(spec.headers.as_ref()),
             tracing: columns.optional(spec.tracing_span_context.as_ref()),
@@ -125,7 +131,8 @@ impl HeaderRules {
         columns: &[String],
     ) -> Result<Gathered<'a>, Rejection> {
         let mut dropped = Dropped::default();
-        let mut headers: Vec<Header<'a>> = Vec::with_capacity(8 + self.from.len() + self.fixed.len());
+        let generated = self.from.len() + self.named.len() + self.fixed.len();
+        let mut headers: Vec<Header<'a>> = Vec::with_capacity(8 + generated);
         headers.push(("id".into(), Some(id.as_bytes().into())));
         for (name, index) in [("eventType", self.event_type), ("version", self.version)] {
             if let Some(value) = index.and_then(|index| row.get(index)) {
@@ -137,6 +144,9 @@ impl HeaderRules {
             if let Some(value) = row.get(*index) {
                 headers.push((name.as_str().into(), Some(value.into())));
             }
+        }
+        for (name, index) in &self.named {
+            headers.push((name.as_str().into(), row.get(*index).map(Into::into)));
         }
         for (name, value) in &self.fixed {
             headers.push((name.as_str().into(), Some(value.as_bytes().into())));
@@ -378,6 +388,31 @@ mod tests {
         assert_eq!(names(&headers), ["source", "Source"]);
         assert_eq!(headers[0].1.as_deref(), Some("shop"));
         assert_eq!(dropped.0[Reason::Shadowed as usize], 2);
+    }
+
+    #[test]
+    fn a_named_column_keeps_its_null_and_wins_over_the_rows() {
+        let named = [("eventType", "type"), ("tenant", "owner")].map(|(h, c)| (h.to_owned(), c.to_owned()));
+        let spec = Spec {
+            headers: Some("headers".into()),
+            headers_columns: named.into(),
+            headers_max_bytes: 99,
+            ..all()
+        };
+        let mut columns = Columns::default();
+        let rules = HeaderRules::compile(&spec, &mut columns);
+        assert_eq!(columns.0, ["type", "owner", "headers"]);
+        let mut row = Row::default();
+        for value in [Some("Placed"), None, Some(r#"{"tenant":"x"}"#)] {
+            row.push(value.map(str::as_bytes));
+        }
+        let Gathered { headers, dropped, .. } = rules.headers("e1", &row, &columns.0).unwrap();
+        let expected = [("id", Some("e1")), ("eventType", Some("Placed")), ("tenant", None)];
+        assert_eq!(
+            headers,
+            expected.map(|(name, value)| (name.into(), value.map(|v: &str| v.as_bytes().into())))
+        );
+        assert_eq!(dropped.0[Reason::Shadowed as usize], 1);
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub struct Spec {
     pub key_template: Option<String>,
     /// Columns that become headers of the same name.
     pub headers_from: Vec<String>,
+    /// Header and column; a NULL is a header without a value.
+    pub headers_columns: Vec<(String, String)>,
     pub headers_static: Vec<(String, String)>,
     /// Globs over the names of the row's own headers; `deny` wins.
     pub allow: Vec<String>,

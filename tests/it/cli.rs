@@ -47,6 +47,40 @@ fn a_good_configuration_is_0_and_the_schema_is_json() {
     assert!(schema["$schema"].is_string());
 }
 
+/// The configuration on stdout is good as it is, and what has no equal is on stderr.
+#[test]
+fn a_connector_of_debezium_is_imported() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let connector = file(
+        "outbox.json",
+        r#"{"name": "outbox", "config": {
+          "connector.class": "io.debezium.connector.postgresql.PostgresConnector", "plugin.name": "pgoutput",
+          "database.hostname": "db", "database.user": "relay", "database.password": "hush", "database.dbname": "shop",
+          "table.include.list": "public.outbox", "transforms": "outbox",
+          "transforms.outbox.type": "io.debezium.transforms.outbox.EventRouter",
+          "transforms.outbox.table.expand.json.payload": "true"}}"#,
+    );
+    let said = whippet(&["import", "debezium", &connector]);
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    assert!(text(&said.stderr).contains("table.expand.json.payload: no equal"), "{}", text(&said.stderr));
+    assert!(!format!("{}{}", text(&said.stdout), text(&said.stderr)).contains("hush"));
+    let config = file("whippet.yaml", text(&said.stdout));
+    assert_eq!(whippet(&["validate", "--config", &config]).status.code(), Some(0));
+
+    let other =
+        file("other.json", r#"{"connector.class": "io.debezium.connector.mongodb.MongoDbConnector"}"#);
+    let said = whippet(&["import", "debezium", &other]);
+    assert_eq!(said.status.code(), Some(78));
+    assert!(said.stdout.is_empty() && text(&said.stderr).contains("other.json: connector.class is"));
+    assert_eq!(whippet(&["import", "debezium", "/nowhere.json"]).status.code(), Some(78));
+    assert_eq!(whippet(&["import", "debezium"]).status.code(), Some(2));
+}
+
 #[test]
 fn the_demo_takes_events_by_http_too() {
     let said = whippet(&["demo", "--ingest", "--events", "200"]);

@@ -198,6 +198,35 @@ async fn a_member_that_stands_still_is_replaced_and_comes_back() {
     group.end().await;
 }
 
+/// Leases are by the database's clock and by monotonic ones: clock.c makes two hosts' time of day wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_whose_clocks_are_wrong_by_minutes_share_and_take_over_as_others_do() {
+    let mut group = Group::of("groupclock", 1, PLAN).await;
+    let library = group.world.compile("clock.c");
+    let starts = |wrong_by: i64| {
+        let environment = [("LD_PRELOAD", &*library), ("CLOCK_WRONG_BY", &wrong_by.to_string())];
+        let relay = Relay::start_with(&group.file, &environment);
+        let open = relay.wait_for("admin address is open");
+        let said = chrono::DateTime::parse_from_rfc3339(open["timestamp"].as_str().unwrap()).unwrap();
+        let off = said.signed_duration_since(chrono::Utc::now()).num_seconds() - wrong_by;
+        assert!(off.abs() < 60, "its clock is wrong by {wrong_by} s: {open}");
+        relay
+    };
+    let (ahead, behind) = (starts(420), starts(-420));
+    group.relays.extend([ahead, behind]);
+    group.is_fair().await;
+    group.flows().await;
+    // Each of them has to notice that one of the others is gone, and none that one is who is there.
+    for _ in 0..2 {
+        group.relays.remove(0).kill();
+        let killed = Instant::now();
+        group.is_fair().await;
+        assert!(killed.elapsed() < Duration::from_secs(6), "{:?}", killed.elapsed());
+        group.flows().await;
+    }
+    group.end().await;
+}
+
 /// The database is out of reach for one of them only.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_cannot_reach_the_database_is_replaced_and_comes_back() {

@@ -200,6 +200,15 @@ impl World {
         path.display().to_string()
     }
 
+    /// A library of this folder, to be loaded into a relay by LD_PRELOAD.
+    pub fn compile(&self, source: &str) -> String {
+        let library = self.folder.path().join(source).with_extension("so");
+        let source = path("tests/it").join(source);
+        let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).status();
+        assert!(built.unwrap().success());
+        library.display().to_string()
+    }
+
     /// A configuration for this world: `tables` is the YAML of that key, `more` other keys.
     pub fn config(&self, tables: &str, more: &str) -> String {
         self.config_for(&self.url, &kafka(), tables, more)

@@ -109,7 +109,7 @@ async fn a_write_that_fails_half_way_leaves_nothing() {
 
 /// A disk whose power may fail, and which may be stuck: disk.c.
 struct Disk {
-    library: PathBuf,
+    library: String,
     spool: PathBuf,
     safe: PathBuf,
 }
@@ -117,19 +117,14 @@ struct Disk {
 impl Disk {
     fn new(world: &World) -> Disk {
         let at = |name: &str| world.folder.path().join(name);
-        let disk = Disk { library: at("disk.so"), spool: at("spool"), safe: at("safe") };
+        let disk = Disk { library: world.compile("disk.c"), spool: at("spool"), safe: at("safe") };
         std::fs::create_dir(&disk.safe).unwrap();
-        let source = crate::harness::path("tests/it/disk.c");
-        let built =
-            Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&disk.library).arg(source).status();
-        assert!(built.unwrap().success());
         disk
     }
 
     fn relay(&self, world: &World, config: &str) -> Relay {
-        let [library, spool, safe] =
-            [&self.library, &self.spool, &self.safe].map(|path| path.to_str().unwrap());
-        let environment = [("LD_PRELOAD", library), ("DISK_OF", spool), ("DISK_SAFE", safe)];
+        let [spool, safe] = [&self.spool, &self.safe].map(|path| path.to_str().unwrap());
+        let environment = [("LD_PRELOAD", &*self.library), ("DISK_OF", spool), ("DISK_SAFE", safe)];
         Relay::start_with(&world.write("whippet.yaml", config), &environment)
     }
 
@@ -220,6 +215,13 @@ async fn a_stuck_disk_holds_the_answers_and_a_bound_on_memory() {
     let disk = Disk::new(&world);
     let relay = disk.relay(&world, &config(&world, &topic, "", &store));
     let ingest = address(&relay);
+    // What the relay itself writes at its start is written.
+    assert_eq!(post(&ingest, &topic, "", b"before").code, 202);
+    let deadline = Instant::now() + SOON;
+    while relay.metric("whippet_events_published_total", "") < 1.0 {
+        assert!(Instant::now() < deadline, "{}", relay.log());
+        world.pause().await;
+    }
     disk.stuck(true);
     let head = format!("POST /v1/topics/{topic}/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
     let mut waiting = TcpStream::connect(&ingest).unwrap();

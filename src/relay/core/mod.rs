@@ -146,6 +146,8 @@ struct Progress {
     /// Admitted and not settled.
     open: usize,
     last_publish_ms: Option<i64>,
+    /// Events, since this process started.
+    published: u64,
     last_error: Option<String>,
 }
 
@@ -518,6 +520,7 @@ impl Core {
         self.topics.get_mut(topic).stalls = 0;
         if published {
             progress.last_publish_ms = Some(wall_ms);
+            progress.published += 1;
             let (name, topics, metrics) = (&self.tables[table].name, &self.topics, &self.metrics);
             let handles = self
                 .published

@@ -41,6 +41,11 @@ impl Core {
         self.progress[table.0 as usize].open
     }
 
+    /// Events of a table that Kafka acknowledged.
+    pub fn published(&self, table: TableIx) -> u64 {
+        self.progress[table.0 as usize].published
+    }
+
     /// When Kafka last acknowledged an event of a table, in milliseconds since the Unix epoch.
     pub fn last_publish_ms(&self, table: TableIx) -> Option<i64> {
         self.progress[table.0 as usize].last_publish_ms

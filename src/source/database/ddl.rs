@@ -353,7 +353,10 @@ fn outbox(table: &Table, dialect: Dialect) -> Vec<String> {
     if let Some(headers) = &columns.headers {
         add(headers, kind(context, "TEXT"));
     }
-    for name in table.headers.from.iter().chain(&columns.version).chain(&columns.tracing_span_context) {
+    let named = table.headers.columns.iter().map(|(_, column)| column);
+    for name in
+        table.headers.from.iter().chain(named).chain(&columns.version).chain(&columns.tracing_span_context)
+    {
         add(name, kind("text", "TEXT"));
     }
     if let Some(partition) = &columns.partition {

@@ -152,7 +152,10 @@ fn outbox(table: &Table) -> Vec<String> {
     if let Some(headers) = &columns.headers {
         add(headers, "JSON");
     }
-    for name in table.headers.from.iter().chain(&columns.version).chain(&columns.tracing_span_context) {
+    let named = table.headers.columns.iter().map(|(_, column)| column);
+    for name in
+        table.headers.from.iter().chain(named).chain(&columns.version).chain(&columns.tracing_span_context)
+    {
         add(name, "TEXT");
     }
     if let Some(partition) = &columns.partition {
