@@ -260,24 +260,12 @@ impl Kafka {
         self.credentials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks whether files of the clients have changed; `idle`: nothing is in flight, and the relay has had every
-    /// report. The relay's loop sends and waits for reports by turns, so nothing is sent meanwhile.
-    fn heed_files(&self, idle: bool) {
-        // A producer of transactions is made by `take_over` alone, and takes them up there: when the broker refuses the
-        // old ones, which ends the transaction.
-        if self.settings.position_topic.is_some() {
-            return;
-        }
-        let look = self.credentials().look(&self.settings.properties, Instant::now());
-        match look {
-            Look::Changed if idle => self.renew(),
-            Look::Overdue => {
-                info!(
-                    "files of the kafka client have changed; what is in flight is repeated with new producers"
-                );
-                self.purge();
-            }
-            Look::Same | Look::Changed => {}
+    /// Whether files of the clients have changed. A producer of transactions is made by `take_over` alone, and takes them
+    /// up there: when the broker refuses the old ones, which ends the transaction.
+    fn look(&self) -> Look {
+        match self.settings.position_topic {
+            Some(_) => Look::Same,
+            None => self.credentials().look(&self.settings.properties, Instant::now()),
         }
     }
 
@@ -416,10 +404,21 @@ impl Sink for Kafka {
             if self.mailbox.adrift.swap(false, Ordering::Acquire) {
                 self.let_go();
             }
-            // Before the reports: what is answered meanwhile has its report in the mailbox.
-            let idle = self.producers().are_idle();
+            let look = self.look();
+            if look == Look::Overdue {
+                info!(
+                    "files of the kafka client have changed; what is in flight is repeated with new producers"
+                );
+                self.purge();
+            }
+            // Asked before the reports are taken: what is answered in between has its report among them.
+            let idle = look == Look::Changed && self.producers().are_idle();
             let reports = self.mailbox.take();
-            self.heed_files(idle && reports.is_empty());
+            // Nothing is in flight and the relay has had every report. Its loop sends and waits for reports by turns, so
+            // nothing is sent meanwhile.
+            if idle && reports.is_empty() {
+                self.renew();
+            }
             if !reports.is_empty() {
                 return reports;
             }

@@ -69,7 +69,9 @@ async fn keys_of_the_object_store_are_rotated() {
     put().await.unwrap();
     // As if that key had been taken away, until the next one is there.
     std::fs::write(&file, "another-secret").unwrap();
+    let deadline = std::time::Instant::now() + crate::harness::SOON;
     while put().await.is_ok() {
+        assert!(std::time::Instant::now() < deadline, "the old key stays in use");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     // A file that is away for a moment changes nothing.
