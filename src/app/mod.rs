@@ -9,17 +9,25 @@ mod backlog;
 mod ingest;
 mod log;
 mod part;
+mod reload;
+mod roster;
 mod tables;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::part::{Owner, Part, Shared};
-pub use self::tables::table_specs;
+use self::{
+    part::{Owner, Part, Shared},
+    roster::Reload,
+};
+pub use self::{
+    reload::{Refused, Reloader},
+    tables::table_specs,
+};
 use crate::{
     admin::{metrics::Metrics, server::Admin, status::Board, verbs::Desk},
     config::{self, Config},
@@ -39,11 +47,15 @@ pub struct App {
     ingest: Option<ingest::Ingest>,
     admin: Option<(Admin, TcpListener)>,
     boards: Vec<Arc<Board>>,
-    grace: Duration,
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+    reload: mpsc::Sender<Reload>,
+    reloads: mpsc::Receiver<Reload>,
 }
 
 impl App {
     pub async fn build(config: &Config) -> anyhow::Result<App> {
+        let config = &Arc::new(config.clone());
         let names: Vec<&str> = config.all_tables().map(|table| table.name.as_str()).collect();
         let store = config.object_store.as_ref().map(config::ObjectStore::open).transpose()?;
         let shared = Shared {
@@ -55,6 +67,7 @@ impl App {
             metrics: Arc::new(Metrics::new(&names)),
             has_store: store.is_some(),
             packer: Packer::new(store),
+            desk: Arc::new(Desk::new(config.admin.token_file.clone())),
         };
         let source = match &config.source {
             Some(source) => {
@@ -76,23 +89,32 @@ impl App {
         let admin = match config.admin.listen {
             Some(listen) => {
                 let listener = http::bind("admin.listen", listen).await?;
-                let desk = Arc::new(Desk {
-                    tables: parts().flat_map(Part::for_verbs).collect(),
-                    token_file: config.admin.token_file.clone(),
-                });
-                let Shared { window, metrics, .. } = shared;
+                let Shared { window, metrics, desk, .. } = shared.clone();
                 Some((Admin { boards: boards.clone(), metrics, window, desk }, listener))
             }
             None => None,
         };
+        let (reload, reloads) = mpsc::channel(1);
         Ok(App {
             source,
             #[cfg(feature = "sqlite")]
             ingest,
             admin,
             boards,
-            grace: config.shutdown.grace,
+            config: config.clone(),
+            metrics: shared.metrics,
+            reload,
+            reloads,
         })
+    }
+
+    /// Hands it another configuration once it runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader {
+            running: self.config.clone(),
+            part: self.source.as_ref().map(|_| self.reload.clone()),
+            metrics: self.metrics.clone(),
+        }
     }
 
     /// The state as `/status` shows it, a board for each source.
@@ -120,10 +142,10 @@ impl App {
             }
             tokio::spawn(admin.serve(listener, after_relay.clone()))
         });
-        let grace = self.grace;
+        let grace = self.config.shutdown.grace;
         let mut running = Vec::new();
         if let Some(part) = self.source {
-            running.push(tokio::spawn(part.run(stop.clone(), grace)));
+            running.push(tokio::spawn(part.run(self.reloads, stop.clone(), grace)));
         }
         #[cfg(feature = "sqlite")]
         if let Some(ingest) = self.ingest {

@@ -5,6 +5,7 @@ mod consume;
 mod demo;
 mod doctor;
 mod purge;
+mod reload;
 mod run;
 mod sql;
 mod teardown;

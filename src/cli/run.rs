@@ -6,7 +6,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use super::{BAD_CONFIG, DONE, FAILED, print};
+use super::{
+    BAD_CONFIG, DONE, FAILED, print,
+    reload::{self, Reload},
+};
 use crate::{
     app::App,
     config::{self, Config, Level, LogFormat},
@@ -14,6 +17,7 @@ use crate::{
 };
 
 pub fn run(path: &Path) -> u8 {
+    let first = reload::content(path);
     let config = match config::load(path) {
         Ok(config) => config,
         Err(error) => {
@@ -21,7 +25,7 @@ pub fn run(path: &Path) -> u8 {
             return BAD_CONFIG;
         }
     };
-    log(&config);
+    let set_level = log(&config);
     // Tests name the places where this process is to die.
     let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
     for warning in &config.warnings {
@@ -45,6 +49,8 @@ pub fn run(path: &Path) -> u8 {
         info!(version = env!("CARGO_PKG_VERSION"), tables = config.all_tables().count(), "whippet starts");
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
+        let reload = Reload { path: path.to_owned(), reloader: app.reloader(), set_level };
+        tokio::spawn(reload.watch(first, stop.clone()));
         // Beside it: a Kafka or a store that is away must not delay the start.
         let checks = tokio::spawn(doctor::may_run(config.clone()));
         let mut running = pin!(app.run(stop.clone()));
@@ -116,19 +122,39 @@ pub async fn stop_on_signal(stop: CancellationToken) {
     std::process::exit(i32::from(FAILED));
 }
 
-fn log(config: &Config) {
-    let level = match config.log.level {
+/// Begins to log. Returns how the level is changed later.
+fn log(config: &Config) -> Box<dyn Fn(Level) + Send + Sync> {
+    // Libraries only when something is wrong with them.
+    let filter = |level: Level| EnvFilter::new(format!("error,whippet={}", name(level)));
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter(config.log.level)).with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |level| {
+                handle.reload(filter(level)).ok();
+            })
+        }
+        LogFormat::Text => {
+            let builder = builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |level| {
+                handle.reload(filter(level)).ok();
+            })
+        }
+    }
+}
+
+fn name(level: Level) -> &'static str {
+    match level {
         Level::Error => "error",
         Level::Warn => "warn",
         Level::Info => "info",
         Level::Debug => "debug",
         Level::Trace => "trace",
-    };
-    // Libraries only when something is wrong with them.
-    let filter = EnvFilter::new(format!("error,whippet={level}"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.log.format {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
     }
 }

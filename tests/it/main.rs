@@ -39,6 +39,7 @@ mod payloads;
 mod proxy;
 mod purge;
 mod records;
+mod reload;
 mod sqlite;
 mod store;
 mod store_faults;

@@ -168,6 +168,7 @@ impl Core {
         }
         let (topic, key) = route_key(rules, event);
         self.holding += 1;
+        self.ledger.holds(ticket);
         self.progress[table.0 as usize].holds.push(Hold {
             ticket,
             place: event.place.clone(),

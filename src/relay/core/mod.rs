@@ -8,10 +8,11 @@ mod holds;
 mod packing;
 mod recovery;
 mod suspects;
+mod tables;
 mod view;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -80,6 +81,10 @@ pub enum Action {
     Probed(Result<(), String>),
     /// This relay may send until then; `None`: it may not.
     Lease(Option<Duration>),
+    /// A table is to stop, for good or to be started anew.
+    Retire(TableIx),
+    /// A table is to stop, and what was sent of it had its time to be answered.
+    WaitNoLonger(TableIx),
     /// The time of [`Core::next_due`] has come.
     Due,
 }
@@ -164,6 +169,8 @@ pub struct Core {
     lease_until: Option<Duration>,
     /// Whether the lease was ours when it was last looked at.
     owned: bool,
+    /// Tables that stop once nothing of them is in flight.
+    retiring: BTreeSet<TableIx>,
     suspects: HashSet<(TableIx, Place)>,
     /// Events that failed in the pipeline for a reason that may pass; a second time makes a suspect.
     failed_once: HashSet<(TableIx, Place)>,
@@ -202,6 +209,7 @@ impl Core {
             rebuilding: None,
             lease_until: None,
             owned: false,
+            retiring: BTreeSet::new(),
             suspects: HashSet::new(),
             failed_once: HashSet::new(),
             trials: VecDeque::new(),
@@ -252,6 +260,8 @@ impl Core {
                 self.lease_until = until;
                 self.owned |= until.is_some();
             }
+            Action::Retire(table) => self.retire(table),
+            Action::WaitNoLonger(table) => self.wait_no_longer(table),
             Action::Due => {}
         }
         self.upkeep(now, sink);
@@ -284,7 +294,8 @@ impl Core {
             }
             Yield::Gates { generation, serial, gates } => {
                 if generation == self.ledger.generation() {
-                    self.progress[table.0 as usize].opened = Some(generation);
+                    let goes = self.retiring.contains(&table);
+                    self.progress[table.0 as usize].opened = Some(generation).filter(|_| !goes);
                     self.gates_are(table, serial, gates);
                 }
             }
@@ -305,6 +316,7 @@ impl Core {
             }
             Yield::Held { tickets, counts } => self.held(table, tickets, counts),
             Yield::Forgotten { tickets } => self.no_longer_holding(table, tickets),
+            Yield::Ended => self.remove(table),
         }
     }
 
@@ -336,6 +348,7 @@ impl Core {
             timestamp_ms: event.timestamp_ms,
             warms: None,
             sent_at: None,
+            held: false,
             records: Records::default(),
         });
         self.pass(ticket, rules, event, now, sink);

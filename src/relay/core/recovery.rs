@@ -69,6 +69,7 @@ impl Core {
             Phase::Pausing { until } if now >= until => self.start_over(),
             _ => {}
         }
+        self.give_back_what_failed();
         if self.phase == Phase::Running {
             self.effects.look_up.extend(self.topics.due(now));
             self.look_at_bad_topics(now, sink);

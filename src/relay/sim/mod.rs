@@ -3,6 +3,7 @@
 
 mod broker;
 mod large;
+mod reload;
 mod table;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -39,6 +40,7 @@ struct World {
     window: Arc<Window>,
     broker: Broker,
     tables: Vec<Table>,
+    rules: Vec<Arc<core::Table>>,
     look_ups: VecDeque<String>,
     packings: VecDeque<Job>,
     probes: usize,
@@ -54,6 +56,8 @@ struct World {
     /// What was changed by hand, and how many breakers released what they held.
     changed: usize,
     released: usize,
+    /// How many tables have stopped and started.
+    reloads: usize,
     /// Whether faults still happen.
     faults: bool,
 }
@@ -94,14 +98,16 @@ impl World {
                 max_held: u64::MAX,
             })
         });
+        let rules: Vec<Arc<core::Table>> = tables.collect();
         let metrics = Arc::new(Metrics::new(&names));
         let mut world = World {
             random: fastrand::Rng::with_seed(seed),
             now: Duration::ZERO,
-            core: Core::new(tables.collect(), window.clone(), metrics),
+            core: Core::new(rules.clone(), window.clone(), metrics),
             window,
             broker: Broker::default(),
             tables: orders.iter().enumerate().map(|(n, order)| Table::new(n, *order)).collect(),
+            rules,
             look_ups: VecDeque::new(),
             packings: VecDeque::new(),
             probes: 0,
@@ -113,6 +119,7 @@ impl World {
             give_up,
             changed: 0,
             released: 0,
+            reloads: 0,
             faults: true,
         };
         world.lease(true);
@@ -151,13 +158,13 @@ impl World {
         self.probes += usize::from(probe);
         if let Some(generation) = restart {
             for table in &mut self.tables {
-                table.commands.push_back(Command::Restart { generation });
+                table.hear(Command::Restart { generation });
             }
         }
     }
 
     fn tell(&mut self, table: TableIx, command: Command) {
-        self.tables[table.0 as usize].commands.push_back(command);
+        self.tables[table.0 as usize].hear(command);
     }
 
     fn lease(&mut self, ours: bool) {
@@ -190,9 +197,14 @@ impl World {
     /// One thing happens, and the window still counts what is on its way and nothing else.
     fn step(&mut self) {
         self.happen();
+        self.let_go();
         let on_the_way = |yielded: &Yield| match yielded {
             Yield::Events { events, .. } => events.len(),
-            Yield::Closed { .. } | Yield::Gates { .. } | Yield::Held { .. } | Yield::Forgotten { .. } => 0,
+            Yield::Closed { .. }
+            | Yield::Gates { .. }
+            | Yield::Held { .. }
+            | Yield::Forgotten { .. }
+            | Yield::Ended => 0,
         };
         let handed_over: usize = self.tables.iter().flat_map(|table| &table.yields).map(on_the_way).sum();
         assert_eq!(self.window.used().events, self.core.open() + handed_over);
@@ -206,7 +218,7 @@ impl World {
                 if self.core.wants_events()
                     && let Some(yielded) = self.tables[table].yields.pop_front()
                 {
-                    self.apply(Action::FromSource(TableIx(table as u16), yielded));
+                    self.heard(table, yielded);
                 }
             }
             55..80 => {
@@ -226,7 +238,8 @@ impl World {
                     self.rebuilt(failed);
                 }
             }
-            92..93 if self.faults => match self.random.u32(0..3) {
+            92..93 if self.faults => match self.random.u32(0..4) {
+                3 => self.reload(table),
                 0 if self.random.bool() => self.store = !self.store,
                 0 => self.takes_payloads = !self.takes_payloads,
                 _ => self.operate(table),
@@ -371,7 +384,7 @@ fn history(seed: u64, orders: &[Order], give_up: GiveUp) -> World {
 fn random_histories_keep_the_promises() {
     let (mut refused, mut rebuilt, mut published) = (0, 0, 0);
     let (mut changed, mut released, mut buried) = (0, 0, 0);
-    let (mut chunked, mut referred) = (0, 0);
+    let (mut chunked, mut referred, mut reloads) = (0, 0, 0);
     for seed in 0..1_500 {
         let orders: &[Order] = match seed % 4 {
             0 => &[Order::Key],
@@ -383,6 +396,7 @@ fn random_histories_keep_the_promises() {
         let then = if seed % 5 == 0 { OnFailure::DeadLetter } else { OnFailure::Park };
         let world = history(seed, orders, GiveUp { after, then });
         (changed, released) = (changed + world.changed, released + world.released);
+        reloads += world.reloads;
         buried += world.broker.dead.len();
         refused += world.broker.refused;
         rebuilt += world.broker.rebuilt;
@@ -393,6 +407,7 @@ fn random_histories_keep_the_promises() {
     // Histories in which nothing happens prove nothing.
     assert!(refused > 500 && rebuilt > 1_000 && published > 20_000, "{refused} {rebuilt} {published}");
     assert!(chunked > 1_000 && referred > 1_000, "{chunked} {referred}");
+    assert!(reloads > 500, "{reloads}");
     assert!(changed > 500 && released > 100 && buried > 100, "{changed} {released} {buried}");
 }
 
