@@ -14,6 +14,7 @@ mod crash;
 mod database;
 mod db;
 mod doctor;
+mod doctor_fixes;
 mod failures;
 mod faults;
 mod group;
