@@ -57,6 +57,7 @@ pub struct Metrics {
     takeover: Histogram,
     last_publish: GaugeVec,
     context_dropped: IntCounterVec,
+    config_last_reload_success: IntGauge,
     pub resident_bytes: Gauge,
     ingest_accepted: IntCounter,
     ingest_repeated: IntCounter,
@@ -230,7 +231,7 @@ const CONTEXT_DROPPED: Described = counter(
 const CONFIG_LAST_RELOAD_SUCCESS: Described = gauge(
     "whippet_config_last_reload_success",
     &[],
-    "1 when the configuration in use is the one that was last read.",
+    "1 when the configuration in use is the one that was last read; 0 when that one was refused.",
 );
 const BUILD_INFO: Described = gauge("whippet_build_info", &["version", "commit"], "Always 1.");
 const RESIDENT_BYTES: Described =
@@ -399,6 +400,7 @@ impl Metrics {
             ),
             last_publish: floats(&LAST_PUBLISH),
             context_dropped: counters(&CONTEXT_DROPPED),
+            config_last_reload_success: config,
             resident_bytes: registered!(r, Gauge::with_opts(RESIDENT_BYTES.opts())),
             ingest_accepted: count(&INGEST_ACCEPTED),
             ingest_repeated: count(&INGEST_REPEATED),
@@ -417,32 +419,61 @@ impl Metrics {
         for reason in REFUSALS {
             metrics.ingest_refused.with_label_values(&[reason]);
         }
-        // A table shows from the start, with zeros: an absent series raises no alert.
-        for table in tables {
-            metrics.events_read(table);
-            metrics.capture(table, "poll");
-            metrics.leases_held.with_label_values(&[table]).set(0);
-            metrics.oldest_pending_age.with_label_values(&[table]).set(0.0);
-            metrics.pending_events.with_label_values(&[table]).set(0);
-            metrics.end_to_end.with_label_values(&[table]);
-            metrics.held(table, 0, Counts::default(), false);
-            metrics.oldest_parked_age.with_label_values(&[table]).set(0.0);
-            for cause in [Cause::Rejected, Cause::GaveUp] {
-                metrics.dead_lettered(table, cause.as_str());
-            }
-            for kind in ["transient", "rejected", "fatal"] {
-                metrics.publish_failures(table, kind);
-            }
-            metrics.retries(table, "transient");
-            metrics.retries(table, "source");
-            for mode in ["encode", "claim_check", "chunk"] {
-                for result in ["ok", "away", "refused"] {
-                    metrics.offload.with_label_values(&[table, mode, result]);
-                }
-                metrics.offload_bytes.with_label_values(&[table, mode]);
-            }
-        }
+        tables.iter().for_each(|table| metrics.begin(table));
         metrics
+    }
+
+    /// A table shows from the start, with zeros: an absent series raises no alert.
+    pub fn begin(&self, table: &str) {
+        self.events_read(table);
+        self.capture(table, "poll");
+        self.leases_held.with_label_values(&[table]).set(0);
+        self.oldest_pending_age.with_label_values(&[table]).set(0.0);
+        self.pending_events.with_label_values(&[table]).set(0);
+        self.end_to_end.with_label_values(&[table]);
+        self.held(table, 0, Counts::default(), false);
+        self.oldest_parked_age.with_label_values(&[table]).set(0.0);
+        for cause in [Cause::Rejected, Cause::GaveUp] {
+            self.dead_lettered(table, cause.as_str());
+        }
+        for kind in ["transient", "rejected", "fatal"] {
+            self.publish_failures(table, kind);
+        }
+        self.retries(table, "transient");
+        self.retries(table, "source");
+        for mode in ["encode", "claim_check", "chunk"] {
+            for result in ["ok", "away", "refused"] {
+                self.offload.with_label_values(&[table, mode, result]);
+            }
+            self.offload_bytes.with_label_values(&[table, mode]);
+        }
+    }
+
+    /// A table that is not relayed any more has no state; what was counted stays.
+    pub fn end(&self, table: &str) {
+        for gauges in [
+            &self.parked_keys,
+            &self.parked_events,
+            &self.pending_events,
+            &self.table_halted,
+            &self.leases_held,
+        ] {
+            gauges.remove_label_values(&[table]).ok();
+        }
+        for gauges in [&self.oldest_pending_age, &self.oldest_parked_age, &self.last_publish] {
+            gauges.remove_label_values(&[table]).ok();
+        }
+        for cause in ["parked", "topic", "store", "paused"] {
+            self.held_events.remove_label_values(&[table, cause]).ok();
+        }
+        for mode in ["poll", "stream"] {
+            self.capture_mode.remove_label_values(&[table, mode]).ok();
+        }
+    }
+
+    /// Whether the configuration that was read last is in use.
+    pub fn reloaded(&self, success: bool) {
+        self.config_last_reload_success.set(i64::from(success));
     }
 
     pub fn events_read(&self, table: &str) -> IntCounter {

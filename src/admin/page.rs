@@ -112,7 +112,7 @@ async fn parked(State(parked): State<Arc<Parked>>) -> Result<Json<Listed>, Probl
         return Ok(Json(listed.clone()));
     }
     let mut new = Listed::default();
-    for table in &parked.desk.tables {
+    for table in parked.desk.every() {
         let list = async {
             let outbox = table.database.outbox(&table.spec).await?;
             outbox.list(&Filter::default(), EVENTS_AT_MOST).await

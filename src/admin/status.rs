@@ -105,7 +105,10 @@ pub fn of_all(boards: &[Arc<Board>]) -> Status {
 
 #[derive(Debug)]
 struct Inner {
+    /// With an entry for each place of a table; a place may be free.
     status: Status,
+    /// The tables that there are, in the order of the configuration.
+    shown: Vec<TableIx>,
     reached: bool,
     relay_turned: Instant,
     ready: Vec<bool>,
@@ -118,6 +121,27 @@ struct Inner {
     works: (bool, bool),
 }
 
+impl TableStatus {
+    fn starts(name: String) -> TableStatus {
+        TableStatus {
+            name,
+            state: "starting",
+            capture: "poll",
+            capture_reason: "configured".into(),
+            pending: 0,
+            oldest_pending_age_seconds: None,
+            in_flight: 0,
+            parked_keys: 0,
+            parked_events: 0,
+            held_events: 0,
+            paused: Vec::new(),
+            published_events: 0,
+            last_publish: None,
+            last_error: None,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Board {
     inner: Mutex<Inner>,
@@ -125,28 +149,11 @@ pub struct Board {
 
 impl Board {
     pub fn new(replica: String, tables: impl IntoIterator<Item = String>) -> Board {
-        let tables: Vec<TableStatus> = tables
-            .into_iter()
-            .map(|name| TableStatus {
-                name,
-                state: "starting",
-                capture: "poll",
-                capture_reason: "configured".into(),
-                pending: 0,
-                oldest_pending_age_seconds: None,
-                in_flight: 0,
-                parked_keys: 0,
-                parked_events: 0,
-                held_events: 0,
-                paused: Vec::new(),
-                published_events: 0,
-                last_publish: None,
-                last_error: None,
-            })
-            .collect();
+        let tables: Vec<TableStatus> = tables.into_iter().map(TableStatus::starts).collect();
         let now = Instant::now();
         Board {
             inner: Mutex::new(Inner {
+                shown: (0..tables.len()).map(|index| TableIx(index as u16)).collect(),
                 reached: false,
                 relay_turned: now,
                 ready: vec![false; tables.len()],
@@ -185,7 +192,33 @@ impl Board {
                 _ => "starting",
             };
         }
+        status.tables = inner.shown.iter().map(|table| status.tables[table.0 as usize].clone()).collect();
         status
+    }
+
+    /// A table begins, at a place that is free or the next one.
+    pub fn begin(&self, table: TableIx, name: &str) {
+        let mut inner = self.lock();
+        let index = table.0 as usize;
+        let places = inner.status.tables.len().max(index + 1);
+        inner.status.tables.resize_with(places, || TableStatus::starts(String::new()));
+        inner.status.tables[index] = TableStatus::starts(name.to_owned());
+        let Inner { ready, halted, lost, shared, .. } = &mut *inner;
+        for flags in [ready, halted, lost, shared] {
+            flags.resize(places, false);
+            flags[index] = false;
+        }
+    }
+
+    /// These are the tables, in this order, and whether they are shared.
+    pub fn show(&self, tables: impl IntoIterator<Item = (TableIx, bool)>) {
+        let mut inner = self.lock();
+        inner.shared = vec![false; inner.status.tables.len()];
+        inner.shown.clear();
+        for (table, shared) in tables {
+            inner.shown.push(table);
+            inner.shared[table.0 as usize] = shared;
+        }
     }
 
     /// Configuration good and database reached once.
@@ -253,17 +286,14 @@ impl Board {
             _ => (false, false),
         };
         // Buckets are of no use where no table is shared, and so on.
-        let (shared, whole) = (inner.shared.contains(&true), inner.shared.contains(&false));
+        let is_shared = |table: &TableIx| inner.shared[table.0 as usize];
+        let (shared, whole) = (inner.shown.iter().any(is_shared), !inner.shown.iter().all(is_shared));
         let works = (inner.works.0 && shared) || (inner.works.1 && whole);
         inner.status.role = match (works, inner.reached, &inner.status.last_source_error) {
             (true, ..) => "owner",
             (false, true, None) => "standby",
             _ => "unreachable",
         };
-    }
-
-    pub fn shared(&self, shared: Vec<bool>) {
-        self.lock().shared = shared;
     }
 
     pub fn group(&self, view: &View) {

@@ -1,7 +1,11 @@
 //! The verbs of the admin address: `/v1`. Each needs a token; what changes something is carried out by
 //! the source of its table, under its lease, with a line in the audit log.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -46,8 +50,9 @@ pub struct Table {
 
 /// What the verbs need.
 pub struct Desk {
-    pub tables: Vec<Table>,
-    pub token_file: Option<PathBuf>,
+    /// They come and go.
+    tables: Mutex<Vec<Arc<Table>>>,
+    token_file: Option<PathBuf>,
 }
 
 pub fn routes() -> Router<Arc<Desk>> {
@@ -315,7 +320,7 @@ async fn replay(
 ) -> Result<Json<Done>, Problem> {
     let wanted = body(wanted)?;
     let verb = Verb::Replay(wanted.replay()?);
-    if wanted.table.is_none() && desk.tables.len() > 1 {
+    if wanted.table.is_none() && desk.tables().len() > 1 {
         return Err(Problem::bad("say which table"));
     }
     let request = Request { verb, dry_run: wanted.dry_run, who, why: wanted.why };
@@ -375,14 +380,35 @@ async fn parked(
 }
 
 impl Desk {
+    pub fn new(token_file: Option<PathBuf>) -> Desk {
+        Desk { tables: Mutex::default(), token_file }
+    }
+
+    pub fn add(&self, table: Table) {
+        self.tables().push(Arc::new(table));
+    }
+
+    pub fn remove(&self, name: &str) {
+        self.tables().retain(|table| table.spec.name != name);
+    }
+
+    /// Those that there are now.
+    pub(super) fn every(&self) -> Vec<Arc<Table>> {
+        self.tables().clone()
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Vec<Arc<Table>>> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The table of this name, or all of them.
-    fn chosen(&self, name: Option<&str>) -> Result<Vec<&Table>, Problem> {
-        let Some(name) = name else { return Ok(self.tables.iter().collect()) };
-        let same = |table: &&Table| table.spec.name == name;
-        match self.tables.iter().find(same) {
-            Some(table) => Ok(vec![table]),
+    fn chosen(&self, name: Option<&str>) -> Result<Vec<Arc<Table>>, Problem> {
+        let tables = self.tables();
+        let Some(name) = name else { return Ok(tables.clone()) };
+        match tables.iter().find(|table| table.spec.name == name) {
+            Some(table) => Ok(vec![table.clone()]),
             None => {
-                let names: Vec<&str> = self.tables.iter().map(|table| table.spec.name.as_str()).collect();
+                let names: Vec<&str> = tables.iter().map(|table| table.spec.name.as_str()).collect();
                 let detail = format!("no table {name:?} is configured; there is {}", names.join(", "));
                 Err(Problem::new(StatusCode::NOT_FOUND, detail))
             }

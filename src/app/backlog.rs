@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{metrics::Metrics, status::Board},
@@ -28,23 +27,19 @@ pub(super) struct Watched {
     pub only_in_log: watch::Receiver<Unsettled>,
 }
 
-/// Measures what waits in a table, apart from the poller: it has to show when the poller is stuck.
+/// Measures what waits in a table, until it is aborted; apart from the poller: it has to show when the poller is stuck.
 pub(super) async fn watch_backlog(
     database: Database,
     Watched { spec, lease, waits, only_in_log }: Watched,
     table: TableIx,
     board: Arc<Board>,
     metrics: Arc<Metrics>,
-    stop: CancellationToken,
 ) {
     let mut outbox = None;
     let mut tick = tokio::time::interval(BACKLOG_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            () = stop.cancelled() => return,
-        }
+        tick.tick().await;
         let now = lease.borrow().clone();
         let (held, speaks) = match &now {
             Lease::Owner { parts, .. } if now.epoch().is_some() => match spec.shared {

@@ -1,10 +1,11 @@
 //! Ingest: the address that takes events, the spool that keeps them, and the relay that publishes them.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
     net::TcpListener,
+    sync::mpsc,
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -35,7 +36,7 @@ pub(super) struct Ingest {
 }
 
 impl Ingest {
-    pub async fn build(config: &Config, shared: &Shared) -> anyhow::Result<Option<Ingest>> {
+    pub async fn build(config: &Arc<Config>, shared: &Shared) -> anyhow::Result<Option<Ingest>> {
         let (Some(ingest), Some(table)) = (&config.ingest, &config.spool) else { return Ok(None) };
         let spool = Spool::open(ingest, shared.metrics.clone()).await?;
         let database = spool.database.clone();
@@ -51,7 +52,7 @@ impl Ingest {
             shared.metrics.clone(),
         )
         .context("docs/openapi.yaml")?;
-        let table = part.watched[0].spec.clone();
+        let table = part.first().clone();
         Ok(Some(Ingest { part, spool, server, listener, table }))
     }
 
@@ -69,7 +70,10 @@ impl Ingest {
         let (writer, _lock) = self.spool.spawn();
         let mut server = tokio::spawn(self.server.serve(self.listener, stop.clone()));
         let drained = CancellationToken::new();
-        let relay = tokio::spawn(self.part.run(drained.clone(), grace.mul_f64(1.0 - DRAIN_SHARE)));
+        // Its table stays as it is.
+        let (_, no_reloads) = mpsc::channel(1);
+        let relay =
+            tokio::spawn(self.part.run(no_reloads, drained.clone(), grace.mul_f64(1.0 - DRAIN_SHARE)));
         stop.cancelled().await;
         let stopped_at = Instant::now();
         let deadline = stopped_at + grace.mul_f64(DRAIN_SHARE);

@@ -1,9 +1,8 @@
 //! The log of the source, for the tables that follow it.
 
-use std::{future::Future, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::metrics::Metrics,
@@ -27,6 +26,8 @@ mod read {
         sync::{Notify, mpsc},
         task::JoinHandle,
     };
+    use tokio_util::sync::CancellationToken;
+    use tracing::warn;
 
     use super::*;
     #[cfg(feature = "mysql")]
@@ -43,10 +44,16 @@ mod read {
 
     /// A session may leave what it does out of a binlog (`sql_log_bin`).
     const SWEEP_EVERY: Duration = Duration::from_secs(30);
+    /// How long the log may take to be told how far it is settled.
+    const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 
     /// A table that follows the log.
+    #[derive(Clone)]
     struct Follower {
         spec: TableSpec,
+        /// Whether it is polled when there is no log.
+        #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "a binlog is not given up"))]
+        polls: bool,
         lines: mpsc::UnboundedSender<Line>,
         /// How long its oldest row has waited, in seconds.
         #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "a binlog is not given up"))]
@@ -66,13 +73,13 @@ mod read {
         Postgres(stream::Streamer),
     }
 
+    /// The tables that follow the log, and who reads it: one reader for all of them, so a change of the tables is
+    /// another reader.
     #[derive(Default)]
     pub struct Log {
         followers: Vec<Follower>,
-        /// Every table that follows is polled when there is no log.
-        all_poll: Option<bool>,
         again: Arc<Notify>,
-        streamer: Option<Streamer>,
+        reading: Option<(CancellationToken, JoinHandle<()>)>,
     }
 
     impl Log {
@@ -91,12 +98,27 @@ mod read {
                 Capture::Auto => true,
             };
             let (lines, end) = mpsc::unbounded_channel();
-            self.all_poll = Some(self.all_poll.unwrap_or(true) && polls);
-            self.followers.push(Follower { spec: spec.clone(), lines, waits, unsettled });
+            self.followers.push(Follower { spec: spec.clone(), polls, lines, waits, unsettled });
             let sweep = (dialect == Dialect::Mysql).then_some(SWEEP_EVERY);
             Some(LogEnd { lines: end, polls, sweep, again: self.again.clone() })
         }
 
+        /// A table follows the log no more. Returns whether it did.
+        pub fn leave(&mut self, table: &str) -> bool {
+            let before = self.followers.len();
+            self.followers.retain(|follower| follower.spec.name != table);
+            self.followers.len() < before
+        }
+
+        pub fn has_followers(&self) -> bool {
+            self.followers() > 0
+        }
+
+        pub fn followers(&self) -> usize {
+            self.followers.len()
+        }
+
+        /// Begins to read the log for the tables that follow it now.
         pub fn open(
             &mut self,
             config: &Config,
@@ -105,12 +127,11 @@ mod read {
             #[cfg_attr(not(feature = "postgres"), expect(unused_variables, reason = "there is no slot"))]
             metrics: &Arc<Metrics>,
         ) {
-            #[cfg_attr(not(feature = "postgres"), expect(unused_variables, reason = "there is no slot"))]
-            let (Some(disposable), Some(source)) = (self.all_poll, &config.source) else { return };
-            let followers = std::mem::take(&mut self.followers).into_iter();
-            self.streamer = match database {
+            let Some(source) = config.source.as_ref().filter(|_| self.has_followers()) else { return };
+            let followers = self.followers.iter().cloned();
+            let streamer = match database {
                 #[cfg(feature = "mysql")]
-                Database::Mysql(database) => Some(Streamer::Mysql(mysql::stream::Streamer {
+                Database::Mysql(database) => Streamer::Mysql(mysql::stream::Streamer {
                     server: server(source, database),
                     followers: followers
                         .map(|Follower { spec, lines, .. }| mysql::stream::Follower { spec, lines })
@@ -118,16 +139,16 @@ mod read {
                     limit: row_limit(config),
                     lease: lease.clone(),
                     again: self.again.clone(),
-                })),
+                }),
                 #[cfg(feature = "postgres")]
                 Database::Postgres(database) => {
                     let slot = slot(source, database);
-                    Some(Streamer::Postgres(stream::Streamer {
-                        disposable,
+                    Streamer::Postgres(stream::Streamer {
+                        disposable: self.followers.iter().all(|follower| follower.polls),
                         connect: database.replication(source, &slot.application),
                         slot,
                         followers: followers
-                            .map(|Follower { spec, lines, waits, unsettled }| stream::Follower {
+                            .map(|Follower { spec, lines, waits, unsettled, .. }| stream::Follower {
                                 spec,
                                 lines,
                                 waits,
@@ -138,26 +159,30 @@ mod read {
                         lease: lease.clone(),
                         again: self.again.clone(),
                         metrics: metrics.clone(),
-                    }))
+                    })
                 }
                 // `check` has refused it.
                 #[cfg(feature = "sqlite")]
-                Database::Sqlite(_) => None,
+                Database::Sqlite(_) => return,
             };
+            let stop = CancellationToken::new();
+            let task = match streamer {
+                #[cfg(feature = "mysql")]
+                Streamer::Mysql(streamer) => tokio::spawn(streamer.run(stop.clone())),
+                #[cfg(feature = "postgres")]
+                Streamer::Postgres(streamer) => tokio::spawn(streamer.run(stop.clone())),
+            };
+            self.reading = Some((stop, task));
         }
 
-        /// Reads the log, where there is one, until `stop`.
-        pub fn spawn(self, stop: CancellationToken) -> impl Future<Output = ()> {
-            let task: Option<JoinHandle<()>> = self.streamer.map(|streamer| match streamer {
-                #[cfg(feature = "mysql")]
-                Streamer::Mysql(streamer) => tokio::spawn(streamer.run(stop)),
-                #[cfg(feature = "postgres")]
-                Streamer::Postgres(streamer) => tokio::spawn(streamer.run(stop)),
-            });
-            async move {
-                if let Some(task) = task {
-                    task.await.ok();
-                }
+        /// Reads the log no more, once it is told how far it is settled.
+        pub async fn close(&mut self) {
+            let Some((stop, mut task)) = self.reading.take() else { return };
+            stop.cancel();
+            if tokio::time::timeout(CLOSED_WITHIN, &mut task).await.is_err() {
+                warn!("the log could not be told in time how far it is settled; some of it is read again");
+                task.abort();
+                task.await.ok();
             }
         }
     }
@@ -202,9 +227,19 @@ impl Log {
         None
     }
 
+    pub fn leave(&mut self, _: &str) -> bool {
+        false
+    }
+
+    pub fn has_followers(&self) -> bool {
+        false
+    }
+
+    pub fn followers(&self) -> usize {
+        0
+    }
+
     pub fn open(&mut self, _: &Config, _: &Database, _: &watch::Receiver<Lease>, _: &Arc<Metrics>) {}
 
-    pub fn spawn(self, _: CancellationToken) -> impl Future<Output = ()> {
-        std::future::ready(())
-    }
+    pub async fn close(&mut self) {}
 }

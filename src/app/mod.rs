@@ -9,17 +9,25 @@ mod backlog;
 mod ingest;
 mod log;
 mod part;
+mod reload;
+mod roster;
 mod tables;
 
 use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{net::TcpListener, sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::part::{Owner, Part, Shared};
-pub use self::tables::table_specs;
+use self::{
+    part::{Owner, Part, Shared},
+    roster::Reload,
+};
+pub use self::{
+    reload::{Refused, Reloader},
+    tables::table_specs,
+};
 use crate::{
     admin::{metrics::Metrics, server::Admin, status::Board, verbs::Desk},
     config::{self, Config},
@@ -46,11 +54,15 @@ pub struct App {
     boards: Vec<Arc<Board>>,
     telemetry: Option<Telemetry>,
     refused: CancellationToken,
-    grace: Duration,
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+    reload: mpsc::Sender<Reload>,
+    reloads: mpsc::Receiver<Reload>,
 }
 
 impl App {
     pub async fn build(config: &Config) -> anyhow::Result<App> {
+        let config = &Arc::new(config.clone());
         let names: Vec<&str> = config.all_tables().map(|table| table.name.as_str()).collect();
         let store = config.object_store.as_ref().map(config::ObjectStore::open).transpose()?;
         let replica = replica_name();
@@ -70,6 +82,7 @@ impl App {
             watch: Watch { log: config.log.context.clone(), traces: telemetry.is_some() },
             spans: telemetry.as_ref().map(|telemetry| telemetry.spans.clone()),
             refused: CancellationToken::new(),
+            desk: Arc::new(Desk::new(config.admin.token_file.clone())),
         };
         let refused = shared.refused.clone();
         let source = match &config.source {
@@ -92,15 +105,12 @@ impl App {
         let admin = match config.admin.listen {
             Some(listen) => {
                 let listener = http::bind("admin.listen", listen).await?;
-                let desk = Arc::new(Desk {
-                    tables: parts().flat_map(Part::for_verbs).collect(),
-                    token_file: config.admin.token_file.clone(),
-                });
-                let Shared { window, metrics, .. } = shared;
+                let Shared { window, metrics, desk, .. } = shared.clone();
                 Some((Admin { boards: boards.clone(), metrics, window, desk }, listener))
             }
             None => None,
         };
+        let (reload, reloads) = mpsc::channel(1);
         Ok(App {
             source,
             #[cfg(feature = "sqlite")]
@@ -109,13 +119,25 @@ impl App {
             boards,
             telemetry,
             refused,
-            grace: config.shutdown.grace,
+            config: config.clone(),
+            metrics: shared.metrics,
+            reload,
+            reloads,
         })
     }
 
     /// Cancelled when it would be a guess to go on: somebody has to look, and the log says at what.
     pub fn refused(&self) -> CancellationToken {
         self.refused.clone()
+    }
+
+    /// Hands it another configuration once it runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader {
+            running: self.config.clone(),
+            part: self.source.as_ref().map(|_| self.reload.clone()),
+            metrics: self.metrics.clone(),
+        }
     }
 
     /// The state as `/status` shows it, a board for each source.
@@ -143,10 +165,10 @@ impl App {
             }
             tokio::spawn(admin.serve(listener, after_relay.clone()))
         });
-        let grace = self.grace;
+        let grace = self.config.shutdown.grace;
         let mut running = Vec::new();
         if let Some(part) = self.source {
-            running.push(tokio::spawn(part.run(stop.clone(), grace)));
+            running.push(tokio::spawn(part.run(self.reloads, stop.clone(), grace)));
         }
         #[cfg(feature = "sqlite")]
         if let Some(ingest) = self.ingest {

@@ -6,31 +6,27 @@ use std::{future::Future, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinSet,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{
-    backlog::{Watched, watch_backlog},
-    log::Log,
-    tables::{policy, record_spec, shared as shared_by, table_spec},
-};
+use super::roster::{Common, Made, Reload, Roster, compile, names};
 use crate::{
-    admin::{metrics::Metrics, status::Board, verbs},
-    config::{self, Config, Delivery, Dialect, Poll},
+    admin::{metrics::Metrics, status::Board, verbs::Desk},
+    config::{self, Config, Delivery},
     coordinate::{Keeper, Lease, drain::Drain},
-    event::TableIx,
-    record::{Rules, Watch},
-    relay::{Core, Left, Relay, Table, packer::Packer, retry::GiveUp, unit::DeliveryUnit, window::Window},
+    record::Watch,
+    relay::{Core, Left, Relay, packer::Packer, unit::DeliveryUnit, window::Window},
     sink,
-    source::{Command, Feed, Source as _, database::Database, log::Unsettled, table::TableSource},
+    source::database::{Database, TableSpec},
     telemetry::Spans,
 };
 
 /// Batches on their way from the sources to the relay; the window bounds what is in them.
 const BATCHES_ON_THE_WAY: usize = 8;
+/// Tables that are to come or to go, on their way to the relay.
+const CHANGES_ON_THE_WAY: usize = 8;
 
 /// What the parts share.
 #[derive(Clone)]
@@ -45,6 +41,7 @@ pub(super) struct Shared {
     pub spans: Option<Spans>,
     /// Cancelled by what cannot go on without a guess.
     pub refused: CancellationToken,
+    pub desk: Arc<Desk>,
 }
 
 /// Whose the source is.
@@ -60,13 +57,12 @@ pub(super) enum Owner {
 pub(super) struct Part {
     pub database: Database,
     pub board: Arc<Board>,
-    /// The tables, and where it is told how long the oldest row of each has waited.
-    pub watched: Vec<Watched>,
-    pollers: Vec<(TableSource, Feed)>,
+    config: Arc<Config>,
+    tables: Vec<config::Table>,
+    made: Vec<Made>,
+    roster: Roster,
     relay: Relay<sink::Kafka>,
     tenure: Tenure,
-    log: Log,
-    metrics: Arc<Metrics>,
 }
 
 enum Tenure {
@@ -76,17 +72,15 @@ enum Tenure {
 }
 
 impl Part {
-    /// `wake`: whether the database tells of commits, whatever the tables' configuration says.
     pub fn build(
-        config: &Config,
+        config: &Arc<Config>,
         tables: &[config::Table],
         database: Database,
         owner: &Owner,
         shared: &Shared,
     ) -> anyhow::Result<Part> {
-        let Shared { replica, window, metrics, packer, has_store, watch, spans, refused } = shared;
-        let names = tables.iter().map(|table| table.name.clone());
-        let board = Arc::new(Board::new(replica.clone(), names));
+        let Shared { replica, window, metrics, packer, has_store, watch, spans, refused, desk } = shared;
+        let board = Arc::new(Board::new(replica.clone(), tables.iter().map(|table| table.name.clone())));
         let exactly_once = config.kafka.delivery == Delivery::ExactlyOnce;
         let kafka = sink::Kafka::new(sink::Settings {
             bootstrap_servers: config.kafka.bootstrap_servers.clone(),
@@ -102,67 +96,30 @@ impl Part {
         // Of the tables that are not shared: whose relay has them as a whole.
         let (whole, whole_leased) = watch::channel(Lease::Standby);
         let (events, intake) = mpsc::channel(BATCHES_ON_THE_WAY);
-
-        let mut log = Log::default();
-        let (mut relayed, mut pollers, mut sources, mut watched) = (vec![], vec![], vec![], vec![]);
-        for (index, table) in tables.iter().enumerate() {
-            let retry = policy(&table.retry);
-            let rules = Rules::compile(&record_spec(table, *has_store, watch))
-                .with_context(|| format!("table {}", table.name))?;
-            let dialect = config.source.as_ref().map_or(Dialect::Sqlite, config::Source::dialect);
-            let shared = match owner {
-                // One producer publishes all of them.
-                Owner::Lease if exactly_once => None,
-                Owner::Lease => shared_by(table, dialect, config.replicas.buckets),
-                Owner::Process { .. } => None,
-            };
-            let spec = table_spec(table, &rules, shared);
-            let (waits, waited) = watch::channel(0.0);
-            let (unsettled, only_in_log) = watch::channel(Unsettled::default());
-            let end = log.follow(dialect, table, &spec, waited, unsettled);
-            let (tell, commands) = mpsc::unbounded_channel::<Command>();
-            sources.push(tell);
-            let feed = Feed {
-                table: TableIx(u16::try_from(index).context("too many tables")?),
-                events: events.clone(),
-                commands,
-            };
-            let relay_table = Arc::new(Table {
-                name: table.name.clone(),
-                rules,
-                order: table.order,
-                keeps_rows: spec.stays(),
-                retry,
-                give_up: GiveUp { after: table.retry.give_up_after, then: table.on_failure },
-                max_held: table.hold.max_events,
-            });
-            let source = TableSource {
-                log: end,
-                database: database.clone(),
-                spec: spec.clone(),
-                poll: poll(table, owner),
-                retry,
-                window: window.clone(),
-                lease: if spec.shared.is_some() { leased.clone() } else { whole_leased.clone() },
-                drain: None,
-                exactly_once,
-                board: board.clone(),
-                metrics: metrics.clone(),
-                table: relay_table.clone(),
-            };
-            pollers.push((source, feed));
-            let lease = if spec.shared.is_some() { leased.clone() } else { whole_leased.clone() };
-            watched.push(Watched { spec, lease, waits, only_in_log });
-            relayed.push(relay_table);
+        let (change, changes) = mpsc::channel(CHANGES_ON_THE_WAY);
+        let (relayed, relayed_now) = watch::channel(names(tables));
+        let drain = Arc::new(Drain::default());
+        let common = Common {
+            database: database.clone(),
+            board: board.clone(),
+            metrics: metrics.clone(),
+            window: window.clone(),
+            has_store: *has_store,
+            watch: watch.clone(),
+            exactly_once,
+            lease: leased.clone(),
+            whole: whole_leased.clone(),
+            drain: drain.clone(),
+            events,
+            is_spool: matches!(owner, Owner::Process { .. }),
+        };
+        let mut roster = Roster::new(common, desk.clone(), change, relayed);
+        let mut made: Vec<Made> = Vec::new();
+        for table in tables {
+            made.push(roster.make(config, table, compile(table, *has_store, watch)?)?);
         }
-        log.open(config, &database, &whole_leased, metrics);
-        let shared: Vec<bool> = watched.iter().map(|table| table.spec.shared.is_some()).collect();
-        let drain = Arc::new(Drain::new(shared.iter().copied()));
-        for ((source, _), is_shared) in pollers.iter_mut().zip(&shared) {
-            source.drain = is_shared.then(|| drain.clone());
-        }
-        board.shared(shared);
-        let core = Core::new(relayed, window.clone(), metrics.clone()).with_spans(spans.clone());
+        let rules = made.iter().map(|made| made.rules.clone()).collect();
+        let core = Core::new(rules, window.clone(), metrics.clone()).with_spans(spans.clone());
         let unit =
             DeliveryUnit { database: database.clone(), position_topic: config.kafka.position_topic.clone() };
         let relay = Relay {
@@ -170,7 +127,8 @@ impl Part {
             sink: Arc::new(kafka),
             packer: packer.clone(),
             intake,
-            sources,
+            sources: made.iter().map(|made| Some(made.tell.clone())).collect(),
+            changes,
             lease: if exactly_once { whole_leased } else { leased },
             epoch: None,
             refused: refused.clone(),
@@ -184,7 +142,7 @@ impl Part {
                 owner: replica.clone(),
                 length: config.replicas.lease,
                 buckets: config.replicas.buckets,
-                tables: tables.iter().map(|table| table.name.clone()).collect(),
+                tables: relayed_now,
                 lease,
                 whole,
                 drain,
@@ -199,40 +157,36 @@ impl Part {
                 Tenure::ForLife([lease, whole])
             }
         };
-        let metrics = metrics.clone();
-        Ok(Part { database, board, watched, pollers, relay, tenure, log, metrics })
-    }
-
-    /// The tables as the operator's verbs see them.
-    pub fn for_verbs(&self) -> impl Iterator<Item = verbs::Table> {
-        self.watched.iter().zip(&self.relay.sources).map(|(table, source)| verbs::Table {
-            spec: table.spec.clone(),
-            database: self.database.clone(),
-            source: source.downgrade(),
+        Ok(Part {
+            database,
+            board,
+            config: config.clone(),
+            tables: tables.to_vec(),
+            made,
+            roster,
+            relay,
+            tenure,
         })
     }
 
+    /// The first of its tables.
+    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "of ingest, which needs SQLite"))]
+    pub fn first(&self) -> &TableSpec {
+        &self.made[0].watched.spec
+    }
+
     /// Runs until `stop`, and then for `grace` at most. Returns what was left unfinished.
-    pub async fn run(self, stop: CancellationToken, grace: Duration) -> Left {
+    pub async fn run(
+        self,
+        reloads: mpsc::Receiver<Reload>,
+        stop: CancellationToken,
+        grace: Duration,
+    ) -> Left {
         // Sources and lease outlive the relay: they record what it finishes while it drains.
-        let mut sources = JoinSet::new();
-        for (poller, feed) in self.pollers {
-            sources.spawn(poller.run(feed));
-        }
-        let after_sources = CancellationToken::new();
-        let log = self.log.spawn(after_sources.clone());
-        let after_relay = CancellationToken::new();
-        let mut helpers = JoinSet::new();
-        for (index, table) in self.watched.into_iter().enumerate() {
-            helpers.spawn(watch_backlog(
-                self.database.clone(),
-                table,
-                TableIx(index as u16),
-                self.board.clone(),
-                self.metrics.clone(),
-                after_relay.clone(),
-            ));
-        }
+        let mut roster = self.roster;
+        self.made.into_iter().for_each(|made| roster.start(made));
+        roster.show(&self.tables);
+        roster.open_log(&self.config);
         let release = CancellationToken::new();
         let keeper = self.tenure.keep(release.clone());
 
@@ -240,25 +194,20 @@ impl Part {
             stop.cancelled().await;
             Instant::now()
         };
-        let (left, stopped_at) = tokio::join!(self.relay.run(stop.clone(), grace), stopped_at);
+        let (left, stopped_at, ()) = tokio::join!(
+            self.relay.run(stop.clone(), grace),
+            stopped_at,
+            roster.serve(reloads, stop.clone())
+        );
         let remaining = grace.saturating_sub(stopped_at.elapsed()).max(Duration::from_millis(500));
-        let recorded =
-            tokio::time::timeout(remaining, async { while sources.join_next().await.is_some() {} });
-        if recorded.await.is_err() {
+        if tokio::time::timeout(remaining, roster.sources_end()).await.is_err() {
             warn!("the sources did not finish within shutdown.grace; what they had not recorded is repeated");
-            sources.shutdown().await;
         }
-        // The log is the last to hear what is settled.
-        after_sources.cancel();
-        if tokio::time::timeout(Duration::from_secs(2), log).await.is_err() {
-            warn!("the log could not be told in time how far it is settled; some of it is read again");
-        }
+        roster.end().await;
         release.cancel();
         if tokio::time::timeout(Duration::from_secs(2), keeper).await.is_err() {
             warn!("could not release the lease in time; it runs out by itself");
         }
-        after_relay.cancel();
-        helpers.shutdown().await;
         left
     }
 }
@@ -275,13 +224,5 @@ impl Tenure {
         async move {
             task.await.ok();
         }
-    }
-}
-
-/// The spool tells of every commit, and its relay is in the same process: it is read when there is something.
-fn poll(table: &config::Table, owner: &Owner) -> Poll {
-    match owner {
-        Owner::Lease => table.poll.clone(),
-        Owner::Process { .. } => Poll { wake: config::Wake::Notify, ..table.poll.clone() },
     }
 }

@@ -36,5 +36,12 @@ fn line(finding: &Finding) -> String {
         Verdict::Warn => "warn",
         Verdict::Fail => "FAIL",
     };
-    format!("{verdict}  {}: {}\n", finding.check, finding.says)
+    let mut text = format!("{verdict}  {}: {}\n", finding.check, finding.says);
+    if let Some(fix) = &finding.fix {
+        // A statement may have lines of its own.
+        for line in fix.text().lines() {
+            text.push_str(&format!("      {line}\n"));
+        }
+    }
+    text
 }

@@ -22,21 +22,40 @@ use crate::config::{self, Level, LogFormat};
 /// The field of a line about an event that has the event's headers, as a JSON object.
 const CONTEXT: &str = "context";
 
-pub fn start(config: &config::Log) {
-    let level = match config.level {
+/// Begins to log. Returns how the level is changed later.
+pub fn start(config: &config::Log) -> Box<dyn Fn(Level) + Send + Sync> {
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter(config.level)).with_writer(std::io::stderr);
+    match config.format {
+        LogFormat::Json => {
+            let builder = builder.event_format(Json).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |level| {
+                handle.reload(filter(level)).ok();
+            })
+        }
+        LogFormat::Text => {
+            let builder = builder.with_ansi(std::io::stderr().is_terminal()).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |level| {
+                handle.reload(filter(level)).ok();
+            })
+        }
+    }
+}
+
+/// Libraries only when something is wrong with them.
+fn filter(level: Level) -> EnvFilter {
+    let level = match level {
         Level::Error => "error",
         Level::Warn => "warn",
         Level::Info => "info",
         Level::Debug => "debug",
         Level::Trace => "trace",
     };
-    // Libraries only when something is wrong with them.
-    let filter = EnvFilter::new(format!("error,whippet={level}"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.format {
-        LogFormat::Json => builder.event_format(Json).init(),
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
-    }
+    EnvFilter::new(format!("error,whippet={level}"))
 }
 
 /// A line is a JSON object: `timestamp`, `level`, the fields, `target`. The context is an object in it.

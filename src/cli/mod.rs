@@ -7,6 +7,7 @@ mod doctor;
 mod import;
 mod log;
 mod purge;
+mod reload;
 mod run;
 mod sql;
 mod teardown;

@@ -5,10 +5,14 @@ use std::{path::Path, pin::pin};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{BAD_CONFIG, DONE, FAILED, log, print};
+use super::{
+    BAD_CONFIG, DONE, FAILED, log, print,
+    reload::{self, Reload},
+};
 use crate::{app::App, config, doctor};
 
 pub fn run(path: &Path) -> u8 {
+    let first = reload::content(path);
     let config = match config::load(path) {
         Ok(config) => config,
         Err(error) => {
@@ -16,7 +20,7 @@ pub fn run(path: &Path) -> u8 {
             return BAD_CONFIG;
         }
     };
-    log::start(&config.log);
+    let set_level = log::start(&config.log);
     // Tests name the places where this process is to die.
     let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
     for warning in &config.warnings {
@@ -40,6 +44,8 @@ pub fn run(path: &Path) -> u8 {
         info!(version = env!("CARGO_PKG_VERSION"), tables = config.all_tables().count(), "whippet starts");
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
+        let reload = Reload { path: path.to_owned(), reloader: app.reloader(), set_level };
+        tokio::spawn(reload.watch(first, stop.clone()));
         // Beside it: a Kafka or a store that is away must not delay the start.
         let checks = tokio::spawn(doctor::may_run(config.clone()));
         let refused = app.refused();

@@ -6,6 +6,7 @@
 //! types by the schema, and `check` looks at the whole. Every step goes on after a problem, so that
 //! all of them are told at once.
 
+mod change;
 mod check;
 mod error;
 mod exactly_once;
@@ -32,8 +33,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use self::error::Problems;
 pub use self::{
+    change::Difference,
     error::{Error, Place, Problem},
     ingest::{COLUMNS as INGEST_COLUMNS, INGEST, Ingest},
     payload::{Chunk, ChunkDialect, Encode, Encoding, Oversize, Payload, Reference, ReferenceDialect},
@@ -43,6 +44,7 @@ pub use self::{
         Preset, Retention, Retry, Rows, Table, Wake,
     },
 };
+use self::{change::Given, error::Problems};
 use crate::store::{Store, StoreError};
 
 /// The whole configuration.
@@ -82,6 +84,8 @@ pub struct Config {
     /// What works, but perhaps not as intended.
     #[serde(skip)]
     pub warnings: Vec<String>,
+    #[serde(skip)]
+    given: Given,
 }
 
 /// The database that has the outbox.
@@ -465,6 +469,7 @@ pub fn parse(name: &str, text: &str, env: &BTreeMap<String, String>) -> Result<C
     later::refuse(&mut tree, &mut problems);
     let shaped = shape::shape(tree, &shape::schema(), &mut problems);
     // What the schema lets through deserializes; were it not so, that is a problem too.
+    let given = Given(shaped.clone().unwrap_or_default());
     let mut config = shaped.and_then(|shaped| {
         serde_json::from_value::<Config>(shaped).map_err(|error| problems.add("", error.to_string())).ok()
     });
@@ -481,6 +486,7 @@ pub fn parse(name: &str, text: &str, env: &BTreeMap<String, String>) -> Result<C
     }
     let (mut config, warnings) = problems.finish(config)?;
     config.warnings = warnings;
+    config.given = given;
     Ok(config)
 }
 

@@ -1,38 +1,53 @@
 //! How far the tables are with what is to be let go: a part changes hands when nothing of it is in flight.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use tokio::sync::Notify;
 
 use crate::event::TableIx;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Drain {
-    /// For each table the last list of parts of which it holds nothing that was there before and is not in it.
-    seen_off: Vec<AtomicU64>,
+    /// For each table that is shared the last list of parts of which it holds nothing that was there before and is
+    /// not in it.
+    seen_off: Mutex<BTreeMap<TableIx, u64>>,
     news: Notify,
 }
 
 impl Drain {
-    /// One entry for each table: whether it is shared.
-    pub fn new(shared: impl IntoIterator<Item = bool>) -> Drain {
-        let start = |shared| AtomicU64::new(if shared { 0 } else { u64::MAX });
-        Drain { seen_off: shared.into_iter().map(start).collect(), news: Notify::new() }
+    /// A table that is shared begins: it is waited for from now on.
+    pub fn begins(&self, table: TableIx) {
+        self.lock().insert(table, 0);
+    }
+
+    /// A table has ended, and has nothing in flight.
+    pub fn ended(&self, table: TableIx) {
+        self.lock().remove(&table);
+        self.news.notify_one();
     }
 
     /// A table has nothing left that is not in the list of this number.
     pub fn seen_off(&self, table: TableIx, serial: u64) {
-        if self.seen_off[table.0 as usize].fetch_max(serial, Ordering::AcqRel) < serial {
+        let mut seen_off = self.lock();
+        if let Some(before) = seen_off.get_mut(&table).filter(|before| **before < serial) {
+            *before = serial;
             self.news.notify_one();
         }
     }
 
     /// The last list that all tables have seen off.
     pub fn done(&self) -> u64 {
-        self.seen_off.iter().map(|serial| serial.load(Ordering::Acquire)).min().unwrap_or(u64::MAX)
+        self.lock().values().min().copied().unwrap_or(u64::MAX)
     }
 
     pub async fn news(&self) {
         self.news.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<TableIx, u64>> {
+        self.seen_off.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -25,8 +25,8 @@ pub struct Keeper {
     pub owner: String,
     pub length: Duration,
     pub buckets: u16,
-    /// What this relay is to relay.
-    pub tables: BTreeSet<String>,
+    /// What this relay is to relay, as its configuration says now.
+    pub tables: watch::Receiver<BTreeSet<String>>,
     pub lease: watch::Sender<Lease>,
     /// The same, for tables that are not shared.
     pub whole: watch::Sender<Lease>,
@@ -73,12 +73,13 @@ impl Keeper {
                 self.database.install().await?;
                 state.installed = true;
             }
+            let tables = self.tables.borrow().clone();
             let attendance = Attendance {
                 epoch: state.standing.epoch(),
                 owner: &self.owner,
                 length: self.length,
                 buckets: self.buckets,
-                tables: &self.tables,
+                tables: &tables,
             };
             self.database.attend(attendance).await
         })

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use super::{spool::is_ours_to_take, volume, writer::free_bytes};
-use crate::{config::Ingest, doctor::Finding};
+use crate::{
+    config::Ingest,
+    doctor::{Finding, Fix},
+};
 
 const SPOOL: &str = "ingest: spool";
 
@@ -14,7 +17,9 @@ pub fn check(ingest: &Ingest) -> Vec<Finding> {
     // What is not there yet is made at the start, in what is there.
     let there = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
     if let Err(error) = tempfile::tempfile_in(there) {
-        return vec![Finding::fail(SPOOL, format!("{} cannot be written to: {error}", there.display()))];
+        let fix = Fix::Config("ingest.spool: (a folder that this user may write to)".into());
+        let says = format!("{} cannot be written to: {error}", there.display());
+        return vec![Finding::fail(SPOOL, says).mended_by(fix)];
     }
     if let Some(why) = volume::passing(there) {
         findings.push(Finding::warn("ingest: volume", format!("{shown}: {why}")));

@@ -31,6 +31,8 @@ pub struct Entry {
     pub warms: Option<u32>,
     /// When it was handed to the sink, on the relay's monotonic clock; `None` before that.
     pub sent_at: Option<Duration>,
+    /// Its hold is on its way to the source.
+    pub held: bool,
     pub records: Records,
     /// What is told of it, where somebody wants to know; counted in `bytes`.
     pub trail: Option<Box<Trail>>,
@@ -117,6 +119,25 @@ impl Ledger {
             entry.records.sent += 1;
             self.sent += usize::from(entry.sent_at.replace(at).is_none());
         }
+    }
+
+    /// Notes that the event is to be held.
+    pub fn holds(&mut self, ticket: Ticket) {
+        if self.current(ticket)
+            && let Some(entry) = self.entries.get_mut(ticket.slot as usize)
+        {
+            entry.held = true;
+        }
+    }
+
+    /// What was admitted of a table and is neither sent nor to be held. Walks the entries.
+    pub fn unsent_of(&self, table: TableIx) -> impl Iterator<Item = Ticket> {
+        let unsent = move |entry: &Entry| entry.table == table && entry.sent_at.is_none() && !entry.held;
+        let tickets = self.entries.iter().filter(move |(_, entry)| unsent(entry));
+        tickets.map(|(slot, _)| Ticket {
+            generation: self.generation,
+            slot: u32::try_from(slot).unwrap_or(u32::MAX),
+        })
     }
 
     /// Notes that a record of the event was acknowledged; the last one settles it.
@@ -237,6 +258,7 @@ mod tests {
             timestamp_ms: None,
             warms: None,
             sent_at: None,
+            held: false,
             records: Records::default(),
             trail: None,
         }

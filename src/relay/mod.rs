@@ -21,7 +21,7 @@ use std::{sync::Arc, time::Duration};
 
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::Instant,
 };
@@ -44,6 +44,8 @@ use crate::{
 const LOOK_UP_WITHIN: Duration = Duration::from_secs(10);
 /// How often the status board is brought up to date while nothing happens.
 const BOARD_EVERY: Duration = Duration::from_millis(100);
+/// What a table that stops gets after its time is up: only its source has to end yet.
+const FOR_LONG: Duration = Duration::from_hours(1);
 
 /// What was left when the relay stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,13 +56,34 @@ pub struct Left {
     pub unanswered: usize,
 }
 
+/// A table that comes, or goes, while the relay runs.
+pub enum Change {
+    /// At a place that is free, or the next one.
+    Start {
+        table: TableIx,
+        rules: Arc<Table>,
+        source: mpsc::UnboundedSender<Command>,
+        done: oneshot::Sender<()>,
+    },
+    /// Answered when its source has ended, within a while after `grace` whatever Kafka does.
+    Stop { table: TableIx, grace: Duration, done: oneshot::Sender<()> },
+}
+
+/// A table that is to stop.
+struct Stopping {
+    table: TableIx,
+    deadline: Instant,
+    done: oneshot::Sender<()>,
+}
+
 pub struct Relay<S> {
     pub core: Core,
     pub sink: Arc<S>,
     pub packer: Packer,
     pub intake: mpsc::Receiver<(TableIx, Yield)>,
     /// One for each table. Dropped at the end, which tells the sources to finish.
-    pub sources: Vec<mpsc::UnboundedSender<Command>>,
+    pub sources: Vec<Option<mpsc::UnboundedSender<Command>>>,
+    pub changes: mpsc::Receiver<Change>,
     pub lease: watch::Receiver<Lease>,
     /// The membership under which it works.
     pub epoch: Option<i64>,
@@ -94,12 +117,14 @@ impl<S: Sink> Relay<S> {
         board_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.heed_the_lease(&mut outside);
         let mut give_up: Option<Instant> = None;
+        let mut stopping: Vec<Stopping> = Vec::new();
         loop {
             if give_up.is_some() && (self.core.is_drained() || give_up <= Some(Instant::now())) {
                 break;
             }
             let due = self.core.next_due().map(|due| self.started + due);
-            let wake = [due, give_up].into_iter().flatten().min();
+            let overdue = stopping.iter().map(|stopping| stopping.deadline).min();
+            let wake = [due, give_up, overdue].into_iter().flatten().min();
             // Every branch only returns a value: cancelling the others loses nothing.
             let action = tokio::select! {
                 biased;
@@ -135,20 +160,65 @@ impl<S: Sink> Relay<S> {
                 () = stop.cancelled(), if give_up.is_none() => {
                     give_up = Some(Instant::now() + grace);
                     self.core.stops();
-                    for source in &self.sources {
+                    for source in self.sources.iter().flatten() {
                         source.send(Command::Stop).ok();
                     }
                     Action::Due
                 }
+                Some(change) = self.changes.recv() => self.change(change, &mut stopping),
                 _ = board_tick.tick() => Action::Due,
                 // 3. New work last.
                 Some((table, yielded)) = self.intake.recv(), if self.core.wants_events() => {
+                    if matches!(yielded, Yield::Ended) {
+                        for ended in stopping.extract_if(.., |stopping| stopping.table == table) {
+                            ended.done.send(()).ok();
+                        }
+                    }
                     Action::FromSource(table, yielded)
                 }
             };
             self.apply(action, &mut outside);
+            self.let_go(&mut stopping, &mut outside);
         }
         Left { events: self.core.open(), unanswered: self.core.unanswered() }
+    }
+
+    fn change(&mut self, change: Change, stopping: &mut Vec<Stopping>) -> Action {
+        match change {
+            Change::Start { table, rules, source, done } => {
+                self.core.add(table, rules);
+                // It begins with the generation that there is.
+                source.send(Command::Restart { generation: self.core.generation(), taken: None }).ok();
+                let index = table.0 as usize;
+                self.sources.resize_with(self.sources.len().max(index + 1), || None);
+                self.sources[index] = Some(source);
+                done.send(()).ok();
+                Action::Due
+            }
+            Change::Stop { table, grace, done } => {
+                self.tell(table, Command::Stop);
+                stopping.push(Stopping { table, deadline: Instant::now() + grace, done });
+                Action::Retire(table)
+            }
+        }
+    }
+
+    /// Closes the channels of the tables that are to stop and have nothing in flight: their sources record what they
+    /// owe, and end.
+    fn let_go(&mut self, stopping: &mut [Stopping], outside: &mut Outside) {
+        for Stopping { table, deadline, .. } in stopping {
+            let there = self.sources[table.0 as usize].is_some();
+            if there && !self.core.is_drained_of(*table) && *deadline <= Instant::now() {
+                self.apply(Action::WaitNoLonger(*table), outside);
+            }
+            if there && self.core.is_drained_of(*table) {
+                self.sources[table.0 as usize] = None;
+            }
+            if *deadline <= Instant::now() {
+                // It is not to wake the loop any more.
+                *deadline += FOR_LONG;
+            }
+        }
     }
 
     fn apply(&mut self, action: Action, outside: &mut Outside) {
@@ -232,6 +302,7 @@ impl<S: Sink> Relay<S> {
         if let Some(generation) = effects.restart {
             let mut settle = effects.settle;
             for (index, source) in self.sources.iter().enumerate() {
+                let Some(source) = source else { continue };
                 let taken = settle.as_mut().map(|(epoch, doubts)| Taken {
                     epoch: *epoch,
                     doubts: doubts.get_mut(index).map(std::mem::take).unwrap_or_default(),
@@ -243,7 +314,9 @@ impl<S: Sink> Relay<S> {
     }
 
     fn tell(&self, table: TableIx, command: Command) {
-        self.sources[table.0 as usize].send(command).ok();
+        if let Some(source) = &self.sources[table.0 as usize] {
+            source.send(command).ok();
+        }
     }
 
     /// Takes up until when we may send, on the relay's clock. Another membership is another lease, even if

@@ -8,14 +8,14 @@
 //! from then on the broker refuses what follows a gap.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::lanes::Waiting;
-use crate::sink::TopicFacts;
+use crate::sink::{Ticket, TopicFacts};
 
 #[derive(Debug)]
 pub enum State {
@@ -227,6 +227,20 @@ impl Topics {
             cold: 0,
         });
         (index, true)
+    }
+
+    /// Nothing of these waits any more.
+    pub fn forget(&mut self, tickets: &HashSet<Ticket>) {
+        for topic in &mut self.all {
+            let bytes_of = |waiting: &Waiting| super::core::window_bytes(&waiting.event);
+            topic.waiting.retain(|waiting| !tickets.contains(&waiting.ticket));
+            topic.waiting_bytes = topic.waiting.iter().map(bytes_of).sum();
+            for partition in &mut topic.partitions {
+                if let Partition::Warming(queue) = partition {
+                    queue.retain(|waiting| !tickets.contains(&waiting.ticket));
+                }
+            }
+        }
     }
 
     pub fn get(&self, index: u32) -> &Topic {

@@ -20,7 +20,7 @@ use std::{collections::HashMap, future::Future, time::Duration};
 use rdkafka::types::RDKafkaErrorCode;
 
 pub use self::{
-    cleanup::{Cleanup, cleanup},
+    cleanup::{Cleanup, Survey, survey},
     kafka::{Kafka, Settings},
 };
 use crate::record::Record;

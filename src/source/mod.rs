@@ -57,6 +57,8 @@ pub enum Yield {
     Held { tickets: Vec<Ticket>, counts: Counts },
     /// These were to be held behind something that has changed meanwhile: they are read again.
     Forgotten { tickets: Vec<Ticket> },
+    /// The source has ended, and this is the last of it.
+    Ended,
 }
 
 /// What stops events of a table, closed keys apart.

@@ -20,7 +20,9 @@ fn lines<'a>(printed: &'a str, verdict: &str) -> Vec<&'a str> {
 #[tokio::test]
 async fn a_store_that_can_be_used_is_left_as_it_was() {
     let (world, bucket) = (World::new("doctor").await, Bucket::new("doctor").await);
-    let config = world.write("whippet.yaml", &world.config("[{ name: outbox }]", &bucket.config("p", &[])));
+    let text = world.config("[{ name: outbox }]", &bucket.config("p", &[]));
+    world.install(&text).await;
+    let config = world.write("whippet.yaml", &text);
     let (code, printed) = doctor(&config);
     assert_eq!(code, Some(0), "{printed}");
     for check in ["put", "get", "delete", "lifecycle rules", "versions"] {
@@ -29,13 +31,14 @@ async fn a_store_that_can_be_used_is_left_as_it_was() {
     assert_eq!((lines(&printed, "warn"), lines(&printed, "FAIL")), (vec![], vec![]), "{printed}");
     assert_eq!(bucket.store("").tally("").await.unwrap().objects, 0);
     let none = world.write("none.yaml", &world.config("[{ name: outbox }]", ""));
-    assert_eq!(doctor(&none), (Some(0), "ok    object store: none is configured\n".into()));
+    assert!(doctor(&none).1.ends_with("ok    object store: none is configured\n"));
 }
 
 #[tokio::test]
 async fn a_store_that_cannot_be_used_fails_with_what_to_do() {
     let (world, bucket) = (World::new("doctor_fails").await, Bucket::new("doctor-fails").await);
     let table = "[{ name: outbox }]";
+    world.install(&world.config(table, "")).await;
     for (options, expected) in [
         (&[("secret_access_key", "hunter2")][..], "SignatureDoesNotMatch"),
         (&[("endpoint", "http://127.0.0.1:9")], "cannot connect"),
@@ -75,6 +78,7 @@ async fn a_rule_that_takes_objects_before_their_records_is_a_warning() {
     let table = format!("[{{ name: outbox, topic: '{}' }}]", world.topic("{type}"));
     let more = bucket.config("shop", &[]);
     let file = world.write("whippet.yaml", &world.config(&table, &more));
+    world.install(&world.config(&table, &more)).await;
     bucket.expire_after(3, "shop/").await;
     let (code, printed) = doctor(&file);
     assert_eq!(code, Some(0), "{printed}");
@@ -89,7 +93,6 @@ async fn a_rule_that_takes_objects_before_their_records_is_a_warning() {
     // A relay starts all the same.
     bucket.expire_after(3, "").await;
     bucket.keep_versions().await;
-    world.install(&world.config(&table, &more)).await;
     let relay = Relay::start(&file);
     relay.wait_for(&of_week);
     relay.wait_for("keeps old versions");

@@ -46,7 +46,9 @@ async fn chunks_for_a_compacted_topic_are_refused_at_the_start() {
     {
         let file = world.write("whippet.yaml", &chunks_to(&world, &crate::harness::kafka(), &topic));
         let (code, printed) = doctor(&file);
-        assert!(code == Some(0) && printed.contains(&format!("{verdict}  kafka: chunks: ")), "{printed}");
+        assert!(printed.contains(&format!("{verdict}  kafka: chunks: ")), "{printed}");
+        // That it is missing is another matter.
+        assert_eq!(code, Some(i32::from(topic.ends_with("later"))), "{printed}");
         let relay = Relay::start(&file);
         relay.until_status("/tables/0/state", "running").await;
         assert_eq!(relay.stop().0, Some(0));

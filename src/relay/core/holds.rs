@@ -175,6 +175,7 @@ impl Core {
         told::held(rules, event, cause, &reason);
         let (topic, key) = route_key(rules, event);
         self.holding += 1;
+        self.ledger.holds(ticket);
         self.progress[table.0 as usize].holds.push(Hold {
             ticket,
             place: event.place.clone(),

@@ -8,12 +8,13 @@ mod holds;
 mod packing;
 mod recovery;
 mod suspects;
+mod tables;
 mod told;
 mod transaction;
 mod view;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -97,6 +98,10 @@ pub enum Action {
     Probed(Result<(), String>),
     /// This relay may send until then; `None`: it may not.
     Lease(Option<Duration>),
+    /// A table is to stop, for good or to be started anew.
+    Retire(TableIx),
+    /// A table is to stop, and what was sent of it had its time to be answered.
+    WaitNoLonger(TableIx),
     /// The time of [`Core::next_due`] has come.
     Due,
 }
@@ -204,6 +209,8 @@ pub struct Core {
     lease_until: Option<Duration>,
     /// Whether the lease was ours when it was last looked at.
     owned: bool,
+    /// Tables that stop once nothing of them is in flight.
+    retiring: BTreeSet<TableIx>,
     suspects: HashSet<(TableIx, Place)>,
     /// Events that failed in the pipeline for a reason that may pass; a second time makes a suspect.
     failed_once: HashSet<(TableIx, Place)>,
@@ -244,6 +251,7 @@ impl Core {
             transaction: None,
             lease_until: None,
             owned: false,
+            retiring: BTreeSet::new(),
             suspects: HashSet::new(),
             failed_once: HashSet::new(),
             trials: VecDeque::new(),
@@ -327,6 +335,8 @@ impl Core {
                     self.start_over();
                 }
             }
+            Action::Retire(table) => self.retire(table),
+            Action::WaitNoLonger(table) => self.wait_no_longer(table),
             Action::Due => {}
         }
         self.upkeep(now, sink);
@@ -365,7 +375,8 @@ impl Core {
             }
             Yield::Gates { generation, serial, gates } => {
                 if generation == self.ledger.generation() {
-                    self.progress[table.0 as usize].opened = Some(generation);
+                    let goes = self.retiring.contains(&table);
+                    self.progress[table.0 as usize].opened = Some(generation).filter(|_| !goes);
                     self.gates_are(table, serial, gates);
                 }
             }
@@ -387,6 +398,7 @@ impl Core {
             Yield::Recorded { places } => self.recorded(table, &places),
             Yield::Held { tickets, counts } => self.held(table, tickets, counts),
             Yield::Forgotten { tickets } => self.no_longer_holding(table, tickets),
+            Yield::Ended => self.remove(table),
         }
     }
 
@@ -418,6 +430,7 @@ impl Core {
             timestamp_ms: event.timestamp_ms,
             warms: None,
             sent_at: None,
+            held: false,
             records: Records::default(),
             trail: None,
         });

@@ -74,6 +74,7 @@ impl Core {
             Phase::Pausing { until } if now >= until => self.start_over(),
             _ => {}
         }
+        self.give_back_what_failed();
         if self.phase == Phase::Running {
             if self.may_send() {
                 self.effects.look_up.extend(self.topics.due(now));

@@ -3,6 +3,7 @@
 
 mod broker;
 mod large;
+mod reload;
 mod table;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -41,6 +42,7 @@ struct World {
     window: Arc<Window>,
     broker: Broker,
     tables: Vec<Table>,
+    rules: Vec<Arc<core::Table>>,
     look_ups: VecDeque<String>,
     packings: VecDeque<Job>,
     probes: usize,
@@ -65,6 +67,8 @@ struct World {
     /// What was changed by hand, and how many breakers released what they held.
     changed: usize,
     released: usize,
+    /// How many tables have stopped and started.
+    reloads: usize,
     /// Whether faults still happen.
     faults: bool,
 }
@@ -109,8 +113,9 @@ impl World {
                 max_held: u64::MAX,
             })
         });
+        let rules: Vec<Arc<core::Table>> = tables.collect();
         let metrics = Arc::new(Metrics::new(&names));
-        let core = Core::new(tables.collect(), window.clone(), metrics);
+        let core = Core::new(rules.clone(), window.clone(), metrics);
         let mut world = World {
             random: fastrand::Rng::with_seed(seed),
             now: Duration::ZERO,
@@ -118,6 +123,7 @@ impl World {
             window,
             broker: Broker::of(exactly_once),
             tables: orders.iter().enumerate().map(|(n, order)| Table::new(n, *order, exactly_once)).collect(),
+            rules,
             look_ups: VecDeque::new(),
             packings: VecDeque::new(),
             probes: 0,
@@ -136,6 +142,7 @@ impl World {
             dropped: 0,
             changed: 0,
             released: 0,
+            reloads: 0,
             faults: true,
         };
         world.lease(true);
@@ -200,13 +207,13 @@ impl World {
                     epoch: *epoch,
                     doubts: std::mem::take(&mut doubts[index]),
                 });
-                table.commands.push_back(Command::Restart { generation, taken });
+                table.hear(Command::Restart { generation, taken });
             }
         }
     }
 
     fn tell(&mut self, table: TableIx, command: Command) {
-        self.tables[table.0 as usize].commands.push_back(command);
+        self.tables[table.0 as usize].hear(command);
     }
 
     fn lease(&mut self, ours: bool) {
@@ -239,13 +246,15 @@ impl World {
     /// One thing happens, and the window still counts what is on its way and nothing else.
     fn step(&mut self) {
         self.happen();
+        self.let_go();
         let on_the_way = |yielded: &Yield| match yielded {
             Yield::Events { events, .. } => events.len(),
             Yield::Closed { .. }
             | Yield::Gates { .. }
             | Yield::Held { .. }
             | Yield::Forgotten { .. }
-            | Yield::Recorded { .. } => 0,
+            | Yield::Recorded { .. }
+            | Yield::Ended => 0,
         };
         let handed_over: usize = self.tables.iter().flat_map(|table| &table.yields).map(on_the_way).sum();
         assert_eq!(self.window.used().events, self.core.open() + handed_over);
@@ -259,7 +268,7 @@ impl World {
                 if self.core.wants_events()
                     && let Some(yielded) = self.tables[table].yields.pop_front()
                 {
-                    self.apply(Action::FromSource(TableIx(table as u16), yielded));
+                    self.heard(table, yielded);
                 }
             }
             55..80 => {
@@ -287,7 +296,9 @@ impl World {
                 }
             }
             90..92 => (0..5).for_each(|_| self.end()),
-            92..93 if self.faults => match self.random.u32(0..3) {
+            92..93 if self.faults => match self.random.u32(0..4) {
+                3 if self.exactly_once => {}
+                3 => self.reload(table),
                 0 if self.random.bool() => self.store = !self.store,
                 0 => self.takes_payloads = !self.takes_payloads,
                 _ => self.operate(table),
@@ -480,7 +491,7 @@ fn history(seed: u64, orders: &[Order], give_up: GiveUp, exactly_once: bool) -> 
 fn random_histories_keep_the_promises() {
     let (mut refused, mut rebuilt, mut published) = (0, 0, 0);
     let (mut changed, mut released, mut buried) = (0, 0, 0);
-    let (mut chunked, mut referred) = (0, 0);
+    let (mut chunked, mut referred, mut reloads) = (0, 0, 0);
     for seed in 0..1_500 {
         let orders: &[Order] = match seed % 4 {
             0 => &[Order::Key],
@@ -492,6 +503,7 @@ fn random_histories_keep_the_promises() {
         let then = if seed % 5 == 0 { OnFailure::DeadLetter } else { OnFailure::Park };
         let world = history(seed, orders, GiveUp { after, then }, false);
         (changed, released) = (changed + world.changed, released + world.released);
+        reloads += world.reloads;
         buried += world.broker.dead.len();
         refused += world.broker.refused;
         rebuilt += world.broker.rebuilt;
@@ -502,6 +514,7 @@ fn random_histories_keep_the_promises() {
     // Histories in which nothing happens prove nothing.
     assert!(refused > 500 && rebuilt > 1_000 && published > 20_000, "{refused} {rebuilt} {published}");
     assert!(chunked > 1_000 && referred > 1_000, "{chunked} {referred}");
+    assert!(reloads > 500, "{reloads}");
     assert!(changed > 500 && released > 100 && buried > 100, "{changed} {released} {buried}");
 }
 

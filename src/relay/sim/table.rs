@@ -50,6 +50,16 @@ pub struct Row {
     pub state: State,
 }
 
+/// Whether a table is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Runs,
+    /// It is read no more.
+    Stops,
+    /// Its source has ended: nothing reaches it.
+    Ended,
+}
+
 /// What an operator wants, or the relay.
 #[derive(Clone, Debug)]
 pub enum Wish {
@@ -83,6 +93,7 @@ pub struct Table {
     pub wishes: VecDeque<Wish>,
     pub commands: VecDeque<Command>,
     pub yields: VecDeque<Yield>,
+    pub stage: Stage,
 }
 
 fn index(place: &Place) -> usize {
@@ -114,7 +125,31 @@ impl Table {
             wishes: VecDeque::new(),
             commands: VecDeque::new(),
             yields: VecDeque::new(),
+            stage: Stage::Runs,
         }
+    }
+
+    pub fn hear(&mut self, command: Command) {
+        if self.stage != Stage::Ended {
+            self.commands.push_back(command);
+        }
+    }
+
+    /// The relay has closed the channel.
+    pub fn finish(&mut self, broker: &Broker) {
+        while let Some(command) = self.commands.pop_front() {
+            self.take(command, broker);
+        }
+        assert!(self.pending.is_empty(), "holds that the relay did not wait for: {:?}", self.pending);
+        self.stage = Stage::Ended;
+        self.yields.push_back(Yield::Ended);
+    }
+
+    /// Starts anew. What is held, paused and wished is in the database.
+    pub fn start(&mut self, generation: u32) {
+        (self.stage, self.generation, self.opened) = (Stage::Runs, generation, false);
+        (self.gates_due, self.barred, self.look_again, self.serial) = (false, false, false, 0);
+        self.known.clear();
     }
 
     /// The id of a row: `table-number`.
@@ -148,6 +183,9 @@ impl Table {
 
     /// Takes one command, or changes what is held, or reads up to `limit` rows.
     pub fn turn(&mut self, window: &Window, limit: usize, broker: &Broker) {
+        if self.stage == Stage::Ended {
+            return;
+        }
         if let Some(command) = self.commands.pop_front() {
             return self.take(command, broker);
         }
@@ -179,7 +217,7 @@ impl Table {
                 self.fulfil(wish);
                 self.tell_gates();
             }
-            None if self.paused.contains(&Scope::Table) => {}
+            None if self.paused.contains(&Scope::Table) || self.stage == Stage::Stops => {}
             None => self.read(window, limit),
         }
     }
@@ -408,7 +446,8 @@ impl Table {
     /// Whether anything is left to be done.
     pub fn is_quiet(&self) -> bool {
         let parked = |hold: &Hold| hold.cause.state() == Who::Parked;
-        self.commands.is_empty()
+        self.stage == Stage::Runs
+            && self.commands.is_empty()
             && self.yields.is_empty()
             && self.wishes.is_empty()
             && self.pending.is_empty()

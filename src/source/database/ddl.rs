@@ -11,7 +11,7 @@ use crate::{
     config::{AfterPublish, Capture, Config, Dialect, Rows, Source, Table, Wake},
     record::Template,
 };
-pub use mysql::{relay_table_names, relay_tables_mysql};
+pub use mysql::{columns as columns_mysql, outbox as outbox_mysql, relay_table_names, relay_tables_mysql};
 
 /// The audit log has this name in every dialect.
 pub const AUDIT: &str = "whippet_audit";
@@ -324,12 +324,12 @@ fn heading(text: &str) -> String {
     format!("-- {text}.")
 }
 
-/// An outbox table by its mapped columns. A table that is there already stays as it is.
-fn outbox(table: &Table, dialect: Dialect) -> Vec<String> {
+/// The columns of an outbox, by name, and what each is declared as.
+pub fn columns(table: &Table, dialect: Dialect) -> Vec<(String, &'static str)> {
     let columns = &table.columns;
     let postgres = dialect == Dialect::Postgres;
     let kind = |postgres_type, sqlite_type| if postgres { postgres_type } else { sqlite_type };
-    let mut lines: Vec<(String, &str)> = Vec::new();
+    let mut lines: Vec<(String, &'static str)> = Vec::new();
     let mut add = |name: &str, kind| {
         if !lines.iter().any(|(known, _)| known == name) {
             lines.push((name.to_owned(), kind));
@@ -400,7 +400,14 @@ fn outbox(table: &Table, dialect: Dialect) -> Vec<String> {
     if let Some(tx) = kept_by {
         add(tx, "xid8 NOT NULL DEFAULT pg_current_xact_id()");
     }
+    lines
+}
 
+/// An outbox table by its mapped columns. A table that is there already stays as it is.
+pub fn outbox(table: &Table, dialect: Dialect) -> Vec<String> {
+    let (columns, lines) = (&table.columns, columns(table, dialect));
+    let marked = columns.published_at.as_ref().filter(|_| table.after_publish == AfterPublish::Mark);
+    let kept_by = columns.tx.as_ref().filter(|_| table.after_publish == AfterPublish::Keep);
     let name = quoted_table(&table.name);
     let list: Vec<String> = lines.iter().map(|(name, kind)| format!("  {} {kind}", quoted(name))).collect();
     let mut statements = vec![format!("CREATE TABLE IF NOT EXISTS {name} (\n{}\n)", list.join(",\n"))];
@@ -426,7 +433,7 @@ fn outbox(table: &Table, dialect: Dialect) -> Vec<String> {
         statements.push("-- Finds what is new without walking over what is published.".into());
         statements.push(format!("CREATE INDEX IF NOT EXISTS {index} ON {name} ({})", quoted(tx)));
     }
-    if postgres && kept_by.is_none() {
+    if dialect == Dialect::Postgres && kept_by.is_none() {
         statements.push("-- Rows come and go: vacuum by their number, not by a share of the table.".into());
         statements.push(format!(
             "ALTER TABLE {name} SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000)"
@@ -497,31 +504,33 @@ pub fn create_publication(name: &str, tables: &[String]) -> String {
     )
 }
 
+/// What a role, whose name is quoted, needs of a table.
+pub fn grants_of(table: &Table, role: &str) -> Vec<String> {
+    let name = quoted_table(&table.name);
+    let mut grants = Vec::new();
+    if let Some((schema, _)) = table.name.split_once('.') {
+        grants.push(format!("GRANT USAGE ON SCHEMA {} TO {role}", quoted(schema)));
+    }
+    let change = match (table.after_publish, &table.columns.published_at) {
+        (AfterPublish::Mark, Some(column)) => {
+            let delete = if table.retention.published.is_some() { ", DELETE" } else { "" };
+            format!("UPDATE ({}){delete}", quoted(column))
+        }
+        (AfterPublish::Keep, _) if table.retention.published.is_none() => String::new(),
+        _ => "DELETE".to_owned(),
+    };
+    let nothing = table.rows == Rows::Transient || change.is_empty();
+    let change = if nothing { String::new() } else { format!(", {change}") };
+    grants.push(format!("GRANT SELECT{change} ON {name} TO {role}"));
+    grants
+}
+
 /// In one block that does nothing where the role does not exist, so that the script runs anywhere.
 fn grants(config: &Config, source: &Source) -> Vec<String> {
     let name = super::role(source.url.expose()).unwrap_or_else(|| "whippet".into());
     let (role, own) = (quoted(&name), quoted(&source.relay_schema));
-    let mut grants = Vec::new();
-    for table in &config.tables {
-        if table.message_prefix().is_some() {
-            continue;
-        }
-        let name = quoted_table(&table.name);
-        if let Some((schema, _)) = table.name.split_once('.') {
-            grants.push(format!("GRANT USAGE ON SCHEMA {} TO {role}", quoted(schema)));
-        }
-        let change = match (table.after_publish, &table.columns.published_at) {
-            (AfterPublish::Mark, Some(column)) => {
-                let delete = if table.retention.published.is_some() { ", DELETE" } else { "" };
-                format!("UPDATE ({}){delete}", quoted(column))
-            }
-            (AfterPublish::Keep, _) if table.retention.published.is_none() => String::new(),
-            _ => "DELETE".to_owned(),
-        };
-        let nothing = table.rows == Rows::Transient || change.is_empty();
-        let change = if nothing { String::new() } else { format!(", {change}") };
-        grants.push(format!("GRANT SELECT{change} ON {name} TO {role}"));
-    }
+    let tables = config.tables.iter().filter(|table| table.message_prefix().is_none());
+    let mut grants: Vec<String> = tables.flat_map(|table| grants_of(table, &role)).collect();
     grants.push(format!("GRANT USAGE ON SCHEMA {own} TO {role}"));
     grants.push(format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {own} TO {role}"));
     vec![

@@ -32,7 +32,7 @@ pub(super) struct GroupSql {
     pub leave_older: String,
     /// `$1` to `$3`: the name, microseconds, and the tables as a JSON list.
     pub join: String,
-    /// `$1`, `$2`: the epoch, and microseconds.
+    /// `$1` to `$3`: the epoch, microseconds, and the tables, which may be others since.
     pub renew: String,
     pub sweep: String,
     /// Rows of (kind, number, epoch, name, seconds, tables), in one snapshot: parts with their turns, members and
@@ -63,7 +63,7 @@ impl GroupSql {
             leave_older: format!("DELETE FROM {members} WHERE owner = $1"),
             join: format!("INSERT INTO {members} (owner, expires_at, tables) VALUES ($1, {later}, $3)"),
             renew: format!(
-                "UPDATE {members} SET expires_at = {later} WHERE epoch = $1 AND expires_at > {now}"
+                "UPDATE {members} SET expires_at = {later}, tables = $3 WHERE epoch = $1 AND expires_at > {now}"
             ),
             sweep: format!("DELETE FROM {members} WHERE {expired}"),
             look: format!(
@@ -131,11 +131,13 @@ macro_rules! group_methods {
                     return Ok(Attended::Older);
                 }
                 let micros = i64::try_from(length.as_micros()).unwrap_or(i64::MAX);
+                let list = serde_json::json!(tables).to_string();
                 let epoch = match epoch {
                     Some(epoch) => {
                         let renewed = sql::query(AssertSqlSafe(statements.renew.as_str()))
                             .bind(epoch)
                             .bind(micros)
+                            .bind(list.as_str())
                             .execute(&self.pool())
                             .await
                             .map_err(Error::sql(doing))?;
@@ -152,8 +154,7 @@ macro_rules! group_methods {
                             .execute(&self.pool())
                             .await
                             .map_err(Error::sql(doing))?;
-                        let tables = serde_json::json!(tables).to_string();
-                        self.join(&statements.join, owner, micros, &tables).await?
+                        self.join(&statements.join, owner, micros, &list).await?
                     }
                 };
                 sql::query(AssertSqlSafe(statements.sweep.as_str()))

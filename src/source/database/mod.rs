@@ -206,14 +206,24 @@ impl TableSpec {
         self.after_publish == AfterPublish::Keep
     }
 
+    /// Whether it is a table, and not messages in the log.
+    pub fn is_table(&self) -> bool {
+        !matches!(self.rows, Rows::Messages { .. })
+    }
+
+    /// Columns that it cannot do without, and that are not among these.
+    fn missing<'a>(&'a self, present: &[String]) -> Vec<&'a str> {
+        let needed = self.columns.iter().chain(&self.sequence).chain(&self.published_at).chain(&self.tx);
+        needed
+            .filter(|name| !present.contains(name) && !self.optional.contains(name))
+            .map(String::as_str)
+            .collect()
+    }
+
     /// Whether a table with these columns, by name and type, has what is needed.
     fn check(&self, columns: &[(String, String)]) -> Result<(), Error> {
         let present: Vec<String> = columns.iter().map(|(name, _)| name.clone()).collect();
-        let needed = self.columns.iter().chain(&self.sequence).chain(&self.published_at).chain(&self.tx);
-        let missing: Vec<&str> = needed
-            .filter(|name| !present.contains(name) && !self.optional.contains(name))
-            .map(String::as_str)
-            .collect();
+        let missing = self.missing(&present);
         if missing.is_empty() { Ok(()) } else { Err(missing_columns(&self.name, &missing, &present)) }
     }
 }
@@ -386,14 +396,15 @@ impl Database {
         }
     }
 
-    /// What `whippet doctor` finds about the server and these tables. Nothing is asked of the others yet.
-    #[cfg_attr(not(feature = "mysql"), expect(unused_variables, reason = "nothing is asked"))]
-    pub async fn examine(&self, specs: &[TableSpec], log: Option<&config::Stream>) -> Vec<Finding> {
+    /// What `whippet doctor` finds about the server and these tables.
+    pub async fn examine(&self, config: &config::Config, specs: &[TableSpec]) -> Vec<Finding> {
         match self {
             #[cfg(feature = "mysql")]
-            Database::Mysql(db) => db.examine(specs, log).await,
-            #[cfg(any(feature = "postgres", feature = "sqlite"))]
-            _ => ready(Vec::new()).await,
+            Database::Mysql(db) => db.examine(config, specs).await,
+            #[cfg(feature = "postgres")]
+            Database::Postgres(db) => db.examine(config, specs).await,
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite(db) => db.examine(config, specs).await,
         }
     }
 

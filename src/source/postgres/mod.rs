@@ -3,6 +3,7 @@
 //! `publication` what the server needs for it, `stream` the loop, `upkeep` what goes on beside it.
 
 mod decoder;
+pub mod doctor;
 mod message;
 pub mod pgoutput;
 mod publication;

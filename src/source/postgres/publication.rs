@@ -30,6 +30,14 @@ impl Wanted {
     }
 }
 
+/// What a publication lacks, and the statement that mends it.
+pub(super) struct Lack {
+    pub why: String,
+    pub statement: String,
+    /// The relay does not do it by itself.
+    pub by_hand: bool,
+}
+
 /// What a publication has of a table. Of a row filter and of columns PostgreSQL speaks from 15 on.
 struct Published {
     oid: i64,
@@ -53,6 +61,22 @@ impl Published {
 impl Slot {
     /// Has the tables in the publication.
     pub(super) async fn publish(&self, tables: &[Wanted]) -> Result<(), Obstacle> {
+        let Some(Lack { why, statement, by_hand }) = self.lack(tables).await? else { return Ok(()) };
+        if by_hand {
+            return Err(Obstacle::Setup(format!("{why}. Run as the owner of the tables: {statement}")));
+        }
+        if !self.settings.create {
+            return Err(Obstacle::Setup(format!(
+                "{why}, and source.stream.create is false: run as the owner of the tables: {statement}"
+            )));
+        }
+        self.change(&statement).await?;
+        info!(publication = self.settings.publication, statement, "publication changed");
+        Ok(())
+    }
+
+    /// What the publication lacks, if something.
+    pub(super) async fn lack(&self, tables: &[Wanted]) -> Result<Option<Lack>, Obstacle> {
         let name = &self.settings.publication;
         let pool = self.database.pool();
         let there: Option<bool> = answered("look for the publication", async {
@@ -64,41 +88,60 @@ impl Slot {
         })
         .await?;
         if there == Some(false) {
-            return Err(Obstacle::Setup(format!(
-                "publication {name} publishes no inserts: ALTER PUBLICATION {} SET (publish = 'insert')",
-                quoted(name)
-            )));
+            return Ok(Some(Lack {
+                why: format!("publication {name} publishes no inserts"),
+                statement: format!("ALTER PUBLICATION {} SET (publish = 'insert')", quoted(name)),
+                by_hand: true,
+            }));
         }
         let published = self.published().await?;
         let of = |wanted: &Wanted| published.iter().find(|published| published.oid == wanted.oid);
         if let Some((wanted, lacks)) =
             tables.iter().find_map(|wanted| Some((wanted, of(wanted)?.lacks(wanted)?)))
         {
-            return Err(Obstacle::Setup(format!(
-                "publication {name} {lacks}: the log must have every row whole. Run as the owner of the table: \
-                 ALTER PUBLICATION {name} DROP TABLE {table}; ALTER PUBLICATION {name} ADD TABLE {table}",
-                name = quoted(name),
-                table = wanted.name,
-            )));
+            return Ok(Some(Lack {
+                why: format!("publication {name} {lacks}: the log must have every row whole"),
+                statement: format!(
+                    "ALTER PUBLICATION {name} DROP TABLE {table}; ALTER PUBLICATION {name} ADD TABLE {table}",
+                    name = quoted(name),
+                    table = wanted.name,
+                ),
+                by_hand: true,
+            }));
         }
         let missing: Vec<String> =
             tables.iter().filter(|wanted| of(wanted).is_none()).map(|wanted| wanted.name.clone()).collect();
         if there.is_some() && missing.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let statement = match there {
-            None => ddl::create_publication(name, &missing),
-            Some(_) => format!("ALTER PUBLICATION {} ADD TABLE {}", quoted(name), missing.join(", ")),
-        };
-        if !self.settings.create {
-            return Err(Obstacle::Setup(format!(
-                "publication {name} does not have every table, and source.stream.create is false: run as the \
-                 owner of the tables: {statement}"
-            )));
-        }
-        self.change(&statement).await?;
-        info!(publication = name, statement, "publication changed");
-        Ok(())
+        Ok(Some(match there {
+            None => Lack {
+                why: format!("publication {name} does not exist"),
+                statement: ddl::create_publication(name, &missing),
+                by_hand: false,
+            },
+            Some(_) => Lack {
+                why: format!("publication {name} does not have every table"),
+                statement: format!("ALTER PUBLICATION {} ADD TABLE {}", quoted(name), missing.join(", ")),
+                by_hand: false,
+            },
+        }))
+    }
+
+    /// Whether this role owns the tables, so that it may publish them.
+    pub(super) async fn owns(&self, tables: &[Wanted]) -> Result<bool, Error> {
+        let oids: Vec<i64> = tables.iter().map(|wanted| wanted.oid).collect();
+        answered("look for the tables' owners", async {
+            sqlx::query_scalar(
+                "SELECT coalesce(bool_and(pg_has_role(relowner, 'USAGE')), true) FROM pg_class \
+                 WHERE oid::bigint = ANY($1)",
+            )
+            .bind(&oids)
+            .fetch_one(&self.database.pool())
+            .await
+            .map_err(sql("look for the tables' owners"))
+        })
+        .await
     }
 
     async fn published(&self) -> Result<Vec<Published>, Error> {

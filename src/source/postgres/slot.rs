@@ -62,12 +62,12 @@ pub struct Health {
     pub active: bool,
 }
 
-struct Found {
-    plugin: Option<String>,
-    here: bool,
-    owner_pid: Option<i32>,
-    owner: Option<String>,
-    lost: Option<String>,
+pub(super) struct Found {
+    pub plugin: Option<String>,
+    pub here: bool,
+    pub owner_pid: Option<i32>,
+    pub owner: Option<String>,
+    pub lost: Option<String>,
 }
 
 /// Which server, and which of its histories: a standby that is promoted begins another.
@@ -288,7 +288,7 @@ impl Slot {
         self.create(server).await.map(|()| true)
     }
 
-    async fn find(&self) -> Result<Option<Found>, Error> {
+    pub(super) async fn find(&self) -> Result<Option<Found>, Error> {
         // Later columns by their JSON, so that one statement is right for every version.
         type Columns = (Option<String>, bool, Option<i32>, Option<String>, Option<String>);
         let found: Option<Columns> = answered("look for the slot", async {

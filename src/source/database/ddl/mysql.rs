@@ -128,8 +128,8 @@ pub(super) fn script(config: &Config, source: &Source) -> Vec<String> {
     script
 }
 
-/// An outbox table by its mapped columns. A table that is there already stays as it is.
-fn outbox(table: &Table) -> Vec<String> {
+/// The columns of an outbox, by name, and what each is declared as.
+pub fn columns(table: &Table) -> Vec<(String, String)> {
     let columns = &table.columns;
     let mut lines: Vec<(String, String)> = Vec::new();
     let mut add = |name: &str, kind: &str| {
@@ -179,6 +179,13 @@ fn outbox(table: &Table) -> Vec<String> {
     if let Some(published_at) = marked {
         add(published_at, "DATETIME(6)");
     }
+    lines
+}
+
+/// An outbox table by its mapped columns. A table that is there already stays as it is.
+pub fn outbox(table: &Table) -> Vec<String> {
+    let (columns, lines) = (&table.columns, columns(table));
+    let marked = columns.published_at.as_ref().filter(|_| table.after_publish == AfterPublish::Mark);
     let mut list: Vec<String> =
         lines.iter().map(|(name, kind)| format!("  {} {kind}", quoted(name))).collect();
     if let (Some(published_at), Some(sequence)) = (marked, &columns.sequence) {

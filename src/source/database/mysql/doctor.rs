@@ -10,9 +10,9 @@ use super::{
     sql::{quoted, quoted_table},
 };
 use crate::{
-    config::{AfterPublish, Stream},
+    config::{AfterPublish, Config, Stream, Table},
     coordinate::report,
-    doctor::Finding,
+    doctor::{Finding, Fix, clocks},
     source::mysql::rows::obstacle,
 };
 
@@ -51,10 +51,39 @@ pub(super) async fn refuse(connection: &mut Conn) -> Result<(), Error> {
     Ok(())
 }
 
+/// What mends a server that [`refuse`] refuses.
+async fn mends_server(connection: &mut Conn) -> Result<Fix, Error> {
+    let by_statement = variable(connection, "binlog_format").await?.as_deref() == Some("STATEMENT");
+    Ok(Fix::Sql(match by_statement {
+        true => "SET GLOBAL binlog_format = 'ROW'".into(),
+        false => "SELECT group_replication_switch_to_single_primary_mode()".into(),
+    }))
+}
+
+/// Why an account may not carry out a statement. To have it explained asks for the same rights, and changes
+/// nothing.
+async fn refused(connection: &mut Conn, statement: &str) -> Option<mysql_async::Error> {
+    match connection.query_drop(format!("EXPLAIN {statement}")).await {
+        // ER_OPTION_PREVENTS_STATEMENT, ER_BINLOG_STMT_MODE_AND_ROW_ENGINE: the server is told of by itself.
+        Err(mysql_async::Error::Server(error)) if matches!(error.code, 1290 | 1665) => None,
+        Err(error) => Some(error),
+        Ok(()) => None,
+    }
+}
+
+/// As a grant names it: an account has a host.
+async fn account(connection: &mut Conn) -> Result<String, Error> {
+    let account: Option<String> =
+        connection.query_first("SELECT CURRENT_USER()").await.map_err(Error::sql("ask who we are"))?;
+    let account = account.unwrap_or_default();
+    let (user, host) = account.rsplit_once('@').unwrap_or((&account, "%"));
+    Ok(format!("'{}'@'{}'", user.replace('\'', "''"), host.replace('\'', "''")))
+}
+
 impl Mysql {
     /// The server, the relay's own tables and the outboxes, one finding for each check.
     /// That of the binlog where it is to be read.
-    pub async fn examine(&self, specs: &[TableSpec], log: Option<&Stream>) -> Vec<Finding> {
+    pub async fn examine(&self, config: &Config, specs: &[TableSpec]) -> Vec<Finding> {
         let mut connection = match self.connect().await {
             Ok(connection) => connection,
             Err(error) => return vec![Finding::fail(SERVER, report(&error))],
@@ -64,35 +93,84 @@ impl Mysql {
             Ok(server) => findings.extend(server),
             Err(error) => findings.push(Finding::fail(SERVER, report(&error))),
         }
-        findings.push(match self.tables_of(&mut connection).await {
-            Ok(there) if there.len() == ddl::relay_table_names(&self.prefix).len() => {
-                Finding::ok(OWN, "they are there")
-            }
-            Ok(_) => Finding::warn(
-                OWN,
-                "some are missing: the relay makes them when it starts, if its account may; else run `whippet sql`",
-            ),
-            Err(error) => Finding::fail(OWN, report(&error)),
-        });
+        match self.of_own_tables(&mut connection).await {
+            Ok(own) => findings.push(own),
+            Err(error) => findings.push(Finding::fail(OWN, report(&error))),
+        }
         for spec in specs {
-            match self.table(&mut connection, spec).await {
+            let Some(table) = config.tables.iter().find(|table| table.name == spec.name) else { continue };
+            match self.table(&mut connection, table, spec).await {
                 Ok(table) => findings.extend(table),
                 Err(error) => findings.push(Finding::fail(TABLE, report(&error))),
             }
         }
-        if let Some(log) = log {
-            findings.extend(self.log(specs, log).await);
+        if let Some(log) = config.log() {
+            findings.extend(self.log(&mut connection, specs, &log).await);
         }
         connection.disconnect().await.ok();
         findings
     }
 
+    async fn of_own_tables(&self, connection: &mut Conn) -> Result<Finding, Error> {
+        let there = self.tables_of(connection).await?;
+        if there.len() < ddl::relay_table_names(&self.prefix).len() {
+            let account = account(connection).await?;
+            let own = ddl::relay_tables_mysql(&self.prefix);
+            if Mysql::may(connection, "CREATE", &account).await? {
+                let says = "some are missing: the relay makes them when it starts, if its account may; else run \
+                            `whippet sql`";
+                return Ok(Finding::warn(OWN, says).mended_by(Fix::Sql(own.join(";\n"))));
+            }
+            let says = "some are missing, or not to be seen, and this account may not make them";
+            let make: Vec<String> = own.into_iter().chain(self.own_grants(&account)).collect();
+            return Ok(Finding::fail(OWN, says).mended_by(Fix::Sql(make.join(";\n"))));
+        }
+        for name in &there {
+            let table = quoted_table(name);
+            for statement in [
+                format!("SELECT * FROM {table} WHERE FALSE"),
+                format!("INSERT INTO {table} SELECT * FROM {table} WHERE FALSE"),
+                format!("DELETE FROM {table} WHERE FALSE"),
+            ] {
+                if let Some(error) = refused(connection, &statement).await {
+                    let account = account(connection).await?;
+                    let grants = self.own_grants(&account);
+                    let says = format!("this account may not use {name} ({error})");
+                    return Ok(Finding::fail(OWN, says).mended_by(Fix::Sql(grants.join(";\n"))));
+                }
+            }
+        }
+        Ok(Finding::ok(OWN, "they are there"))
+    }
+
+    fn own_grants(&self, account: &str) -> Vec<String> {
+        let names = ddl::relay_table_names(&self.prefix);
+        let grant = |name: &String| {
+            let (database, table) = (quoted(&self.database), quoted(name));
+            format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{table} TO {account}")
+        };
+        names.iter().map(grant).collect()
+    }
+
     /// Whether the binlog can be followed, and by which tables.
-    async fn log(&self, specs: &[TableSpec], log: &Stream) -> Vec<Finding> {
+    async fn log(&self, connection: &mut Conn, specs: &[TableSpec], log: &Stream) -> Vec<Finding> {
         let mut findings = Vec::new();
-        findings.push(match self.log_start(log.server_id).await {
-            Ok(_) => Finding::ok(LOG, "it can be followed"),
-            Err(error) => Finding::fail(LOG, report(&error)),
+        let mut checked = Mysql::check_log(connection, log.server_id).await;
+        if checked.is_ok()
+            && let Ok(account) = account(connection).await
+            && !Mysql::may(connection, "REPLICATION SLAVE", &account).await.unwrap_or(true)
+        {
+            checked = Err(Error::Setup("this account may not read the binlog (REPLICATION SLAVE)".into()));
+        }
+        findings.push(match checked {
+            Ok(()) => Finding::ok(LOG, "it can be followed"),
+            Err(error) => {
+                let finding = Finding::fail(LOG, report(&error));
+                match self.mends_log(connection, log).await {
+                    Ok(Some(fix)) => finding.mended_by(fix),
+                    _ => finding,
+                }
+            }
         });
         for spec in specs {
             if let Ok(Some(known)) = self.known(spec).await
@@ -102,6 +180,29 @@ impl Mysql {
             }
         }
         findings
+    }
+
+    /// In the order in which a server is asked whether its binlog can be followed.
+    async fn mends_log(&self, connection: &mut Conn, log: &Stream) -> Result<Option<Fix>, Error> {
+        if variable(connection, "log_bin").await?.is_none_or(|value| value != "ON") {
+            return Ok(Some(Fix::Shell("(start the server with) --log-bin".into())));
+        }
+        for (name, good) in [
+            ("binlog_format", &["ROW"][..]),
+            ("binlog_row_image", &["FULL", "FULL_NODUP"]),
+            ("binlog_order_commits", &["ON"]),
+        ] {
+            let value = variable(connection, name).await?;
+            if value.is_some_and(|value| !value.is_empty() && !good.contains(&value.as_str())) {
+                return Ok(Some(Fix::Sql(format!("SET GLOBAL {name} = '{}'", good[0]))));
+            }
+        }
+        if variable(connection, "server_id").await?.is_some_and(|id| id == log.server_id.to_string()) {
+            let free = log.server_id.wrapping_add(1);
+            return Ok(Some(Fix::Config(format!("source.stream.server_id: {free}"))));
+        }
+        let account = account(connection).await?;
+        Ok(Some(Fix::Sql(format!("GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {account}"))))
     }
 
     async fn server(&self, connection: &mut Conn) -> Result<Vec<Finding>, Error> {
@@ -116,11 +217,13 @@ impl Mysql {
             findings.push(Finding::fail(SERVER, says));
         }
         if let Err(error) = refuse(connection).await {
-            findings.push(Finding::fail(SERVER, error));
+            findings.push(Finding::fail(SERVER, error).mended_by(mends_server(connection).await?));
         }
-        for name in ["read_only", "super_read_only"] {
+        for name in ["super_read_only", "read_only"] {
             if variable(connection, name).await?.is_some_and(|value| value == "ON") {
-                findings.push(Finding::fail(SERVER, format!("{name} is ON: connect to the primary")));
+                let says = format!("{name} is ON: connect to the primary, or, if this is the primary");
+                let fix = Fix::Sql("SET GLOBAL read_only = OFF".into());
+                findings.push(Finding::fail(SERVER, says).mended_by(fix));
                 break;
             }
         }
@@ -132,7 +235,8 @@ impl Mysql {
         if variable(connection, "auto_increment_increment").await?.is_some_and(|step| step != "1") {
             let says = "auto_increment_increment is not 1, as if there were several primaries: order holds for the \
                         rows of one";
-            findings.push(Finding::warn(SERVER, says));
+            let fix = Fix::Sql("SET GLOBAL auto_increment_increment = 1".into());
+            findings.push(Finding::warn(SERVER, says).mended_by(fix));
         }
         if findings.is_empty() {
             let tls: Option<(String, String)> = connection
@@ -143,12 +247,111 @@ impl Mysql {
             let says = format!("version {version}, {}", tls.unwrap_or_else(|| "without TLS".into()));
             findings.push(Finding::ok(SERVER, says));
         }
+        let clock = clocks("mysql: clock", || async {
+            let now = "SELECT CAST(UNIX_TIMESTAMP(NOW(6)) AS CHAR)";
+            let now: Option<String> = connection.query_first(now).await.map_err(Error::sql(doing))?;
+            Ok(now.and_then(|now| now.parse().ok()).unwrap_or_default())
+        });
+        findings.push(clock.await?);
         Ok(findings)
     }
 
-    async fn table(&self, connection: &mut Conn, spec: &TableSpec) -> Result<Vec<Finding>, Error> {
-        let catalogue = Catalogue::of(&self.pool(), &self.database, spec).await?;
-        Outbox::new(self, spec, &catalogue)?;
+    /// What an account needs of a table.
+    fn grant(&self, spec: &TableSpec, account: &str) -> String {
+        let table = match spec.name.contains('.') {
+            true => quoted_table(&spec.name),
+            false => format!("{}.{}", quoted(&self.database), quoted(&spec.name)),
+        };
+        let change = match (spec.after_publish, &spec.published_at) {
+            (AfterPublish::Mark, Some(column)) => {
+                let delete = if spec.retention.is_some() { ", DELETE" } else { "" };
+                format!("UPDATE ({}){delete}", quoted(column))
+            }
+            _ => "DELETE".into(),
+        };
+        format!("GRANT SELECT, {change} ON {table} TO {account}")
+    }
+
+    /// Whether an account has a right, as far as it can be told: a role may give it.
+    async fn may(connection: &mut Conn, right: &str, account: &str) -> Result<bool, Error> {
+        let rights: Option<i64> = connection
+            .exec_first(
+                "SELECT (SELECT COUNT(*) FROM information_schema.user_privileges \
+                   WHERE privilege_type = ? AND grantee = ?) \
+                 + (SELECT COUNT(*) FROM information_schema.schema_privileges \
+                   WHERE privilege_type = ? AND grantee = ? AND DATABASE() LIKE table_schema) \
+                 + (COALESCE(CURRENT_ROLE(), 'NONE') <> 'NONE')",
+                (right, account, right, account),
+            )
+            .await
+            .map_err(Error::sql("ask for our rights"))?;
+        Ok(rights.is_some_and(|rights| rights > 0))
+    }
+
+    /// What is missing of a table so that the relay could look at it.
+    async fn lacks(
+        &self,
+        connection: &mut Conn,
+        table: &Table,
+        spec: &TableSpec,
+    ) -> Result<Option<Fix>, Error> {
+        let (database, name) = spec.name.split_once('.').unwrap_or((&self.database, &spec.name));
+        let doing = "look for the table";
+        let engine: Option<Option<String>> = connection
+            .exec_first(
+                "SELECT engine FROM information_schema.tables WHERE table_schema = ? AND table_name = ?",
+                (database, name),
+            )
+            .await
+            .map_err(Error::sql(doing))?;
+        let quoted_name = quoted_table(&spec.name);
+        let Some(engine) = engine else {
+            // Or it is there, and not to be seen.
+            let make = ddl::outbox_mysql(table).into_iter().take(1);
+            let account = account(connection).await?;
+            let make: Vec<String> = make.chain([self.grant(spec, &account)]).collect();
+            return Ok(Some(Fix::Sql(make.join(";\n"))));
+        };
+        if engine.is_some_and(|engine| engine != "InnoDB") {
+            return Ok(Some(Fix::Sql(format!("ALTER TABLE {quoted_name} ENGINE = InnoDB"))));
+        }
+        let names: Vec<String> = connection
+            .exec(
+                "SELECT column_name FROM information_schema.columns WHERE table_schema = ? AND table_name = ?",
+                (database, name),
+            )
+            .await
+            .map_err(Error::sql(doing))?;
+        let missing = spec.missing(&names);
+        let kinds = ddl::columns_mysql(table);
+        let add = missing.iter().map(|missing| {
+            let kind = kinds.iter().find(|(column, _)| column == missing).map_or("TEXT", |(_, kind)| kind);
+            format!("ALTER TABLE {quoted_name} ADD COLUMN {} {kind}", quoted(missing))
+        });
+        let add: Vec<String> = add.collect();
+        Ok((!add.is_empty()).then(|| Fix::Sql(add.join(";\n"))))
+    }
+
+    async fn table(
+        &self,
+        connection: &mut Conn,
+        table: &Table,
+        spec: &TableSpec,
+    ) -> Result<Vec<Finding>, Error> {
+        let looked = match Catalogue::of(&self.pool(), &self.database, spec).await {
+            Ok(catalogue) => Outbox::new(self, spec, &catalogue).map(|_| catalogue),
+            Err(error) => Err(error),
+        };
+        let catalogue = match looked {
+            Ok(catalogue) => catalogue,
+            Err(error) => {
+                let finding = Finding::fail(TABLE, report(&error));
+                return Ok(vec![match self.lacks(connection, table, spec).await? {
+                    Some(fix) => finding.mended_by(fix),
+                    None => finding,
+                }]);
+            }
+        };
         let (name, table) = (&spec.name, quoted_table(&spec.name));
         let change = match (spec.after_publish, &spec.published_at) {
             (AfterPublish::Mark, Some(column)) => {
@@ -158,11 +361,11 @@ impl Mysql {
         };
         let mut findings = Vec::new();
         for statement in [format!("SELECT * FROM {table} WHERE FALSE"), change] {
-            // It asks for the same rights, and changes nothing.
-            if let Err(error) = connection.query_drop(format!("EXPLAIN {statement}")).await {
+            if let Some(error) = refused(connection, &statement).await {
                 let says =
                     format!("{name}: this account may not do it ({error}): see the grants of `whippet sql`");
-                findings.push(Finding::fail(TABLE, says));
+                let fix = self.grant(spec, &account(connection).await?);
+                findings.push(Finding::fail(TABLE, says).mended_by(Fix::Sql(fix)));
             }
         }
         if spec.sequence.is_none() {

@@ -174,18 +174,24 @@ impl Mysql {
     /// with a reason where it cannot be.
     pub async fn log_start(&self, server_id: u32) -> Result<Status, Error> {
         let mut connection = self.pool().get_conn().await.map_err(Error::sql(ASK))?;
-        if let Some(why) = refusal(&mut connection, server_id).await? {
+        Mysql::check_log(&mut connection, server_id).await?;
+        let flavor = Mysql::flavor(&mut connection).await?;
+        self.visible_place(&mut connection, flavor).await
+    }
+
+    /// Whether the server has a log that can be followed, and tells where it is.
+    pub(super) async fn check_log(connection: &mut Conn, server_id: u32) -> Result<(), Error> {
+        if let Some(why) = refusal(connection, server_id).await? {
             return Err(Error::Setup(why));
         }
-        let flavor = Mysql::flavor(&mut connection).await?;
-        let filters = Mysql::status(&mut connection).await?.filters;
+        let filters = Mysql::status(connection).await?.filters;
         if !filters.is_empty() {
             return Err(Error::Setup(format!(
                 "the server writes the changes of some databases only into its binlog ({filters}): expected \
                  neither --binlog-do-db nor --binlog-ignore-db"
             )));
         }
-        self.visible_place(&mut connection, flavor).await
+        Ok(())
     }
 
     /// A table's columns; `None` where there is no such table.

@@ -1,5 +1,6 @@
 //! PostgreSQL 14 to 18: the pool, the lease and the relay's own tables.
 
+mod doctor;
 mod group;
 mod holds;
 mod kept;
@@ -41,6 +42,23 @@ struct Connections {
     options: PgConnectOptions,
     made: Instant,
 }
+
+/// The relay's own tables.
+const OWN_TABLES: &[&str] = &[
+    "leases",
+    "members",
+    "parts",
+    "gates",
+    "positions",
+    "holds",
+    "pauses",
+    "replays",
+    "released",
+    "watermarks",
+    "milestones",
+    "slots",
+    ddl::AUDIT,
+];
 
 /// A pool that was just renewed is not renewed again: several tasks notice the same fault.
 const RENEW_AT_MOST_EVERY: Duration = Duration::from_secs(5);
@@ -186,7 +204,7 @@ impl Postgres {
             "SELECT bool_and(to_regclass(format('%I.%I', $1::text, name)) IS NOT NULL) FROM unnest($2::text[]) name",
         )
         .bind(&self.schema)
-        .bind(&["leases", "members", "parts", "gates", "positions", "holds", "pauses", "replays", "released", "watermarks", "milestones", "slots", ddl::AUDIT][..])
+        .bind(OWN_TABLES)
         .fetch_one(&mut *connection)
         .await
         .map_err(Error::sql("look for the relay's own tables"))?;

@@ -3,6 +3,7 @@
 //! Writers take turns, so a number from AUTOINCREMENT is also the commit order: no row appears below
 //! the cursor, and one connection at a time is enough.
 
+mod doctor;
 mod group;
 mod holds;
 mod kept;
