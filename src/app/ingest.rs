@@ -42,7 +42,7 @@ impl Ingest {
         let database = spool.database.clone();
         let epoch = spool.own(&shared.replica).await?;
         let tables = std::slice::from_ref(table);
-        let part = Part::build(config, tables, database, &Owner::Process { epoch }, shared)?;
+        let part = Part::build(config, tables, &database, &Owner::Process { epoch }, shared)?;
         let listener = http::bind("ingest.listen", ingest.listen).await?;
         let server = server::Ingest::new(
             ingest,
@@ -65,7 +65,7 @@ impl Ingest {
         if let Ok(address) = self.listener.local_addr() {
             info!(%address, "ingest address is open");
         }
-        let (database, board) = (self.part.database.clone(), self.part.board.clone());
+        let (database, board) = (self.spool.database.clone(), self.part.board.clone());
         // Held until the last row is recorded.
         let (writer, _lock) = self.spool.spawn();
         let mut server = tokio::spawn(self.server.serve(self.listener, stop.clone()));

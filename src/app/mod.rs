@@ -88,7 +88,7 @@ impl App {
         let source = match &config.source {
             Some(source) => {
                 let database = Database::new(source)?;
-                Some(Part::build(config, &config.tables, database, &Owner::Lease, &shared)?)
+                Some(Part::build(config, &config.tables, &database, &Owner::Lease, &shared)?)
             }
             None => None,
         };

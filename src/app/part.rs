@@ -55,7 +55,6 @@ pub(super) enum Owner {
 
 /// Everything that a part is made of, and nothing running yet.
 pub(super) struct Part {
-    pub database: Database,
     pub board: Arc<Board>,
     config: Arc<Config>,
     tables: Vec<config::Table>,
@@ -75,7 +74,7 @@ impl Part {
     pub fn build(
         config: &Arc<Config>,
         tables: &[config::Table],
-        database: Database,
+        database: &Database,
         owner: &Owner,
         shared: &Shared,
     ) -> anyhow::Result<Part> {
@@ -157,16 +156,7 @@ impl Part {
                 Tenure::ForLife([lease, whole])
             }
         };
-        Ok(Part {
-            database,
-            board,
-            config: config.clone(),
-            tables: tables.to_vec(),
-            made,
-            roster,
-            relay,
-            tenure,
-        })
+        Ok(Part { board, config: config.clone(), tables: tables.to_vec(), made, roster, relay, tenure })
     }
 
     /// The first of its tables.

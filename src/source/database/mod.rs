@@ -23,12 +23,9 @@ pub use positions::Noted;
 pub use sqlite::{Near, Sqlite};
 pub mod teardown;
 
-use std::{
-    collections::BTreeSet,
-    convert::Infallible,
-    future::{Future, ready},
-    time::Duration,
-};
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+use std::future::ready;
+use std::{collections::BTreeSet, convert::Infallible, future::Future, time::Duration};
 
 use tokio::sync::Notify;
 
