@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::{
     harness::{Relay, SOON, World, in_soak, service, services},
     load::{Load, Plan},
+    mysql::{on_both, world as world_on},
     proxy::Proxy,
     stream::{drop_slot, streamed},
 };
@@ -325,4 +326,14 @@ async fn each_event_of_a_log_is_seen_once_through_kills() {
     let relay = kills(&once, in_soak(6, 60)).await;
     assert_eq!(once.end(LEFT, relay).await, 0, "repeats");
     drop_slot(&once.world).await;
+}
+
+on_both!(each_event_is_seen_once_through_kills_beside);
+
+async fn each_event_is_seen_once_through_kills_beside(server: &str) {
+    let world = world_on(server).await;
+    let config = world.config("[{ name: outbox }]", "");
+    let mut once = Once::on(world, &config, "exactly_once").await;
+    let relay = kills(&once, in_soak(4, 60)).await;
+    assert_eq!(once.end(LEFT, relay).await, 0, "repeats");
 }
