@@ -149,8 +149,9 @@ async fn a_full_disk_under_the_relays_state_loses_nothing() {
              CREATE TRIGGER full_disk BEFORE DELETE ON outbox FOR EACH STATEMENT EXECUTE FUNCTION full_disk()",
         )
         .await;
-    world.sql(&format!("INSERT INTO outbox (topic, key, payload, headers) VALUES ('{topic}', 'bad', 'x', '7'), ('{topic}', 'bad', 'y', NULL)")).await;
-    world.sql(&batch(&topic, 1, 100)).await;
+    // In one transaction: nothing more is read before a hold that is known can be written.
+    let batch = batch(&topic, 1, 100);
+    world.sql(&format!("INSERT INTO outbox (topic, key, payload, headers) VALUES ('{topic}', 'bad', 'x', '7'), ('{topic}', 'bad', 'y', NULL); {batch}")).await;
     relay.wait_for("No space left on device");
     let mut consumer = world.consumer(&topic);
     consumer.read(100);
