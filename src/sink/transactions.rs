@@ -114,10 +114,11 @@ pub(super) async fn take_over(
     let Some(topic) = kafka.settings.position_topic.clone() else {
         return Err("there is no topic for positions".into());
     };
+    // First: with secrets of yesterday nothing is answered below.
+    kafka.take_up_files();
     if !look_at_topic(kafka, &topic, may_create).await? {
         return Ok(None);
     }
-    kafka.take_up_files();
     let mut config = kafka.settings.producer(Unit::Main, batch_bytes);
     config
         .set("transactional.id", &unit)

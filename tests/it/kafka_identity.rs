@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::{
     db::Db,
-    harness::{Relay, World, kafka, service},
+    harness::{Relay, Seen, World, kafka, service, services},
 };
 
 fn tls() -> String {
@@ -54,6 +54,14 @@ fn openssl(arguments: &[&str], input: &[u8]) -> Vec<u8> {
     done.stdout
 }
 
+fn set_password(user: &str, password: &str) {
+    let credential = format!("SCRAM-SHA-512=[iterations=4096,password={password}]");
+    tool(
+        "kafka.admin.ConfigCommand",
+        &["--alter", "--add-config", &credential, "--entity-type", "users", "--entity-name", user],
+    );
+}
+
 /// A relay that publishes by one of the broker's other listeners, and a table that it reads.
 struct Stage {
     world: World,
@@ -64,13 +72,19 @@ struct Stage {
 
 impl Stage {
     async fn new(name: &str, listener: &str, properties: impl Fn(&World) -> String) -> Stage {
+        Stage::of(name, listener, "at_least_once", properties).await
+    }
+
+    async fn of(name: &str, listener: &str, delivery: &str, properties: impl Fn(&World) -> String) -> Stage {
         let world = World::new(name).await;
         let topic = world.create_topic("events", 1, &[]).await;
         let servers = service(listener);
         let config = world.config_for(&world.url, &servers, "[{ name: outbox }]", "");
         let properties = properties(&world);
-        let config =
-            config.replace(&format!("'{servers}'"), &format!("'{servers}', properties: {{ {properties} }}"));
+        let config = config.replace(
+            &format!("'{servers}'"),
+            &format!("'{servers}', delivery: {delivery}, properties: {{ {properties} }}"),
+        );
         world.install(&config).await;
         let relay = world.relay(&config);
         Stage { world, topic, relay, written: 0 }
@@ -130,13 +144,7 @@ impl Stage {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scram_password_and_an_admin_token_are_rotated_under_load() {
     let user = format!("u{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
-    let set = |password: &str| {
-        let credential = format!("SCRAM-SHA-512=[iterations=4096,password={password}]");
-        tool(
-            "kafka.admin.ConfigCommand",
-            &["--alter", "--add-config", &credential, "--entity-type", "users", "--entity-name", &user],
-        );
-    };
+    let set = |password: &str| set_password(&user, password);
     set("first");
     let mut stage = Stage::new("scram", "WHIPPET_TEST_KAFKA_SASL", |world| {
         let password = world.write("kafka-password", "first\n");
@@ -171,6 +179,34 @@ async fn a_scram_password_and_an_admin_token_are_rotated_under_load() {
     for secret in ["first", "second", "third"] {
         assert!(!log.contains(&format!("\"{secret}\"")), "{log}");
     }
+}
+
+/// The producer of transactions is not exchanged while it works: the new password is taken up when the broker wants one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_is_rotated_where_delivery_is_exactly_once() {
+    let user = format!("u{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let set = |password: &str| set_password(&user, password);
+    set("first");
+    let mut stage = Stage::of("scramonce", "WHIPPET_TEST_KAFKA_SASL", "exactly_once", |world| {
+        let password = world.write("kafka-password", "first\n");
+        format!(
+            "security.protocol: SASL_SSL, sasl.mechanisms: SCRAM-SHA-512, sasl.username: {user}, \
+             sasl.password: '${{file:{password}}}', ssl.ca.location: '{}/ca.crt'",
+            tls()
+        )
+    })
+    .await;
+    stage.flows().await;
+    set("second");
+    stage.world.write("kafka-password", "second\n");
+    // Every connection has to log in anew.
+    tokio::task::spawn_blocking(|| services("restart", "kafka")).await.unwrap();
+    stage.write(10).await;
+    stage.world.until_within("SELECT count(*) FROM outbox", 0, Duration::from_mins(2)).await;
+    stage.relay.wait_for("files of the kafka client have changed and are taken up");
+    let mut consumer = stage.world.consumer(&stage.topic);
+    let seen: Vec<&str> = consumer.read(20).iter().map(Seen::text).collect();
+    assert_eq!(seen, (1..=20).map(|number| number.to_string()).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
