@@ -73,6 +73,12 @@ const TABLES: [&str; 10] = [
     "milestones",
 ];
 
+/// All of them in PostgreSQL.
+#[cfg(feature = "postgres")]
+pub(super) fn own_tables() -> Vec<&'static str> {
+    [&TABLES[..], &["released", "slots", ddl::AUDIT]].concat()
+}
+
 #[cfg(feature = "postgres")]
 impl Postgres {
     async fn remains(&self, source: &Source) -> Result<Remains, Error> {
@@ -99,12 +105,12 @@ impl Postgres {
             });
         }
         let schema = self.schema();
-        for table in TABLES.iter().chain(&["released", "slots", ddl::AUDIT]) {
+        for table in own_tables() {
             let name = format!("{}.{}", quoted(schema), quoted(table));
             if !exists("SELECT 1 WHERE to_regclass($1) IS NOT NULL", &name).await? {
                 continue;
             }
-            let ask = match *table {
+            let ask = match table {
                 "members" => format!("SELECT owner FROM {name} WHERE expires_at > clock_timestamp() LIMIT 1"),
                 "holds" => format!("SELECT count(*)::text FROM {name} WHERE cells IS NOT NULL"),
                 "released" => format!("SELECT count(*)::text FROM {name}"),
@@ -115,7 +121,7 @@ impl Postgres {
                     .fetch_optional(&pool)
                     .await
                     .map_err(Error::sql(doing))?;
-                match *table {
+                match table {
                     "members" => remains.owner = found,
                     _ => {
                         remains.only_copies += found.and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::{
-    super::{Error, TableSpec, ddl, literal, quoted, quoted_table},
+    super::{Error, TableSpec, ddl, literal, quoted, quoted_table, teardown},
     Postgres,
 };
 use crate::{
@@ -145,7 +145,7 @@ impl Postgres {
              GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"
         );
         let names: Vec<String> =
-            super::OWN_TABLES.iter().map(|name| format!("{schema}.{}", quoted(name))).collect();
+            teardown::own_tables().iter().map(|name| format!("{schema}.{}", quoted(name))).collect();
         // By the catalogue: a schema that we may not use hides its tables from regclass.
         let (there, all): (i64, bool) = sqlx::query_as(
             "SELECT count(*), coalesce(bool_and( \
@@ -156,7 +156,7 @@ impl Postgres {
              WHERE n.nspname = $1 AND c.relname = ANY($2)",
         )
         .bind(&self.schema)
-        .bind(super::OWN_TABLES)
+        .bind(teardown::own_tables())
         .fetch_one(&mut *connection)
         .await
         .map_err(sql)?;

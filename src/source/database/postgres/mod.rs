@@ -21,7 +21,7 @@ use sqlx::{
 use tokio::sync::Notify;
 
 pub use self::outbox::Outbox;
-use super::{Error, GROUP, LEASE_NAME, TableSpec, ddl, quoted, quoted_table};
+use super::{Error, GROUP, LEASE_NAME, TableSpec, ddl, quoted, quoted_table, teardown};
 use crate::{
     config::{self, TlsMode},
     source::{password::Password, postgres::wire},
@@ -42,23 +42,6 @@ struct Connections {
     options: PgConnectOptions,
     made: Instant,
 }
-
-/// The relay's own tables.
-const OWN_TABLES: &[&str] = &[
-    "leases",
-    "members",
-    "parts",
-    "gates",
-    "positions",
-    "holds",
-    "pauses",
-    "replays",
-    "released",
-    "watermarks",
-    "milestones",
-    "slots",
-    ddl::AUDIT,
-];
 
 /// A pool that was just renewed is not renewed again: several tasks notice the same fault.
 const RENEW_AT_MOST_EVERY: Duration = Duration::from_secs(5);
@@ -204,7 +187,7 @@ impl Postgres {
             "SELECT bool_and(to_regclass(format('%I.%I', $1::text, name)) IS NOT NULL) FROM unnest($2::text[]) name",
         )
         .bind(&self.schema)
-        .bind(OWN_TABLES)
+        .bind(teardown::own_tables())
         .fetch_one(&mut *connection)
         .await
         .map_err(Error::sql("look for the relay's own tables"))?;
