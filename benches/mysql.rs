@@ -1,11 +1,18 @@
 //! MariaDB and MySQL, on real servers and real Kafka: `scripts/bench mysql`.
 //!
 //! In each round, each on its own 300,000 rows of 256 bytes: the relay's drain by polling, in delete mode, from
-//! both servers; its drain from both binlogs; and Debezium's from MariaDB's. After a restart the relay reads what is
-//! left from the table, so for its binlog it is started before, and stopped (SIGSTOP) while the rows are
-//! written. Debezium is started anew, as it would be. What is printed was measured in this run.
+//! both servers; its drain from both binlogs; and Debezium's from MariaDB's. What is printed was measured in this
+//! run. A rate is from the first record that a consumer sees to the last.
 //!
-//! The payload is text for all: Debezium's router cannot pass bytes through a converter of strings.
+//! From the binlog the relay drains in two ways. `binlog` is the default: rows stay in their table until they are
+//! published, and then the relay deletes them, which Debezium does not do. After a restart it reads what is left
+//! from the table, so it is started before, and stopped (SIGSTOP) while the rows are written. `binlog alone` is
+//! `rows: transient`: only the log has the rows, nothing is deleted, and a position in the log is stored, as
+//! Debezium stores its offset. That one is started anew, as Debezium is.
+//!
+//! None of the connections has TLS, and both producers linger for 5 ms. The payload is text for all: Debezium's
+//! router cannot pass bytes through a converter of strings. Words after the number of rounds pick runs: those
+//! whose name has one of them.
 
 #[expect(dead_code, reason = "the other benchmarks use more of it")]
 mod common;
@@ -22,7 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Bench, Program, Shape, median, on_thread};
+use common::{Bench, Process, Program, Shape, median, on_thread};
 use debezium::Debezium;
 use mysql_async::{Conn, Opts, prelude::Queryable as _};
 use rows::{count, payload};
@@ -38,15 +45,18 @@ const PATIENCE: Duration = Duration::from_mins(1);
 enum Peer {
     Poll,
     Log,
+    Alone,
     Debezium,
 }
 
 /// A peer, and its server.
-const RUNS: [(Peer, &str, &str); 5] = [
+const RUNS: [(Peer, &str, &str); 7] = [
     (Peer::Poll, "mariadb", "relay, poll, MariaDB"),
     (Peer::Poll, "mysql", "relay, poll, MySQL"),
     (Peer::Log, "mariadb", "relay, binlog, MariaDB"),
     (Peer::Log, "mysql", "relay, binlog, MySQL"),
+    (Peer::Alone, "mariadb", "relay, binlog alone, MariaDB"),
+    (Peer::Alone, "mysql", "relay, binlog alone, MySQL"),
     (Peer::Debezium, "mariadb", "Debezium, MariaDB"),
 ];
 
@@ -54,14 +64,21 @@ const RUNS: [(Peer, &str, &str); 5] = [
 struct Drain {
     rate: f64,
     cpu_seconds_per_million: f64,
+    /// Of the database server and of the broker.
+    server_cpu_seconds_per_million: f64,
+    broker_cpu_seconds_per_million: f64,
     peak_mib: f64,
 }
 
 impl Drain {
     fn line(&self) -> String {
         format!(
-            "{:>9.0} events/s   {:>5.1} CPU-s per million   peak {:.0} MiB",
-            self.rate, self.cpu_seconds_per_million, self.peak_mib
+            "{:>9.0} events/s   {:>5.1} CPU-s per million (server {:.1}, broker {:.1})   peak {:.0} MiB",
+            self.rate,
+            self.cpu_seconds_per_million,
+            self.server_cpu_seconds_per_million,
+            self.broker_cpu_seconds_per_million,
+            self.peak_mib
         )
     }
 
@@ -70,6 +87,8 @@ impl Drain {
         Drain {
             rate: of(|drain| drain.rate),
             cpu_seconds_per_million: of(|drain| drain.cpu_seconds_per_million),
+            server_cpu_seconds_per_million: of(|drain| drain.server_cpu_seconds_per_million),
+            broker_cpu_seconds_per_million: of(|drain| drain.broker_cpu_seconds_per_million),
             peak_mib: of(|drain| drain.peak_mib),
         }
     }
@@ -77,19 +96,23 @@ impl Drain {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
-    let rounds: usize = std::env::args().find_map(|word| word.parse().ok()).unwrap_or(5);
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let rounds: usize = words.iter().find_map(|word| word.parse().ok()).unwrap_or(5);
+    let wanted: Vec<&String> = words.iter().filter(|word| word.parse::<usize>().is_err()).collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
+    let runs: Vec<_> = RUNS.into_iter().filter(|(_, _, name)| is_wanted(name)).collect();
     let shape = Shape { rows: ROWS, payload: PAYLOAD, partitions: 6, text: true, fetch_wait: "5" };
     let bench = Bench::new(shape).await?;
     let debezium = Debezium::new(&bench)?;
-    let mut drains = RUNS.map(|_| Vec::new());
+    let mut drains: Vec<Vec<Drain>> = vec![Vec::new(); runs.len()];
     for round in 1..=rounds {
-        for turn in 0..RUNS.len() {
-            let ix = (turn + round - 1) % RUNS.len();
-            let (peer, server, name) = RUNS[ix];
+        for turn in 0..runs.len() {
+            let ix = (turn + round - 1) % runs.len();
+            let (peer, server, name) = runs[ix];
             let mut one = One::new(&bench, &debezium, peer, server).await?;
             let drain = one.drain().await?;
             one.clean().await?;
-            println!("round {round}: {name:<24}{}", drain.line());
+            println!("round {round}: {name:<30}{}", drain.line());
             drains[ix].push(drain);
         }
     }
@@ -97,16 +120,26 @@ async fn main() -> anyhow::Result<()> {
         "\nmedians of {rounds} interleaved rounds, {ROWS} rows of {PAYLOAD} bytes, 1000 in a transaction; CPU of \
          the whole process, its start included:"
     );
-    let drains = drains.map(|drains| Drain::median(&drains));
-    for ((_, _, name), drain) in RUNS.iter().zip(&drains) {
-        println!("  {name:<24}{}", drain.line());
+    let drains: Vec<Drain> = drains.iter().map(|drains| Drain::median(drains)).collect();
+    for ((_, _, name), drain) in runs.iter().zip(&drains) {
+        println!("  {name:<30}{}", drain.line());
     }
-    let [.., relay, _, debezium] = drains;
-    println!("  MariaDB's binlog, rate: relay / Debezium           {:.2}", relay.rate / debezium.rate);
-    println!(
-        "  MariaDB's binlog, CPU an event: Debezium / relay   {:.1}",
-        debezium.cpu_seconds_per_million / relay.cpu_seconds_per_million
-    );
+    let of = |peer, server| {
+        let at = runs.iter().position(|(one, its, _)| (*one, *its) == (peer, server))?;
+        Some(drains[at])
+    };
+    let Some(debezium) = of(Peer::Debezium, "mariadb") else { return bench.end().await };
+    for (peer, what) in [
+        (Peer::Log, "MariaDB's binlog, and rows deleted"),
+        (Peer::Alone, "MariaDB's binlog alone, the same work"),
+    ] {
+        let Some(relay) = of(peer, "mariadb") else { continue };
+        println!(
+            "  {what}: rate, relay / Debezium {:.2}; CPU an event, Debezium / relay {:.1}",
+            relay.rate / debezium.rate,
+            debezium.cpu_seconds_per_million / relay.cpu_seconds_per_million
+        );
+    }
     bench.end().await
 }
 
@@ -166,7 +199,7 @@ impl One<'_> {
                 self.fill().await?;
                 Some(program)
             }
-            Peer::Debezium => {
+            Peer::Alone | Peer::Debezium => {
                 let mut program = self.start_ready().await?;
                 program.signal("TERM")?;
                 program.0.wait()?;
@@ -174,6 +207,8 @@ impl One<'_> {
                 None
             }
         };
+        let others = self.others().await?;
+        let before = [others[0].cpu_seconds()?, others[1].cpu_seconds()?];
         let consumer = self.bench.consumer(&self.topic)?;
         let counted = on_thread(move || count(&consumer, ROWS, |_| ()));
         let program = match program {
@@ -186,15 +221,26 @@ impl One<'_> {
         let rate = counted.await?;
         let deadline = Instant::now() + PATIENCE;
         let left = "SELECT EXISTS (SELECT 1 FROM outbox)";
-        while self.peer != Peer::Debezium && self.db.query_first::<u8, _>(left).await? != Some(0) {
+        let deletes = matches!(self.peer, Peer::Poll | Peer::Log);
+        while deletes && self.db.query_first::<u8, _>(left).await? != Some(0) {
             anyhow::ensure!(Instant::now() < deadline, "rows are still in the outbox after {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        let per_million = |seconds: f64| seconds * 1e6 / ROWS as f64;
         Ok(Drain {
             rate,
-            cpu_seconds_per_million: program.cpu_seconds()? * 1e6 / ROWS as f64,
+            cpu_seconds_per_million: per_million(program.cpu_seconds()?),
+            server_cpu_seconds_per_million: per_million(others[0].cpu_seconds()? - before[0]),
+            broker_cpu_seconds_per_million: per_million(others[1].cpu_seconds()? - before[1]),
             peak_mib: program.peak_mib()?,
         })
+    }
+
+    /// The database server and the broker.
+    async fn others(&mut self) -> anyhow::Result<[Process; 2]> {
+        let file: Option<String> = self.db.query_first("SELECT @@GLOBAL.pid_file").await?;
+        let of = |file: String| anyhow::Ok(Process(std::fs::read_to_string(file)?.trim().parse()?));
+        Ok([of(file.unwrap_or_default())?, of(std::env::var("WHIPPET_TEST_KAFKA_PID")?)?])
     }
 
     async fn fill(&mut self) -> anyhow::Result<()> {
@@ -286,12 +332,13 @@ schema.history.internal.file.filename={}",
         let file = self.bench.folder.path().join("mysql.yaml");
         let (source, table) = match self.peer {
             Peer::Log => (", stream: { heartbeat: 1m }", ", capture: stream"),
+            Peer::Alone => (", stream: { heartbeat: 1m }", ", capture: stream, rows: transient"),
             _ => ("", ""),
         };
         std::fs::write(
             &file,
             format!(
-                "source: {{ url: '{}'{source} }}\nkafka: {{ bootstrap_servers: '{}' }}\n\
+                "source: {{ url: '{}', tls: {{ mode: disable }}{source} }}\nkafka: {{ bootstrap_servers: '{}', linger: 5ms }}\n\
                  admin: {{ listen: '127.0.0.1:{port}' }}\nlog: {{ level: warn }}\nreplicas: {{ lease: 5m }}\n\
                  tables: [{{ name: outbox{table} }}]\n",
                 self.url, self.bench.kafka

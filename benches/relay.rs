@@ -3,6 +3,9 @@
 //! In each round, on the same 300,000 rows of 256 bytes: the raw rdkafka loop, the relay's drain in
 //! delete mode and in mark mode, its drain when all rows have one key and when delivery is exactly once, and the latency from commit to
 //! consumer at a steady rate. What is printed was measured in this run.
+//!
+//! Arguments: the number of rounds, and names of figures that alone are measured, beside the raw loop:
+//! `delete`, `mark`, `one key`, `once`, `latency`, `once latency`.
 
 mod common;
 #[path = "common/rows.rs"]
@@ -17,6 +20,8 @@ const ROWS: usize = 300_000;
 const PAYLOAD: usize = 256;
 /// The name of what is delivered exactly once, and seen by readers of committed records.
 const ONCE: &str = "once";
+/// What may be asked for alone.
+const FIGURES: [&str; 6] = ["delete", "mark", "one key", ONCE, "latency", "once latency"];
 const STEADY: u64 = 500;
 const STEADY_SECONDS: u64 = 20;
 
@@ -29,7 +34,10 @@ struct Drain {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
-    let rounds: usize = std::env::args().find_map(|word| word.parse().ok()).unwrap_or(5);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let rounds: usize = words.iter().find_map(|word| word.parse().ok()).unwrap_or(5);
+    let any = words.iter().any(|word| FIGURES.contains(&word.as_str()));
+    let wanted = |figure: &str| !any || words.iter().any(|word| word == figure);
     let shape = Shape { rows: ROWS, payload: PAYLOAD, partitions: 6, text: false, fetch_wait: "5" };
     let bench = Bench::new(shape).await?;
     let (mut raw, mut delete, mut mark, mut hot, mut latency) = (vec![], vec![], vec![], vec![], vec![]);
@@ -44,6 +52,9 @@ async fn main() -> anyhow::Result<()> {
             ("one key", "delete", 1, &mut hot),
             (ONCE, "delete", KEYS, &mut once),
         ] {
+            if !wanted(name) {
+                continue;
+            }
             let drain = drain(&bench, round, name, mode, keys).await?;
             println!(
                 "round {round}: relay, {name:<7}        {:>9.0} events/s, {:.1} CPU-s per million, peak {:.0} MiB, {:.0}% of raw",
@@ -54,7 +65,12 @@ async fn main() -> anyhow::Result<()> {
             );
             drains.push(drain);
         }
-        for (name, latency) in [("", &mut latency), (ONCE, &mut once_latency)] {
+        for (figure, name, latency) in
+            [("latency", "", &mut latency), ("once latency", ONCE, &mut once_latency)]
+        {
+            if !wanted(figure) {
+                continue;
+            }
             let (p50, p99) = commit_to_consumer(&bench, round, name).await?;
             println!(
                 "round {round}: commit to consumer at {STEADY}/s: p50 {p50:.1} ms, p99 {p99:.1} ms {name}"
@@ -65,7 +81,8 @@ async fn main() -> anyhow::Result<()> {
     let raw = median(raw);
     println!("\nmedians of {rounds} interleaved rounds, {ROWS} rows of {PAYLOAD} bytes:");
     println!("  raw rdkafka loop   {raw:>9.0} records/s");
-    for (name, drains) in [("delete", delete), ("mark", mark), ("one key", hot), (ONCE, once)] {
+    let drains = [("delete", delete), ("mark", mark), ("one key", hot), (ONCE, once)];
+    for (name, drains) in drains.into_iter().filter(|(_, drains)| !drains.is_empty()) {
         let rate = median(drains.iter().map(|drain| drain.rate).collect());
         println!(
             "  relay, {name:<7}     {rate:>9.0} events/s   {:.0}% of raw   {:.1} CPU-s per million   peak {:.0} MiB",
@@ -74,7 +91,8 @@ async fn main() -> anyhow::Result<()> {
             median(drains.iter().map(|drain| drain.peak_mib).collect()),
         );
     }
-    for (name, latency) in [("", latency), (ONCE, once_latency)] {
+    let latencies = [("", latency), (ONCE, once_latency)];
+    for (name, latency) in latencies.into_iter().filter(|(_, latency)| !latency.is_empty()) {
         println!(
             "  commit to consumer at {STEADY}/s: p50 {:.1} ms, p99 {:.1} ms {name}",
             median(latency.iter().map(|pair| pair.0).collect()),

@@ -1,7 +1,7 @@
 """Prints the Grafana dashboard: `scripts/chart write` puts it where the chart has it.
 
 A row of panels for each question. Each expression has $selector for the variables of the dashboard, so that one
-dashboard is for all relays of a Prometheus. src/admin/metrics.rs has the metrics; a test sees that every one of
+dashboard is for all relays of a Prometheus. src/admin/metrics/described.rs has the metrics; a test sees that every one of
 them is on it, and that it names no other.
 """
 
@@ -54,9 +54,15 @@ ROWS = [
         ("In flight", "short", [(most("whippet_in_flight_events", "instance"), "{{instance}}")], "Read and not settled: limits.in_flight_events bounds it."),
         ("Bytes in flight", "bytes", [(most("whippet_in_flight_bytes", "instance"), "{{instance}}")], "limits.in_flight_bytes bounds it."),
     ]),
+    ("Exactly once", [
+        ("Transactions", "cps", [(rate("whippet_transactions_total", "result"), "{{result}}")], "unknown: no answer, and the takeover that follows tells."),
+        ("What a commit takes", "s", quantiles("whippet_transaction_commit_seconds"), "From its position to the broker's answer; readers wait for it."),
+        ("Events of a transaction", "short", quantiles("whippet_transaction_events"), "Small ones while little is written."),
+        ("Takeovers, and those after being fenced", "cps", [(rate("whippet_unit_takeovers_total", "instance"), "{{instance}}"), (rate("whippet_unit_fenced_total", "instance"), "{{instance}}: fenced")], "Fenced again and again: two relays fight for one unit."),
+    ]),
     ("The database's log", [
         ("How tables are captured", "short", [(most("whippet_capture_mode", "table, mode"), "{{table}}: {{mode}}")], "/status has the reason (capture_reason)."),
-        ("What the server keeps for the slot", "bytes", [(most("whippet_slot_retained_bytes", "namespace, job"), "{{job}}")], "source.stream.max_retained_wal bounds it."),
+        ("What the server keeps for the slot", "bytes", [(most("whippet_slot_retained_bytes", "namespace, job"), "{{job}}"), (most("whippet_slot_max_retained_bytes", "namespace, job"), "{{job}}: at most")], "Past source.stream.max_retained_wal it is dropped, where every table may be polled."),
         ("What may still be written before the slot is lost", "bytes", [(most("whippet_slot_safe_bytes", "namespace, job", how="min"), "{{job}}")], "Infinite without max_slot_wal_keep_size."),
         ("Slot is read", "short", [(most("whippet_slot_active", "namespace, job"), "{{job}}")], "0 with bytes kept: the disk of the database fills."),
     ]),

@@ -48,3 +48,14 @@ debian_unstable() {
   mv "$new/debs" "$into"
   rm -rf "$new"
 }
+
+# tool NAME VERSION: built once, into the cache.
+tool() {
+  [ -x "$TOOLS/bin/$1" ] && [ "$(cat "$TOOLS/$1.version" 2>/dev/null)" = "$2" ] && return
+  mkdir -p "$TOOLS"
+  say "building $1 $2 into $TOOLS (once, some minutes)"
+  CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    CARGO_TARGET_DIR="$TOOLS/target" cargo install --quiet --locked --root "$TOOLS" --version "$2" "$1"
+  rm -rf "$TOOLS/target"
+  echo "$2" >"$TOOLS/$1.version"
+}

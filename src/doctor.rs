@@ -1,16 +1,19 @@
 //! What `whippet doctor` finds, and how it is shown. Each part of the program has its own checks.
 
+mod positions;
+mod telemetry;
+mod token;
 mod topics;
 
 use std::fmt::Display;
 
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use serde::Serialize;
 use tracing::{debug, error, warn};
 
 use crate::{
     app,
-    config::{Config, ObjectStore, Oversize, Table},
+    config::{Config, Oversize, Table},
     record::Template,
     sink::{self, Cleanup, Survey},
     source::database::{Database, Error},
@@ -23,6 +26,8 @@ pub enum Verdict {
     Ok,
     /// Works, and an operator should know something.
     Warn,
+    /// As it is printed, too.
+    #[serde(rename = "FAIL")]
     Fail,
 }
 
@@ -36,12 +41,14 @@ pub enum Fix {
     Shell(String),
     /// A key of the configuration.
     Config(String),
+    /// A statement for the policy of the relay's account at the object store, as S3 has them.
+    Policy(String),
 }
 
 impl Fix {
     pub fn text(&self) -> &str {
         match self {
-            Fix::Sql(text) | Fix::Shell(text) | Fix::Config(text) => text,
+            Fix::Sql(text) | Fix::Shell(text) | Fix::Config(text) | Fix::Policy(text) => text,
         }
     }
 }
@@ -65,8 +72,9 @@ impl Finding {
         Finding { verdict: Verdict::Warn, check, says: says.to_string(), fix: None }
     }
 
-    pub fn fail(check: &'static str, says: impl Display) -> Finding {
-        Finding { verdict: Verdict::Fail, check, says: says.to_string(), fix: None }
+    /// Becomes a finding by what mends it: there is no FAIL without.
+    pub fn fail(check: &'static str, says: impl Display) -> Broken {
+        Broken(Finding { verdict: Verdict::Fail, check, says: says.to_string(), fix: None })
     }
 
     pub fn mended_by(self, fix: Fix) -> Finding {
@@ -79,6 +87,16 @@ impl Finding {
 
     pub fn is_fail(&self) -> bool {
         self.verdict == Verdict::Fail
+    }
+}
+
+/// What fails, before it is said what mends it.
+#[must_use]
+pub struct Broken(Finding);
+
+impl Broken {
+    pub fn mended_by(self, fix: Fix) -> Finding {
+        self.0.mended_by(fix)
     }
 }
 
@@ -108,12 +126,26 @@ const CHUNKS: &str = "kafka: chunks";
 /// Everything that is checked.
 pub async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = source(config).await;
-    let survey = survey(config).await;
+    let token = token::examine(config).await;
+    let may_log_in = !token.as_ref().is_some_and(Finding::is_fail);
+    findings.extend(token);
+    let survey = match may_log_in {
+        true => survey(config).await,
+        // Nobody would answer, and why is said.
+        false => Err(KafkaError::Global(RDKafkaErrorCode::Authentication)),
+    };
     match &survey {
         Ok(survey) => findings.extend(topics::examine(config, survey)),
-        Err(error) => findings.push(topics::unreachable(error)),
+        Err(error) if may_log_in => findings.push(topics::unreachable(error)),
+        Err(_) => {}
+    }
+    if survey.is_ok() {
+        findings.extend(positions::examine(config).await);
     }
     findings.extend(examine_sink(config, survey).await);
+    if let Some(url) = &config.telemetry.otlp_endpoint {
+        findings.push(telemetry::examine(url).await);
+    }
     #[cfg(feature = "sqlite")]
     findings.extend(config.ingest.iter().flat_map(crate::ingest::check::check));
     findings
@@ -123,8 +155,14 @@ async fn source(config: &Config) -> Vec<Finding> {
     let Some(source) = &config.source else { return Vec::new() };
     match (Database::new(source), app::table_specs(config)) {
         (Ok(database), Ok(specs)) => database.examine(config, &specs).await,
-        (Err(error), _) => vec![Finding::fail("source", error)],
-        (_, Err(error)) => vec![Finding::fail("source", format!("{error:#}"))],
+        (Err(error), _) => {
+            let fix = "source.url: (postgres://USER@HOST:PORT/DATABASE, mysql://… or sqlite://FILE)";
+            vec![Finding::fail("source", error).mended_by(Fix::Config(fix.into()))]
+        }
+        (_, Err(error)) => {
+            let fix = Fix::Shell("whippet validate --config FILE".into());
+            vec![Finding::fail("source", format!("{error:#}")).mended_by(fix)]
+        }
     }
 }
 
@@ -146,14 +184,23 @@ async fn examine_sink(config: &Config, survey: Result<Survey, KafkaError>) -> Ve
     if chunks {
         findings.extend(look_at_chunks(config, &topics));
     }
-    match config.object_store.as_ref().map(ObjectStore::open) {
-        None => findings.push(Finding::ok("object store", "none is configured")),
-        Some(Ok(store)) => {
+    let Some(settings) = &config.object_store else {
+        findings.push(Finding::ok("object store", "none is configured"));
+        return findings;
+    };
+    // One with a name or a password in it is not shown.
+    let endpoint = settings.options.get("endpoint").map(|endpoint| endpoint.expose_now().to_string());
+    let endpoint = endpoint.filter(|endpoint| !endpoint.contains('@'));
+    match settings.open() {
+        Ok(store) => {
             let kept = |topic: Cleanup| Topic { name: topic.topic, keeps_for: topic.keeps_for };
             let topics: Vec<Topic> = topics.into_iter().map(kept).collect();
-            findings.extend(store::check(&store, &topics).await);
+            findings.extend(store::check(&store, endpoint.as_deref(), &topics).await);
         }
-        Some(Err(error)) => findings.push(Finding::fail("object store", error)),
+        Err(error) => {
+            let fix = Fix::Config("object_store.url, object_store.options: (as it says)".into());
+            findings.push(Finding::fail("object store", error).mended_by(fix));
+        }
     }
     findings
 }

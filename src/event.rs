@@ -19,6 +19,15 @@ pub enum Place {
     Text(Box<str>),
 }
 
+impl Place {
+    pub fn number(&self) -> Option<i64> {
+        match self {
+            Place::Int(n) => Some(*n),
+            Place::Text(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -51,11 +60,22 @@ pub struct Replay {
 }
 
 /// The columns of a row in one allocation, by index. A column is NULL or bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Row {
     bytes: Content,
     cells: Vec<Cell>,
+    /// A large value that came later, in the buffer in which it came.
+    apart: Option<(usize, Bytes)>,
 }
+
+impl PartialEq for Row {
+    fn eq(&self, other: &Row) -> bool {
+        let columns = self.cells.len();
+        columns == other.cells.len() && (0..columns).all(|index| self.get(index) == other.get(index))
+    }
+}
+
+impl Eq for Row {}
 
 /// A row's own, or shared with an upload that is under way: a payload may be large, and is not copied.
 #[derive(Clone, Debug)]
@@ -90,15 +110,7 @@ impl Default for Content {
     }
 }
 
-impl PartialEq for Content {
-    fn eq(&self, other: &Content) -> bool {
-        self.as_slice() == other.as_slice()
-    }
-}
-
-impl Eq for Content {}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 struct Cell {
     end: u32,
     null: bool,
@@ -107,7 +119,8 @@ struct Cell {
 impl Row {
     /// A row about to receive `columns` columns of `bytes` bytes together.
     pub fn with_capacity(columns: usize, bytes: usize) -> Row {
-        Row { bytes: Content::Own(Vec::with_capacity(bytes)), cells: Vec::with_capacity(columns) }
+        let bytes = Content::Own(Vec::with_capacity(bytes));
+        Row { bytes, cells: Vec::with_capacity(columns), apart: None }
     }
 
     /// Adds the next column.
@@ -133,11 +146,21 @@ impl Row {
 
     /// The column at `index`; `None` for NULL.
     pub fn get(&self, index: usize) -> Option<&[u8]> {
-        self.range(index).map(|range| &self.bytes.as_slice()[range])
+        match self.apart(index) {
+            Some(value) => Some(value),
+            None => self.range(index).map(|range| &self.bytes.as_slice()[range]),
+        }
+    }
+
+    fn apart(&self, index: usize) -> Option<&Bytes> {
+        self.apart.as_ref().filter(|(column, _)| *column == index).map(|(_, value)| value)
     }
 
     /// The column at `index`, to be kept beside the row; nothing is copied.
     pub fn share(&mut self, index: usize) -> Option<Bytes> {
+        if let Some(value) = self.apart(index) {
+            return Some(value.clone());
+        }
         let range = self.range(index)?;
         let shared = match std::mem::take(&mut self.bytes) {
             Content::Own(bytes) => Bytes::from(bytes),
@@ -153,13 +176,14 @@ impl Row {
         (!cell.null).then_some(start as usize..cell.end as usize)
     }
 
-    /// The same row with another value at `index`. One copy of the value: it may be large.
-    pub fn with(&self, index: usize, value: Option<&[u8]>) -> Row {
-        let bytes = self.bytes() + value.map_or(0, <[u8]>::len);
-        let mut row = Row::with_capacity(self.cells.len(), bytes);
-        for column in 0..self.cells.len() {
-            row.push(if column == index { value } else { self.get(column) });
-        }
+    /// The same row with another value at `index`, which is not copied: it may be large.
+    pub fn with(&self, index: usize, value: Option<Bytes>) -> Row {
+        let columns = 0..self.cells.len();
+        let other = |column: usize| self.get(column).filter(|_| column != index);
+        let bytes = columns.clone().filter_map(other).map(<[u8]>::len).sum();
+        let mut row = Row::with_capacity(columns.len(), bytes);
+        columns.for_each(|column| row.push(other(column)));
+        row.apart = value.map(|value| (index, value));
         row
     }
 
@@ -175,7 +199,7 @@ impl Row {
 
     /// The size of all columns, in bytes: what the windows count.
     pub fn bytes(&self) -> usize {
-        self.bytes.as_slice().len()
+        self.bytes.as_slice().len() + self.apart.as_ref().map_or(0, |(_, value)| value.len())
     }
 }
 
@@ -213,5 +237,21 @@ mod tests {
         assert_eq!((row.get(2), row.get(3)), (Some(&b"three"[..]), Some(&b"four"[..])));
         drop(row);
         assert_eq!(&column[..], b"three");
+    }
+    #[test]
+    fn a_value_that_came_later_is_a_column_like_others_and_is_not_copied() {
+        let mut row = Row::default();
+        for value in [Some(&b"one"[..]), Some(b"not this"), Some(b"three")] {
+            row.push(value);
+        }
+        let large = Bytes::from_static(b"large");
+        let mut with = row.with(1, Some(large.clone()));
+        assert_eq!((with.get(0), with.get(1), with.get(2)), (row.get(0), Some(&b"large"[..]), row.get(2)));
+        assert_eq!(with.bytes(), 13);
+        assert_eq!(with.share(1).map(|shared| shared.as_ptr()), Some(large.as_ptr()));
+        let without = with.with(1, None);
+        assert_eq!((without.get(1), without.bytes()), (None, 8));
+        assert_ne!(with, without);
+        assert_eq!(with.with(1, Some(Bytes::from_static(b"not this"))), row);
     }
 }

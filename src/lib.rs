@@ -4,8 +4,6 @@
 //! the committed outbox rows and publishes them to Kafka, in order per key, whatever fails in
 //! between. The modules, in the order in which an event meets them:
 
-#![forbid(unsafe_code)]
-
 pub mod event;
 pub mod ingest;
 pub mod record;
@@ -22,10 +20,12 @@ pub mod consume;
 pub mod admin;
 pub mod app;
 pub mod cli;
+mod command;
 pub mod config;
 #[cfg(feature = "sqlite")]
 pub mod demo;
 pub mod doctor;
 mod http;
 pub mod import;
+pub mod kafka_token;
 pub mod telemetry;

@@ -19,6 +19,9 @@ use tokio::sync::oneshot;
 /// No record for so long: the program that should send them does not.
 const STALL: Duration = Duration::from_mins(2);
 
+/// Room for a producer that is to wait for none.
+pub const QUEUE_KIB: usize = 2_097_151;
+
 /// What all figures of a run are about.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -106,8 +109,8 @@ impl Bench {
         Ok(())
     }
 
-    /// A producer with the relay's own settings, where they have to do with speed.
-    pub fn producer(&self) -> anyhow::Result<ThreadedProducer<Quiet>> {
+    /// A producer with the relay's own settings, where they have to do with speed, and so much room.
+    pub fn producer(&self, queue_kib: usize) -> anyhow::Result<ThreadedProducer<Quiet>> {
         let producer = ClientConfig::new()
             .set("bootstrap.servers", &self.kafka)
             .set("enable.idempotence", "true")
@@ -117,7 +120,7 @@ impl Bench {
             .set("batch.size", "1000000")
             .set("message.max.bytes", "1000000000")
             .set("queue.buffering.max.messages", "1000000")
-            .set("queue.buffering.max.kbytes", "2097151")
+            .set("queue.buffering.max.kbytes", queue_kib.to_string())
             .create_with_context(Quiet)?;
         Ok(producer)
     }
@@ -176,18 +179,28 @@ impl Program {
         Ok(Program(command.args(["run", "--config", config]).stdout(Stdio::null()).spawn()?))
     }
 
-    /// User and system time of the process (proc(5), /proc/pid/stat), its start included.
+    /// User and system time of the process, its start included.
     pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        // utime and stime are fields 14 and 15; the first of `fields` is the third. 100 ticks a second.
-        Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
+        Process(self.0.id()).cpu_seconds()
     }
 
     pub fn peak_mib(&self) -> anyhow::Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
         let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
         Ok(line.split_whitespace().nth(1).unwrap_or("0").parse::<f64>()? / 1024.0)
+    }
+}
+
+/// One that runs, by its number.
+pub struct Process(pub u32);
+
+impl Process {
+    /// User and system time (proc(5), /proc/pid/stat).
+    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0))?;
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        // utime and stime are fields 14 and 15; the first of `fields` is the third. 100 ticks a second.
+        Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
     }
 }
 

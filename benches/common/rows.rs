@@ -50,7 +50,7 @@ impl Bench {
             sqlx::query_as(AssertSqlSafe(format!("SELECT key, {value} FROM outbox ORDER BY seq")))
                 .fetch_all(&self.db)
                 .await?;
-        let producer = self.producer()?;
+        let producer = self.producer(crate::common::QUEUE_KIB)?;
         let begin = Instant::now();
         for (key, payload) in &rows {
             producer.send(BaseRecord::to(topic).key(key).payload(payload)).map_err(|(error, _)| error)?;

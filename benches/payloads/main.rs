@@ -9,6 +9,7 @@ mod chunks;
 mod claim_check;
 #[path = "../common/mod.rs"]
 mod common;
+mod cpu;
 mod large;
 mod store;
 

@@ -2,8 +2,6 @@
 //! through the relay's store as it is configured by default and with other ways to check what arrives. The
 //! CPU time is that of this process.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{ObjectStoreExt as _, PutPayload, path::Path};
@@ -12,7 +10,7 @@ use whippet::store::Store;
 use crate::{
     bucket,
     common::median,
-    large::{cpu_seconds, payloads},
+    large::{Begun, payloads},
 };
 
 const PAYLOADS: usize = 500;
@@ -52,16 +50,14 @@ pub async fn run(rounds: usize, at_once: usize) -> anyhow::Result<()> {
                 }
                 Ok(())
             };
-            let (begin, cpu) = (Instant::now(), cpu_seconds()?);
+            let begun = Begun::now()?;
             stream::iter(payloads.iter().cloned().enumerate())
                 .map(|(n, payload)| put(n, payload))
                 .buffer_unordered(at_once)
                 .try_collect::<()>()
                 .await?;
-            let figure = Figure {
-                rate: PAYLOADS as f64 / begin.elapsed().as_secs_f64(),
-                cpu_seconds: cpu_seconds()? - cpu,
-            };
+            let done = begun.end(&payloads, None)?;
+            let figure = Figure { rate: PAYLOADS as f64 / done.seconds, cpu_seconds: done.cpu_seconds };
             println!(
                 "round {round}: {name:<26} {:>6.0} payloads/s  {:.2} CPU-s",
                 figure.rate, figure.cpu_seconds

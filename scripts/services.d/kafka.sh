@@ -1,13 +1,14 @@
 # Apache Kafka from Maven Central: one KRaft node that is broker and controller.
 
 KAFKA_VERSION=4.1.1
-KAFKA_PORT=${WHIPPET_KAFKA_PORT:-19092}
-KAFKA_CONTROLLER_PORT=${WHIPPET_KAFKA_CONTROLLER_PORT:-19093}
+KAFKA_PORT=$((${WHIPPET_KAFKA_PORT:-19092} + SHIFT))
+KAFKA_CONTROLLER_PORT=$((${WHIPPET_KAFKA_CONTROLLER_PORT:-19093} + SHIFT))
+# WHIPPET_KAFKA_MORE has more lines for server.properties.
 # For those who come through the proxy: this listener advertises it.
-KAFKA_PROXIED_PORT=${WHIPPET_KAFKA_PROXIED_PORT:-19095}
+KAFKA_PROXIED_PORT=$((${WHIPPET_KAFKA_PROXIED_PORT:-19095} + SHIFT))
 # With TLS: SASL asks for SCRAM-SHA-512 or OAUTHBEARER, MTLS for a certificate of the client.
-KAFKA_SASL_PORT=${WHIPPET_KAFKA_SASL_PORT:-$((KAFKA_PORT + 40))}
-KAFKA_MTLS_PORT=${WHIPPET_KAFKA_MTLS_PORT:-$((KAFKA_PORT + 41))}
+KAFKA_SASL_PORT=$((${WHIPPET_KAFKA_SASL_PORT:-$((KAFKA_PORT - SHIFT + 40))} + SHIFT))
+KAFKA_MTLS_PORT=$((${WHIPPET_KAFKA_MTLS_PORT:-$((KAFKA_PORT - SHIFT + 41))} + SHIFT))
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
 
 kafka_install() {
@@ -69,13 +70,13 @@ kafka_start() {
   kafka_tls
   # Everybody may do everything, until a test forbids something. Nothing is created by accident, and
   # one node holds every internal topic. Few partitions of those, and no wait for more members: a
-  # consumer has its first record sooner.
+  # consumer has its first record sooner. A broker that was killed is let in again when its session has ended.
   cat >"$dir/server.properties" <<CONF
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:$KAFKA_CONTROLLER_PORT
 listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,PROXIED://127.0.0.1:$KAFKA_PROXIED_PORT,CONTROLLER://127.0.0.1:$KAFKA_CONTROLLER_PORT,SASL://127.0.0.1:$KAFKA_SASL_PORT,MTLS://127.0.0.1:$KAFKA_MTLS_PORT
-advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,PROXIED://127.0.0.1:${WHIPPET_TOXIPROXY_KAFKA_PORT:-19096},SASL://127.0.0.1:$KAFKA_SASL_PORT,MTLS://127.0.0.1:$KAFKA_MTLS_PORT
+advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,PROXIED://127.0.0.1:$((${WHIPPET_TOXIPROXY_KAFKA_PORT:-19096} + SHIFT)),SASL://127.0.0.1:$KAFKA_SASL_PORT,MTLS://127.0.0.1:$KAFKA_MTLS_PORT
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_SSL,MTLS:SSL
 ssl.keystore.type=PEM
 ssl.keystore.location=$tls/broker.pem
@@ -106,7 +107,9 @@ share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=4
 group.initial.rebalance.delay.ms=0
 broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=4000
 log.retention.hours=24
+${WHIPPET_KAFKA_MORE:-}
 CONF
   cat >"$dir/log4j2.properties" <<'CONF'
 rootLogger.level = INFO

@@ -1,7 +1,7 @@
 # MariaDB from Debian, with a data folder of its own. The package is the server alone: nothing is made
 # or started by it. It runs as `nobody` when we are root. The functions my_* are for mysql too.
 
-MARIADB_PORT=${WHIPPET_MARIADB_PORT:-15306}
+MARIADB_PORT=$((${WHIPPET_MARIADB_PORT:-15306} + SHIFT))
 
 my_user() { [ "$EUID" != 0 ] || printf '%s\n' --user=nobody; }
 
@@ -16,12 +16,12 @@ my_options() { # NAME PORT
   my_user
 }
 
-# A CA, and a certificate from it for the names that the tests connect to. The CA's key goes: it signs
-# nothing else.
+# A CA, and a certificate from it for the names that the tests connect to. The CA's key stays: tests sign the
+# certificates of clients.
 my_tls() { # NAME
   local tls=$STATE/$1/tls new=$STATE/$1/tls.new
   local key=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes)
-  [ -f "$tls/server.key" ] && return
+  [ -f "$tls/ca.key" ] && return
   rm -rf "$tls" "$new"
   mkdir "$new"
   {
@@ -31,10 +31,10 @@ my_tls() { # NAME
         -extfile <(printf '%s\n' basicConstraints=critical,CA:FALSE extendedKeyUsage=serverAuth \
           subjectAltName=DNS:localhost) -out "$new/server.crt"
   } >"$STATE/$1/tls.log" 2>&1 || die "making certificates failed; see $STATE/$1/tls.log"
-  rm "$new"/{ca.key,ca.srl,server.csr}
+  rm "$new"/{ca.srl,server.csr}
   chmod 755 "$STATE/$1" "$new"
   chmod 644 "$new"/*.crt
-  chmod 600 "$new/server.key"
+  chmod 600 "$new"/*.key
   [ "$EUID" != 0 ] || chown -R nobody: "$new"
   mv "$new" "$tls"
 }
@@ -98,7 +98,7 @@ mariadb_plugin() {
 }
 
 mariadb_start() {
-  local dir=$STATE/mariadb options accounts
+  local dir=$STATE/mariadb options accounts more
   accounts=$(my_accounts "VIA ed25519 USING PASSWORD('whippet-pw')")
   mkdir -p "$dir/plugin"
   cp "$(mariadb_plugin)/auth_ed25519.so" "$dir/plugin/"
@@ -120,7 +120,9 @@ mariadb_start() {
   fi
   mapfile -t options < <(my_options mariadb "$MARIADB_PORT"; my_tls_options mariadb)
   my_forget_socket mariadb
-  spawn mariadb /usr/sbin/mariadbd --no-defaults "${options[@]}" --plugin-dir="$dir/plugin" --gtid-strict-mode=1
+  # Some settings are the server's from its start: what a test wants otherwise comes last.
+  read -ra more <<<"${WHIPPET_MARIADB_OPTIONS:-}"
+  spawn mariadb /usr/sbin/mariadbd --no-defaults "${options[@]}" --plugin-dir="$dir/plugin" --gtid-strict-mode=1 "${more[@]}"
 }
 
 # What mariadb-install-db feeds it; that one wants an operating system's user for the server.

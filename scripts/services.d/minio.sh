@@ -1,7 +1,7 @@
 # MinIO, an object store that speaks S3: one process and one folder.
 
 MINIO_VERSION=v0.0.0-20260212201848-7aac2a2c5b7c
-MINIO_PORT=${WHIPPET_MINIO_PORT:-19000}
+MINIO_PORT=$((${WHIPPET_MINIO_PORT:-19000} + SHIFT))
 MINIO_USER=whippet
 MINIO_PASSWORD=whippet-password
 MINIO=$TOOLS/bin/minio
@@ -36,6 +36,7 @@ minio_stop() { terminate minio TERM 20; }
 
 minio_env() {
   echo "export WHIPPET_TEST_S3=http://127.0.0.1:$MINIO_PORT"
+  echo "export WHIPPET_TEST_S3_PID=$(pid_file minio)"
   echo "export WHIPPET_TEST_S3_KEY=$MINIO_USER"
   echo "export WHIPPET_TEST_S3_SECRET=$MINIO_PASSWORD"
 }

@@ -1,7 +1,7 @@
 # MySQL 9 from Debian's unstable suite, in a root of its own: the system is not touched, and its own
 # loader runs it with the libraries that it was built for. The packages are cached.
 
-MYSQL_PORT=${WHIPPET_MYSQL_PORT:-15307}
+MYSQL_PORT=$((${WHIPPET_MYSQL_PORT:-15307} + SHIFT))
 MYSQL_PACKAGES=$CACHE/mysql-9
 
 mysql_install() {

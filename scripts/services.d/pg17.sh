@@ -2,7 +2,7 @@
 # so the server is a jar from Maven Central that holds its binaries; psql and the user are Debian's.
 
 PG17_VERSION=17.6.0
-PG17_PORT=${WHIPPET_PG17_PORT:-15417}
+PG17_PORT=$((${WHIPPET_PG17_PORT:-15417} + SHIFT))
 
 # Not in the cache: that is below a home that the user `postgres` may not look into. And not in a
 # service's own folder: a reset need not unpack it again.

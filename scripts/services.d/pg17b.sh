@@ -1,7 +1,7 @@
 # A streaming standby of pg17, which keeps a copy of pg17's logical slots that have `failover`. It starts
 # pg17 if it needs it to make the copy. Once promoted it is a server of its own, until it is reset.
 
-PG17B_PORT=${WHIPPET_PG17B_PORT:-15418}
+PG17B_PORT=$((${WHIPPET_PG17B_PORT:-15418} + SHIFT))
 
 pg17b_install() { pg17_install; }
 

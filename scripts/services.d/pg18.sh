@@ -2,7 +2,7 @@
 # stream from.
 
 PG18_VERSION=18.0.0
-PG18_PORT=${WHIPPET_PG18_PORT:-15419}
+PG18_PORT=$((${WHIPPET_PG18_PORT:-15419} + SHIFT))
 
 pg18_install() { pg_maven_install "$PG18_VERSION"; }
 pg18_start() { pg_maven_start pg18 "$PG18_VERSION" "$PG18_PORT" "wal_level = ${WHIPPET_PG18_WAL_LEVEL:-logical}"; }

@@ -1,7 +1,7 @@
 # PgBouncer in front of the default PostgreSQL, which pools transactions. From Debian's unstable suite, in a root of
 # its own: the stable one's is too old to keep prepared statements apart (1.21).
 
-PGBOUNCER_PORT=${WHIPPET_PGBOUNCER_PORT:-15436}
+PGBOUNCER_PORT=$((${WHIPPET_PGBOUNCER_PORT:-15436} + SHIFT))
 PGBOUNCER_PACKAGES=$CACHE/pgbouncer
 
 pgbouncer_install() { debian_unstable "$PGBOUNCER_PACKAGES" pgbouncer '^perl\|^python\|^init-system\|^postgresql-common'; }

@@ -1,7 +1,7 @@
 # PostgreSQL from Debian, with a data folder of its own. It runs as the user `postgres` when we are
 # root, because it refuses root. The functions pg_* are for pg17, pg17b and pg18 too.
 
-PG_PORT=${WHIPPET_PG_PORT:-15432}
+PG_PORT=$((${WHIPPET_PG_PORT:-15432} + SHIFT))
 
 pg_bin() { # the newest installed, or none
   local bin
@@ -130,7 +130,7 @@ HBA
     pg_trust
   } >"$data/pg_hba.conf"
   {
-    pg_settings postgres "$PG_PORT" 256MB
+    pg_settings postgres "$PG_PORT" "${WHIPPET_PG_SHARED_BUFFERS:-256MB}"
     printf "%s\n" "ssl = on" "ssl_cert_file = '$tls/server.crt'" "ssl_key_file = '$tls/server.key'"
   } >"$data/postgresql.auto.conf"
   pg_launch postgres "$bin" "$data"

@@ -1,13 +1,18 @@
-//! Every metric: name, labels and help in one place; call sites use typed handles. docs/metrics.md
-//! is generated from this file by a test.
+//! Metrics, which call sites use as typed handles.
+
+mod described;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    IntGaugeVec, Registry, TextEncoder,
 };
 
+use self::described::Described;
+pub use self::described::{ALL, REFUSALS, docs};
 use crate::{
     coordinate::standing::Standing,
     record::{Dropped, Form, Packed},
@@ -22,6 +27,10 @@ const LATENCY_BUCKETS: [f64; 16] =
 const TAKEOVER_BUCKETS: [f64; 9] = [0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0];
 /// Events of one transaction of the spool.
 const GROUP_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 2000.0];
+
+/// Events of one Kafka transaction.
+const TRANSACTION_BUCKETS: [f64; 10] =
+    [1.0, 10.0, 100.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 20_000.0, 40_000.0];
 
 #[derive(Debug)]
 pub struct Metrics {
@@ -47,6 +56,7 @@ pub struct Metrics {
     offload_duration: Histogram,
     capture_mode: IntGaugeVec,
     pub slot_retained_bytes: IntGauge,
+    pub slot_max_retained_bytes: IntGauge,
     pub slot_safe_bytes: Gauge,
     pub slot_active: IntGauge,
     leases_held: IntGaugeVec,
@@ -55,6 +65,11 @@ pub struct Metrics {
     parts_moved: IntCounter,
     memberships_lost: IntCounter,
     takeover: Histogram,
+    transactions: IntCounterVec,
+    transaction_commit: Histogram,
+    transaction_events: Histogram,
+    unit_takeovers: IntCounter,
+    unit_fenced: IntCounter,
     last_publish: GaugeVec,
     context_dropped: IntCounterVec,
     config_last_reload_success: IntGauge,
@@ -94,249 +109,6 @@ impl PublishedHandles {
     }
 }
 
-/// Name, labels and help of one metric, for the docs.
-#[derive(Clone, Copy, Debug)]
-pub struct Described {
-    pub name: &'static str,
-    pub kind: &'static str,
-    pub labels: &'static [&'static str],
-    pub help: &'static str,
-}
-
-const EVENTS_READ: Described =
-    counter("whippet_events_read_total", &["table"], "Rows read from the source, repeats included.");
-const EVENTS_PUBLISHED: Described =
-    counter("whippet_events_published_total", &["table", "topic"], "Events that Kafka acknowledged.");
-const EVENTS_DEAD_LETTERED: Described = counter(
-    "whippet_events_dead_lettered_total",
-    &["table", "reason"],
-    "Events whose dead letter Kafka acknowledged, by reason: rejected, gave_up.",
-);
-const PUBLISH_FAILURES: Described = counter(
-    "whippet_publish_failures_total",
-    &["table", "kind"],
-    "Events that Kafka or the relay refused, by kind: transient, rejected, fatal.",
-);
-const RETRIES: Described = counter(
-    "whippet_retries_total",
-    &["table", "kind"],
-    "Tries that were repeated: an event's own (transient), or the source's after an error (source).",
-);
-const PUBLISH_DURATION: Described = histogram(
-    "whippet_publish_duration_seconds",
-    &[],
-    "From handing a record to the producer to its acknowledgement.",
-);
-const END_TO_END: Described = histogram(
-    "whippet_end_to_end_seconds",
-    &["table"],
-    "From the row's timestamp, by the clock that wrote it, to the acknowledgement, by this host's clock.",
-);
-const OLDEST_PENDING_AGE: Described = gauge(
-    "whippet_oldest_pending_age_seconds",
-    &["table"],
-    "Age of the oldest row that waits, by the database's clock; held rows apart. Where only the log has the \
-     rows: of those that were read. 0 when none waits.",
-);
-const PENDING_EVENTS: Described = gauge(
-    "whippet_pending_events",
-    &["table"],
-    "Rows that wait in the table, counted up to 100000; held rows apart. Where only the log has the rows: \
-     those that were read and are not settled. Owner only.",
-);
-const PARKED_KEYS: Described =
-    gauge("whippet_parked_keys", &["table"], "Keys that are parked until an operator releases them.");
-const PARKED_EVENTS: Described = gauge(
-    "whippet_parked_events",
-    &["table"],
-    "Events held because they, or an earlier one of their key, can never be published.",
-);
-const HELD_EVENTS: Described = gauge(
-    "whippet_held_events",
-    &["table", "cause"],
-    "Held events, by cause: parked (an operator releases them), topic, store and paused (the relay does).",
-);
-const OLDEST_PARKED_AGE: Described = gauge(
-    "whippet_oldest_parked_age_seconds",
-    &["table"],
-    "How long the oldest parked event has been parked, by the database's clock. 0 when none is.",
-);
-const TABLE_HALTED: Described = gauge(
-    "whippet_table_halted",
-    &["table"],
-    "1 while a table is halted: too much is held, or on_failure is halt and an event failed.",
-);
-const IN_FLIGHT_EVENTS: Described =
-    gauge("whippet_in_flight_events", &[], "Events read and not settled, of all tables.");
-const IN_FLIGHT_BYTES: Described =
-    gauge("whippet_in_flight_bytes", &[], "Bytes of the events in flight, as the window counts them.");
-const OFFLOAD: Described = counter(
-    "whippet_offload_total",
-    &["table", "mode", "result"],
-    "Payloads that were encoded, moved to the object store or sliced (mode: encode, claim_check, chunk), by \
-     result: ok, away (the object store is, it is tried again), refused.",
-);
-const OFFLOAD_BYTES: Described = counter(
-    "whippet_offload_bytes_total",
-    &["table", "mode"],
-    "Bytes of these payloads as they travel or are stored, encoded where they are.",
-);
-const OFFLOAD_DURATION: Described =
-    histogram("whippet_offload_duration_seconds", &[], "What encoding, hashing and moving a payload took.");
-const CAPTURE_MODE: Described =
-    gauge("whippet_capture_mode", &["table", "mode"], "1 for the mode in which a table is captured now.");
-const SLOT_RETAINED_BYTES: Described = gauge(
-    "whippet_slot_retained_bytes",
-    &[],
-    "What the server keeps of its log for the slot. 0 without one.",
-);
-const SLOT_SAFE_BYTES: Described = gauge(
-    "whippet_slot_safe_bytes",
-    &[],
-    "What may still be written before the server gives the slot up (safe_wal_size); +Inf without a limit.",
-);
-const SLOT_ACTIVE: Described = gauge("whippet_slot_active", &[], "1 while the slot is read.");
-const LEASES_HELD: Described = gauge(
-    "whippet_leases_held",
-    &["table"],
-    "Buckets of a shared table that this relay has, or 1 for a table that \
-     is not shared and is its own.",
-);
-const GROUP_MEMBERS: Described =
-    gauge("whippet_group_members", &[], "Relays that share the source, as far as it is known.");
-const MEMBERSHIP_EPOCH: Described =
-    gauge("whippet_membership_epoch", &[], "The fencing number of this relay's membership. 0 without one.");
-const PARTS_MOVED: Described =
-    counter("whippet_leases_moved_total", &[], "Buckets that this relay took or let go.");
-const MEMBERSHIPS_LOST: Described = counter(
-    "whippet_memberships_lost_total",
-    &[],
-    "Times that the membership ran out before it was renewed.",
-);
-const TAKEOVER: Described = histogram(
-    "whippet_takeover_seconds",
-    &[],
-    "When work of a relay that is gone was taken over: the time since its last sign of life.",
-);
-const LAST_PUBLISH: Described = gauge(
-    "whippet_last_publish_timestamp_seconds",
-    &["table"],
-    "When Kafka last acknowledged an event of the table, since the Unix epoch.",
-);
-const CONTEXT_DROPPED: Described = counter(
-    "whippet_context_dropped_total",
-    &["table", "reason"],
-    "Headers of rows that were dropped, by reason.",
-);
-const CONFIG_LAST_RELOAD_SUCCESS: Described = gauge(
-    "whippet_config_last_reload_success",
-    &[],
-    "1 when the configuration in use is the one that was last read; 0 when that one was refused.",
-);
-const BUILD_INFO: Described = gauge("whippet_build_info", &["version", "commit"], "Always 1.");
-const RESIDENT_BYTES: Described =
-    gauge("whippet_resident_memory_bytes", &[], "Resident memory of this process (Linux, /proc/self/statm).");
-const INGEST_ACCEPTED: Described =
-    counter("whippet_ingest_accepted_total", &[], "Events that came by HTTP and are on the disk.");
-const INGEST_REPEATED: Described = counter(
-    "whippet_ingest_repeated_total",
-    &[],
-    "Events that came by HTTP with an id that was known, and were not taken again.",
-);
-const INGEST_REFUSED: Described = counter(
-    "whippet_ingest_refused_total",
-    &["reason"],
-    "Requests that were refused: bad, unauthorized, topic, too_large, slow, full (the spool), busy, disk, failed, \
-     stopping.",
-);
-const INGEST_ANSWER: Described = histogram(
-    "whippet_ingest_answer_seconds",
-    &[],
-    "From the head of a request to its answer, of those answered with 202.",
-);
-const INGEST_COMMIT: Described =
-    histogram("whippet_ingest_commit_seconds", &[], "What a transaction of the spool took, with its fsync.");
-const INGEST_COMMIT_EVENTS: Described =
-    histogram("whippet_ingest_commit_events", &[], "Events that a transaction of the spool had.");
-const INGEST_SPOOL_BYTES: Described =
-    gauge("whippet_ingest_spool_bytes", &[], "What is in use of the spool. 0 without one.");
-const INGEST_SPOOL_MAX_BYTES: Described =
-    gauge("whippet_ingest_spool_max_bytes", &[], "ingest.max_bytes. 0 without a spool.");
-const INGEST_REMEMBERED_IDS: Described = gauge(
-    "whippet_ingest_remembered_ids",
-    &[],
-    "Ids of published events that are remembered, so that a repeat is known.",
-);
-
-/// Why ingest refuses a request.
-pub const REFUSALS: [&str; 10] =
-    ["bad", "unauthorized", "topic", "too_large", "slow", "full", "busy", "disk", "failed", "stopping"];
-
-/// Every metric, in the order of the docs.
-pub const ALL: [Described; 43] = [
-    EVENTS_READ,
-    EVENTS_PUBLISHED,
-    EVENTS_DEAD_LETTERED,
-    PUBLISH_FAILURES,
-    RETRIES,
-    PUBLISH_DURATION,
-    END_TO_END,
-    OLDEST_PENDING_AGE,
-    PENDING_EVENTS,
-    PARKED_KEYS,
-    PARKED_EVENTS,
-    HELD_EVENTS,
-    OLDEST_PARKED_AGE,
-    TABLE_HALTED,
-    IN_FLIGHT_EVENTS,
-    IN_FLIGHT_BYTES,
-    OFFLOAD,
-    OFFLOAD_BYTES,
-    OFFLOAD_DURATION,
-    CAPTURE_MODE,
-    SLOT_RETAINED_BYTES,
-    SLOT_SAFE_BYTES,
-    SLOT_ACTIVE,
-    LEASES_HELD,
-    GROUP_MEMBERS,
-    MEMBERSHIP_EPOCH,
-    PARTS_MOVED,
-    MEMBERSHIPS_LOST,
-    TAKEOVER,
-    LAST_PUBLISH,
-    CONTEXT_DROPPED,
-    CONFIG_LAST_RELOAD_SUCCESS,
-    BUILD_INFO,
-    RESIDENT_BYTES,
-    INGEST_ACCEPTED,
-    INGEST_REPEATED,
-    INGEST_REFUSED,
-    INGEST_ANSWER,
-    INGEST_COMMIT,
-    INGEST_COMMIT_EVENTS,
-    INGEST_SPOOL_BYTES,
-    INGEST_SPOOL_MAX_BYTES,
-    INGEST_REMEMBERED_IDS,
-];
-
-const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Described {
-    Described { name, kind: "counter", labels, help }
-}
-
-const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Described {
-    Described { name, kind: "gauge", labels, help }
-}
-
-const fn histogram(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Described {
-    Described { name, kind: "histogram", labels, help }
-}
-
-impl Described {
-    fn opts(&self) -> Opts {
-        Opts::new(self.name, self.help)
-    }
-}
-
 /// Registers a collector that this file made: its name and labels are constants above.
 macro_rules! registered {
     ($registry:expr, $collector:expr) => {{
@@ -357,67 +129,86 @@ impl Metrics {
         let count = |of: &Described| registered!(r, IntCounter::with_opts(of.opts()));
         let int = |of: &Described| registered!(r, IntGauge::with_opts(of.opts()));
         let buckets = |of: &Described| HistogramOpts::new(of.name, of.help).buckets(LATENCY_BUCKETS.to_vec());
-        let config = registered!(r, IntGauge::with_opts(CONFIG_LAST_RELOAD_SUCCESS.opts()));
+        let config = registered!(r, IntGauge::with_opts(described::CONFIG_LAST_RELOAD_SUCCESS.opts()));
         config.set(1);
-        ints(&BUILD_INFO)
+        ints(&described::BUILD_INFO)
             .with_label_values(&[
                 env!("CARGO_PKG_VERSION"),
                 option_env!("WHIPPET_COMMIT").unwrap_or("unknown"),
             ])
             .set(1);
         let metrics = Metrics {
-            events_read: counters(&EVENTS_READ),
-            events_published: counters(&EVENTS_PUBLISHED),
-            events_dead_lettered: counters(&EVENTS_DEAD_LETTERED),
-            publish_failures: counters(&PUBLISH_FAILURES),
-            retries: counters(&RETRIES),
-            publish_duration: registered!(r, Histogram::with_opts(buckets(&PUBLISH_DURATION))),
-            end_to_end: registered!(r, HistogramVec::new(buckets(&END_TO_END), END_TO_END.labels)),
-            oldest_pending_age: floats(&OLDEST_PENDING_AGE),
-            pending_events: ints(&PENDING_EVENTS),
-            parked_keys: ints(&PARKED_KEYS),
-            parked_events: ints(&PARKED_EVENTS),
-            held_events: ints(&HELD_EVENTS),
-            oldest_parked_age: floats(&OLDEST_PARKED_AGE),
-            table_halted: ints(&TABLE_HALTED),
-            in_flight_events: registered!(r, IntGauge::with_opts(IN_FLIGHT_EVENTS.opts())),
-            in_flight_bytes: registered!(r, IntGauge::with_opts(IN_FLIGHT_BYTES.opts())),
-            offload: counters(&OFFLOAD),
-            offload_bytes: counters(&OFFLOAD_BYTES),
-            offload_duration: registered!(r, Histogram::with_opts(buckets(&OFFLOAD_DURATION))),
-            capture_mode: ints(&CAPTURE_MODE),
-            slot_retained_bytes: registered!(r, IntGauge::with_opts(SLOT_RETAINED_BYTES.opts())),
-            slot_safe_bytes: registered!(r, Gauge::with_opts(SLOT_SAFE_BYTES.opts())),
-            slot_active: registered!(r, IntGauge::with_opts(SLOT_ACTIVE.opts())),
-            leases_held: ints(&LEASES_HELD),
-            group_members: int(&GROUP_MEMBERS),
-            membership_epoch: int(&MEMBERSHIP_EPOCH),
-            parts_moved: count(&PARTS_MOVED),
-            memberships_lost: count(&MEMBERSHIPS_LOST),
+            events_read: counters(&described::EVENTS_READ),
+            events_published: counters(&described::EVENTS_PUBLISHED),
+            events_dead_lettered: counters(&described::EVENTS_DEAD_LETTERED),
+            publish_failures: counters(&described::PUBLISH_FAILURES),
+            retries: counters(&described::RETRIES),
+            publish_duration: registered!(r, Histogram::with_opts(buckets(&described::PUBLISH_DURATION))),
+            end_to_end: registered!(
+                r,
+                HistogramVec::new(buckets(&described::END_TO_END), described::END_TO_END.labels)
+            ),
+            oldest_pending_age: floats(&described::OLDEST_PENDING_AGE),
+            pending_events: ints(&described::PENDING_EVENTS),
+            parked_keys: ints(&described::PARKED_KEYS),
+            parked_events: ints(&described::PARKED_EVENTS),
+            held_events: ints(&described::HELD_EVENTS),
+            oldest_parked_age: floats(&described::OLDEST_PARKED_AGE),
+            table_halted: ints(&described::TABLE_HALTED),
+            in_flight_events: registered!(r, IntGauge::with_opts(described::IN_FLIGHT_EVENTS.opts())),
+            in_flight_bytes: registered!(r, IntGauge::with_opts(described::IN_FLIGHT_BYTES.opts())),
+            offload: counters(&described::OFFLOAD),
+            offload_bytes: counters(&described::OFFLOAD_BYTES),
+            offload_duration: registered!(r, Histogram::with_opts(buckets(&described::OFFLOAD_DURATION))),
+            capture_mode: ints(&described::CAPTURE_MODE),
+            slot_retained_bytes: registered!(r, IntGauge::with_opts(described::SLOT_RETAINED_BYTES.opts())),
+            slot_max_retained_bytes: int(&described::SLOT_MAX_RETAINED_BYTES),
+            slot_safe_bytes: registered!(r, Gauge::with_opts(described::SLOT_SAFE_BYTES.opts())),
+            slot_active: registered!(r, IntGauge::with_opts(described::SLOT_ACTIVE.opts())),
+            leases_held: ints(&described::LEASES_HELD),
+            group_members: int(&described::GROUP_MEMBERS),
+            membership_epoch: int(&described::MEMBERSHIP_EPOCH),
+            parts_moved: count(&described::PARTS_MOVED),
+            memberships_lost: count(&described::MEMBERSHIPS_LOST),
             takeover: registered!(
                 r,
-                Histogram::with_opts(buckets(&TAKEOVER).buckets(TAKEOVER_BUCKETS.to_vec()))
+                Histogram::with_opts(buckets(&described::TAKEOVER).buckets(TAKEOVER_BUCKETS.to_vec()))
             ),
-            last_publish: floats(&LAST_PUBLISH),
-            context_dropped: counters(&CONTEXT_DROPPED),
+            transactions: counters(&described::TRANSACTIONS),
+            transaction_commit: registered!(r, Histogram::with_opts(buckets(&described::TRANSACTION_COMMIT))),
+            transaction_events: registered!(
+                r,
+                Histogram::with_opts(
+                    buckets(&described::TRANSACTION_EVENTS).buckets(TRANSACTION_BUCKETS.to_vec())
+                )
+            ),
+            unit_takeovers: count(&described::UNIT_TAKEOVERS),
+            unit_fenced: count(&described::UNIT_FENCED),
+            last_publish: floats(&described::LAST_PUBLISH),
+            context_dropped: counters(&described::CONTEXT_DROPPED),
             config_last_reload_success: config,
-            resident_bytes: registered!(r, Gauge::with_opts(RESIDENT_BYTES.opts())),
-            ingest_accepted: count(&INGEST_ACCEPTED),
-            ingest_repeated: count(&INGEST_REPEATED),
-            ingest_refused: counters(&INGEST_REFUSED),
-            ingest_answer: registered!(r, Histogram::with_opts(buckets(&INGEST_ANSWER))),
-            ingest_commit: registered!(r, Histogram::with_opts(buckets(&INGEST_COMMIT))),
+            resident_bytes: registered!(r, Gauge::with_opts(described::RESIDENT_BYTES.opts())),
+            ingest_accepted: count(&described::INGEST_ACCEPTED),
+            ingest_repeated: count(&described::INGEST_REPEATED),
+            ingest_refused: counters(&described::INGEST_REFUSED),
+            ingest_answer: registered!(r, Histogram::with_opts(buckets(&described::INGEST_ANSWER))),
+            ingest_commit: registered!(r, Histogram::with_opts(buckets(&described::INGEST_COMMIT))),
             ingest_commit_events: registered!(
                 r,
-                Histogram::with_opts(buckets(&INGEST_COMMIT_EVENTS).buckets(GROUP_BUCKETS.to_vec()))
+                Histogram::with_opts(
+                    buckets(&described::INGEST_COMMIT_EVENTS).buckets(GROUP_BUCKETS.to_vec())
+                )
             ),
-            ingest_spool_bytes: int(&INGEST_SPOOL_BYTES),
-            ingest_spool_max_bytes: int(&INGEST_SPOOL_MAX_BYTES),
-            ingest_remembered_ids: int(&INGEST_REMEMBERED_IDS),
+            ingest_spool_bytes: int(&described::INGEST_SPOOL_BYTES),
+            ingest_spool_max_bytes: int(&described::INGEST_SPOOL_MAX_BYTES),
+            ingest_remembered_ids: int(&described::INGEST_REMEMBERED_IDS),
             registry,
         };
         for reason in REFUSALS {
             metrics.ingest_refused.with_label_values(&[reason]);
+        }
+        for result in ["committed", "dropped", "unknown"] {
+            metrics.transactions.with_label_values(&[result]);
         }
         tables.iter().for_each(|table| metrics.begin(table));
         metrics
@@ -527,12 +318,16 @@ impl Metrics {
         self.offload_duration.observe(took.as_secs_f64());
     }
 
-    /// A transaction of the spool: new events, and those that were known.
-    pub fn ingested(&self, events: u64, repeated: u64, took: Duration) {
+    /// A transaction of the spool, with new events.
+    pub fn ingested(&self, events: u64, took: Duration) {
         self.ingest_accepted.inc_by(events);
-        self.ingest_repeated.inc_by(repeated);
         self.ingest_commit.observe(took.as_secs_f64());
         self.ingest_commit_events.observe(events as f64);
+    }
+
+    /// Events came whose ids are known.
+    pub fn ingested_again(&self, events: u64) {
+        self.ingest_repeated.inc_by(events);
     }
 
     /// A request was answered: with 202, or with a refusal for one of [`REFUSALS`].
@@ -569,6 +364,30 @@ impl Metrics {
         self.takeover.observe(after.as_secs_f64());
     }
 
+    /// A transaction was told to commit so many events.
+    pub fn commits(&self, events: usize) {
+        if events > 0 {
+            self.transaction_events.observe(events as f64);
+        }
+    }
+
+    /// A transaction has ended: it was to be committed, or dropped.
+    pub fn transaction_ended(&self, committed: bool, is_known: bool, took: Duration) {
+        let result = match (is_known, committed) {
+            (false, _) => "unknown",
+            (true, true) => "committed",
+            (true, false) => "dropped",
+        };
+        self.transactions.with_label_values(&[result]).inc();
+        self.transaction_commit.observe(took.as_secs_f64());
+    }
+
+    /// This relay became the one producer, again where it had been fenced.
+    pub fn unit_taken_over(&self, was_fenced: bool) {
+        self.unit_takeovers.inc();
+        self.unit_fenced.inc_by(was_fenced.into());
+    }
+
     pub fn count_dropped(&self, table: &str, dropped: &Dropped) {
         for (reason, count) in dropped.counts() {
             if count > 0 {
@@ -584,124 +403,5 @@ impl Metrics {
             .encode(&self.registry.gather(), &mut text)
             .expect("writing to memory does not fail");
         String::from_utf8_lossy(&text).into_owned()
-    }
-}
-
-/// docs/metrics.md.
-pub fn docs() -> String {
-    let mut text = String::from(
-        "# Metrics\n\nGenerated from `src/admin/metrics.rs` by `cargo test`; do not edit.\n\n\
-         | name | type | labels | meaning |\n| --- | --- | --- | --- |\n",
-    );
-    for metric in &ALL {
-        let labels = match metric.labels {
-            [] => "-".to_owned(),
-            labels => labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", "),
-        };
-        text.push_str(&format!("| `{}` | {} | {labels} | {} |\n", metric.name, metric.kind, metric.help));
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{collections::BTreeSet, path::Path};
-
-    use super::*;
-
-    #[test]
-    fn the_docs_are_those_of_this_file() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
-        let written = std::fs::read_to_string(path).unwrap_or_default();
-        if written != docs() {
-            std::fs::write(path, docs()).unwrap();
-            panic!("docs/metrics.md was stale; it is written anew: commit it");
-        }
-    }
-
-    const RULES: &str = include_str!("../../helm/whippet-sidecar/files/whippet.rules.yaml");
-    const DASHBOARD: &str = include_str!("../../helm/whippet-sidecar/files/dashboard.json");
-
-    /// The metrics that a text names, as they are described: a histogram by its name without a suffix.
-    fn named(text: &str) -> BTreeSet<&str> {
-        let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
-        let histogram =
-            |name: &str| ALL.iter().any(|metric| metric.name == name && metric.kind == "histogram");
-        let described = |name| {
-            let suffixes = ["_bucket", "_sum", "_count"].into_iter();
-            suffixes
-                .filter_map(|suffix| str::strip_suffix(name, suffix))
-                .find(|n| histogram(n))
-                .unwrap_or(name)
-        };
-        let of_ours = |word: &&str| word.strip_prefix("whippet_").is_some_and(|name| !name.is_empty());
-        text.split(word).filter(of_ours).map(described).collect()
-    }
-
-    fn all() -> BTreeSet<&'static str> {
-        ALL.iter().map(|metric| metric.name).collect()
-    }
-
-    #[test]
-    fn the_dashboard_shows_every_metric_and_no_other() {
-        assert_eq!(named(DASHBOARD), all(), "scripts/dashboard.py, then `scripts/chart write`");
-    }
-
-    #[test]
-    fn alerts_and_documents_name_metrics_that_exist() {
-        // What else is called like that: tables where there are no schemas, and others.
-        let others =
-            ["whippet_audit", "whippet_holds", "whippet_members", "whippet_context", "whippet_reader"];
-        let others = BTreeSet::from(others);
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let folders = ["docs", "docs/runbooks", "docs/decisions"].map(|folder| root.join(folder));
-        let files =
-            folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|e| e.unwrap().path());
-        let documents =
-            files.chain([root.join("README.md")]).filter(|path| path.extension() == Some("md".as_ref()));
-        let mut texts = vec![("the alerts".to_owned(), RULES.to_owned())];
-        texts.extend(
-            documents.map(|path| (path.display().to_string(), std::fs::read_to_string(&path).unwrap())),
-        );
-        for (place, text) in &texts {
-            let known: BTreeSet<&str> = all().union(&others).copied().collect();
-            let unknown: Vec<&str> = named(text).difference(&known).copied().collect();
-            assert!(unknown.is_empty(), "{place} names {unknown:?}");
-        }
-    }
-
-    #[test]
-    fn every_alert_has_a_page_and_a_test() {
-        let alerts: BTreeSet<&str> =
-            RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
-        assert!(alerts.len() > 15, "{alerts:?}");
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let pages = std::fs::read_dir(root.join("docs/runbooks")).unwrap();
-        let pages: Vec<String> = pages
-            .map(|page| page.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
-            .collect();
-        assert_eq!(pages.iter().map(String::as_str).collect::<BTreeSet<_>>(), alerts);
-        let tests = std::fs::read_to_string(root.join("tests/prometheus/whippet.test.yaml")).unwrap();
-        for alert in alerts {
-            assert!(RULES.contains(&format!("runbook_url: docs/runbooks/{alert}.md")), "{alert}");
-            assert!(
-                tests.contains(&format!("alertname=\"{alert}\", alertstate=\"firing\", severity")),
-                "{alert}"
-            );
-        }
-    }
-
-    #[test]
-    fn every_described_metric_is_exposed_and_no_other() {
-        let metrics = Metrics::new(&["outbox"]);
-        metrics.published("outbox", "orders").acknowledged(Some(Duration::ZERO), Some(3), 1);
-        metrics.context_dropped.with_label_values(&["outbox", "denied"]).inc();
-        let text = metrics.text();
-        let mut exposed: Vec<&str> =
-            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
-        let mut described: Vec<&str> = ALL.iter().map(|metric| metric.name).collect();
-        exposed.sort_unstable();
-        described.sort_unstable();
-        assert_eq!(exposed, described);
     }
 }

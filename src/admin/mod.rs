@@ -1,5 +1,6 @@
 //! The admin address: metrics, probes, status, a page for a browser, and the operator's verbs.
 
+pub mod desk;
 pub mod metrics;
 mod page;
 pub mod server;

@@ -13,7 +13,7 @@ use std::{
 use axum::{
     Json, Router,
     extract::State,
-    http::{HeaderName, StatusCode, header},
+    http::{HeaderName, header},
     response::{Html, IntoResponse, Response},
     routing::get,
 };
@@ -22,14 +22,10 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::Mutex, time::Instant};
 
-use super::verbs::Desk;
+use super::desk::{Desk, Told};
 use crate::{
-    coordinate::report,
     http::Problem,
-    source::{
-        database::answered,
-        hold::{Filter, Held},
-    },
+    source::hold::{Filter, Held},
 };
 
 const PAGE: &str = include_str!("page.html");
@@ -69,6 +65,8 @@ struct Listed {
     keys: Vec<ParkedKey>,
     /// Whether there are more than these.
     more: bool,
+    /// Tables that could not be looked at.
+    failed: Vec<Told>,
 }
 
 /// A key that waits for an operator.
@@ -112,13 +110,9 @@ async fn parked(State(parked): State<Arc<Parked>>) -> Result<Json<Listed>, Probl
         return Ok(Json(listed.clone()));
     }
     let mut new = Listed::default();
-    for table in parked.desk.every() {
-        let list = async {
-            let outbox = table.database.outbox(&table.spec).await?;
-            outbox.list(&Filter::default(), EVENTS_AT_MOST).await
-        };
-        let held = answered("list what is parked", list).await;
-        let held = held.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, report(&error)))?;
+    let (lists, failed) = parked.desk.list(None, &Filter::default(), EVENTS_AT_MOST, false).await?;
+    new.failed = failed;
+    for held in lists {
         new.more |= held.len() as i64 >= EVENTS_AT_MOST;
         new.keys.extend(by_key(held));
     }

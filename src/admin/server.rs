@@ -14,10 +14,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    desk::Desk,
     metrics::Metrics,
     page,
     status::{self, Board},
-    verbs::{self, Desk},
+    verbs,
 };
 use crate::{http, relay::window::Window};
 

@@ -32,6 +32,8 @@ pub struct Status {
     /// `owner`, `standby` or `unreachable`.
     pub role: &'static str,
     pub last_source_error: Option<String>,
+    /// Why the configuration file, as it is now, is not what runs.
+    pub config_refused: Option<String>,
     /// Kafka topics that cannot be written to now.
     pub blocked_topics: Vec<String>,
     /// The relays that share the source, as the database had them last.
@@ -57,6 +59,8 @@ pub struct TableStatus {
     pub name: String,
     /// `starting`, `running`, `standby`, `failing`, `stalled`, `paused` or `halted`.
     pub state: &'static str,
+    /// Why it is `halted`, `stalled` or `standby`, and what mends it.
+    pub state_reason: Option<String>,
     pub capture: &'static str,
     pub capture_reason: String,
     /// Rows that wait in the table, held ones apart; counted up to a cap.
@@ -69,13 +73,51 @@ pub struct TableStatus {
     /// Events that the relay releases by itself: their topic cannot be written to, the object store is away, or
     /// they are paused.
     pub held_events: u64,
+    /// Of these, by what they wait for.
+    pub held_for: HeldFor,
     /// What an operator paused.
     pub paused: Vec<String>,
     /// Since this process started.
     pub published_events: u64,
     /// RFC 3339.
     pub last_publish: Option<String>,
+    /// What is wrong with the table, or with the event that was parked last; nothing once that is over.
     pub last_error: Option<String>,
+    /// When that was. RFC 3339.
+    pub last_error_at: Option<String>,
+}
+
+/// Events that the relay releases by itself, by what they wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct HeldFor {
+    /// Their topic cannot be written to.
+    pub topic: u64,
+    /// The object store is away.
+    pub store: u64,
+    /// Topic or key is paused.
+    pub pause: u64,
+}
+
+fn rfc3339(unix_ms: i64) -> Option<String> {
+    let time = chrono::DateTime::from_timestamp_millis(unix_ms)?;
+    Some(time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true))
+}
+
+/// Why a state is what it is, where the state alone does not say so.
+fn reason(state: &str, halted: Option<&str>, lost: bool) -> Option<String> {
+    match state {
+        "halted" if lost => Some(
+            "the slot is gone, and with it events that only the log had: see the runbook WhippetTableHalted"
+                .into(),
+        ),
+        "halted" => halted.map(str::to_owned),
+        "stalled" => Some(format!(
+            "rows wait, and none was published for {} s: look whether Kafka, a topic or the object store is away",
+            STALLED_AFTER.as_secs()
+        )),
+        "standby" => Some("another relay works on this table; this one takes over when that is gone".into()),
+        _ => None,
+    }
 }
 
 /// Rows wait, and nothing was published for a while: whatever the reason, it is not well.
@@ -94,6 +136,7 @@ fn is_stalled(table: &TableStatus) -> bool {
 pub fn of_all(boards: &[Arc<Board>]) -> Status {
     let all = boards.iter().map(|board| board.status()).reduce(|mut all, one| {
         all.last_source_error = all.last_source_error.or(one.last_source_error);
+        all.config_refused = all.config_refused.or(one.config_refused);
         all.blocked_topics.extend(one.blocked_topics);
         all.blocked_topics.sort_unstable();
         all.blocked_topics.dedup();
@@ -112,7 +155,10 @@ struct Inner {
     reached: bool,
     relay_turned: Instant,
     ready: Vec<bool>,
-    halted: Vec<bool>,
+    /// Whose last error is of the table itself, and not over.
+    fails: Vec<bool>,
+    /// Why a table is halted, where it is.
+    halted: Vec<Option<String>>,
     /// Events of the table are lost with its slot.
     lost: Vec<bool>,
     /// Which tables are shared among relays.
@@ -126,6 +172,7 @@ impl TableStatus {
         TableStatus {
             name,
             state: "starting",
+            state_reason: None,
             capture: "poll",
             capture_reason: "configured".into(),
             pending: 0,
@@ -134,10 +181,12 @@ impl TableStatus {
             parked_keys: 0,
             parked_events: 0,
             held_events: 0,
+            held_for: HeldFor::default(),
             paused: Vec::new(),
             published_events: 0,
             last_publish: None,
             last_error: None,
+            last_error_at: None,
         }
     }
 }
@@ -157,7 +206,8 @@ impl Board {
                 reached: false,
                 relay_turned: now,
                 ready: vec![false; tables.len()],
-                halted: vec![false; tables.len()],
+                fails: vec![false; tables.len()],
+                halted: vec![None; tables.len()],
                 lost: vec![false; tables.len()],
                 shared: vec![false; tables.len()],
                 works: (false, false),
@@ -166,6 +216,7 @@ impl Board {
                     replica,
                     role: "unreachable",
                     last_source_error: None,
+                    config_refused: None,
                     blocked_topics: Vec::new(),
                     group: Vec::new(),
                     tables,
@@ -178,7 +229,8 @@ impl Board {
         let inner = self.lock();
         let mut status = inner.status.clone();
         for (index, table) in status.tables.iter_mut().enumerate() {
-            let halted = inner.halted[index] || inner.lost[index];
+            let (why, lost) = (inner.halted[index].as_deref(), inner.lost[index]);
+            let halted = why.is_some() || lost;
             let works = if inner.shared[index] { inner.works.0 } else { inner.works.1 };
             let role = if status.role == "owner" && !works { "standby" } else { status.role };
             table.state = match (role, halted, inner.ready[index]) {
@@ -191,6 +243,7 @@ impl Board {
                 ("unreachable", ..) if inner.reached => "failing",
                 _ => "starting",
             };
+            table.state_reason = reason(table.state, why, lost);
         }
         status.tables = inner.shown.iter().map(|table| status.tables[table.0 as usize].clone()).collect();
         status
@@ -203,8 +256,10 @@ impl Board {
         let places = inner.status.tables.len().max(index + 1);
         inner.status.tables.resize_with(places, || TableStatus::starts(String::new()));
         inner.status.tables[index] = TableStatus::starts(name.to_owned());
-        let Inner { ready, halted, lost, shared, .. } = &mut *inner;
-        for flags in [ready, halted, lost, shared] {
+        let Inner { ready, fails, halted, lost, shared, .. } = &mut *inner;
+        halted.resize(places, None);
+        halted[index] = None;
+        for flags in [ready, fails, lost, shared] {
             flags.resize(places, false);
             flags[index] = false;
         }
@@ -237,6 +292,14 @@ impl Board {
         self.lock().status.role
     }
 
+    /// Why nothing is known of who works on the source, where that is so.
+    pub fn why_unreachable(&self) -> Option<String> {
+        let inner = self.lock();
+        let why = || "the source database was not reached yet".to_owned();
+        (inner.status.role == "unreachable")
+            .then(|| inner.status.last_source_error.clone().unwrap_or_else(why))
+    }
+
     pub fn relay_turned(&self, core: &Core) {
         let now = Instant::now();
         let mut inner = self.lock();
@@ -246,25 +309,26 @@ impl Board {
         }
         inner.relay_turned = now;
         inner.status.blocked_topics = core.blocked_topics();
-        for index in 0..inner.status.tables.len() {
+        for (index, error) in core.last_errors().into_iter().enumerate().take(inner.status.tables.len()) {
             let table = TableIx(index as u16);
-            inner.halted[index] = core.halted(table);
+            inner.halted[index] = core.why_halted(table);
             // What keeps the whole table from working is more than what happened to one event.
-            let ready = inner.ready[index];
+            let fails = inner.fails[index];
             let status = &mut inner.status.tables[index];
             status.in_flight = core.in_flight(table) as u64;
             status.parked_keys = core.parked_keys(table) as u64;
             let held = core.held_counts(table);
             status.parked_events = held.parked;
             status.held_events = held.topic + held.store + held.paused;
+            status.held_for = HeldFor { topic: held.topic, store: held.store, pause: held.paused };
             status.paused = core.paused(table);
             status.published_events = core.published(table);
             if let Some(published) = core.last_publish_ms(table) {
-                status.last_publish = chrono::DateTime::from_timestamp_millis(published)
-                    .map(|time| time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));
+                status.last_publish = rfc3339(published);
             }
-            if let Some(error) = core.last_error(table).filter(|_| ready) {
-                status.last_error = Some(error.to_owned());
+            if !fails {
+                status.last_error_at = error.as_ref().and_then(|error| rfc3339(error.at_ms));
+                status.last_error = error.map(|error| error.what);
             }
         }
     }
@@ -277,6 +341,11 @@ impl Board {
 
     pub fn source_failed(&self, error: &str) {
         self.lock().status.last_source_error = Some(error.to_owned());
+    }
+
+    /// The configuration file is what runs, or why it is not.
+    pub fn config(&self, refused: Option<String>) {
+        self.lock().status.config_refused = refused;
     }
 
     pub fn lease(&self, lease: &Lease) {
@@ -303,7 +372,7 @@ impl Board {
                 replica: member.owner.clone(),
                 epoch: member.epoch,
                 expires_in_seconds: member.left.as_secs_f64(),
-                buckets: parts().filter(|part| *part != Part::Whole).count(),
+                buckets: parts().filter(|part| part.is_bucket()).count(),
                 not_shared: parts().any(|part| part == Part::Whole),
             }
         };
@@ -317,8 +386,28 @@ impl Board {
 
     pub fn table_failed(&self, table: TableIx, error: &str) {
         let mut inner = self.lock();
-        inner.ready[table.0 as usize] = false;
-        inner.status.tables[table.0 as usize].last_error = Some(error.to_owned());
+        let index = table.0 as usize;
+        (inner.ready[index], inner.fails[index]) = (false, true);
+        let status = &mut inner.status.tables[index];
+        status.last_error = Some(error.to_owned());
+        status.last_error_at = rfc3339(chrono::Utc::now().timestamp_millis());
+    }
+
+    /// What failed is over.
+    pub fn table_works(&self, table: TableIx) {
+        self.table_ready(table);
+        self.table_rests(table);
+    }
+
+    /// What failed is nothing to this relay any more.
+    pub fn table_rests(&self, table: TableIx) {
+        let mut inner = self.lock();
+        let index = table.0 as usize;
+        if std::mem::take(&mut inner.fails[index]) {
+            // Until the relay tells of its own.
+            let status = &mut inner.status.tables[index];
+            (status.last_error, status.last_error_at) = (None, None);
+        }
     }
 
     /// What only the log had of a table is lost, or is not.
@@ -356,6 +445,22 @@ mod tests {
         assert!(board.is_alive());
         tokio::time::advance(STUCK_AFTER + Duration::from_secs(1)).await;
         assert!(!board.is_alive());
+    }
+
+    #[test]
+    fn an_error_that_is_over_is_gone() {
+        let board = Board::new("r".into(), ["t".to_owned()]);
+        let error = || {
+            let table = board.status().tables[0].clone();
+            (table.last_error, table.last_error_at.is_some())
+        };
+        board.table_failed(TableIx(0), "away");
+        assert_eq!(error(), (Some("away".into()), true));
+        // It is there, and nothing was read of it yet.
+        board.table_ready(TableIx(0));
+        assert_eq!(error(), (Some("away".into()), true));
+        board.table_works(TableIx(0));
+        assert_eq!(error(), (None, false));
     }
 
     #[test]

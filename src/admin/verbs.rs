@@ -1,59 +1,34 @@
 //! The verbs of the admin address: `/v1`. Each needs a token; what changes something is carried out by
 //! the source of its table, under its lease, with a line in the audit log.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::sync::Arc;
 
 use axum::{
-    Json, Router,
+    Router,
+    body::Bytes,
     extract::{
         FromRequestParts, Query, State,
-        rejection::{JsonRejection, QueryRejection},
+        rejection::{BytesRejection, QueryRejection},
     },
     http::{StatusCode, request::Parts},
     routing::{get, post},
 };
-use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc::WeakUnboundedSender, oneshot};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
 
-use super::token;
+use super::{
+    desk::{Answer, Desk, Done, Partial, Told},
+    token,
+};
 use crate::{
-    config::Order,
-    coordinate::report,
     http::Problem,
-    source::{
-        Command, Refusal,
-        database::{Database, TableSpec, answered},
-        hold::{Filter, Held, Outcome, Replay, Request, Scope, Verb},
-    },
+    source::hold::{Filter, Held, Replay, Request, Scope, Verb, key_from_hex},
 };
 
-/// How long a verb may take before its caller is told that it did not happen.
-const CARRIED_OUT_WITHIN: Duration = Duration::from_secs(30);
 /// The end of the year 9999, in milliseconds since the Unix epoch: what both databases can hold.
 const LATEST: i64 = 253_402_300_799_999;
 /// Held events that one answer lists.
 const LISTED_AT_MOST: i64 = 1_000;
-
-/// A table as the verbs see it.
-pub struct Table {
-    pub spec: TableSpec,
-    /// Where it is.
-    pub database: Database,
-    /// To its source; weak, because the channel's end tells the source to finish.
-    pub source: WeakUnboundedSender<Command>,
-}
-
-/// What the verbs need.
-pub struct Desk {
-    /// They come and go.
-    tables: Mutex<Vec<Arc<Table>>>,
-    token_file: Option<PathBuf>,
-}
 
 pub fn routes() -> Router<Arc<Desk>> {
     Router::new()
@@ -72,7 +47,7 @@ impl FromRequestParts<Arc<Desk>> for Who {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, desk: &Arc<Desk>) -> Result<Who, Problem> {
-        let Some(file) = &desk.token_file else {
+        let Some(file) = desk.token_file() else {
             return Err(Problem::new(
                 StatusCode::FORBIDDEN,
                 "admin.token_file is not set: nothing can be changed through this address",
@@ -93,10 +68,17 @@ impl FromRequestParts<Arc<Desk>> for Who {
     }
 }
 
-type Body<T> = Result<Json<T>, JsonRejection>;
+type Body = Result<Bytes, BytesRejection>;
 
-fn body<T>(body: Body<T>) -> Result<T, Problem> {
-    body.map(|Json(body)| body).map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))
+/// JSON, whatever its Content-Type says: a form's, as `curl --data` has it, is no reason to refuse it.
+fn body<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
+    let body = body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    serde_json::from_slice(&body).map_err(|error| match error.is_data() {
+        true => {
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("nothing that this verb takes: {error}"))
+        }
+        false => Problem::bad(format!("the body is no JSON: {error}")),
+    })
 }
 
 /// Which events, and how the verb is to be carried out. The keys that a verb does not know are errors.
@@ -119,20 +101,14 @@ struct Wanted {
 
 impl Wanted {
     fn key(&self) -> Result<Option<Vec<u8>>, Problem> {
-        match (&self.key, &self.key_hex) {
-            (Some(_), Some(_)) => Err(Problem::bad("key and key_hex are one thing: give one of them")),
-            (Some(text), None) => Ok(Some(text.clone().into_bytes())),
-            (None, Some(hex)) => {
-                bytes_of(hex).map(Some).ok_or_else(|| Problem::bad("key_hex is no hex text"))
-            }
-            (None, None) => Ok(None),
-        }
+        key(self.key.as_ref(), self.key_hex.as_ref())
     }
 
     fn scope(&self) -> Result<Scope, Problem> {
         if self.id.is_some() || self.all || self.reason.is_some() {
             return Err(Problem::bad("pause and resume take table, topic and key"));
         }
+        self.topic.as_deref().map_or(Ok(()), legal)?;
         match (self.key()?, &self.topic) {
             (Some(key), topic) => Ok(Scope::Key { topic: topic.clone(), key }),
             (None, Some(topic)) => Ok(Scope::Topic(topic.clone())),
@@ -156,11 +132,22 @@ impl Wanted {
     }
 }
 
-fn bytes_of(hex: &str) -> Option<Vec<u8>> {
-    let digits: Option<Vec<u8>> =
-        hex.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
-    let (pairs, rest) = digits.as_deref()?.as_chunks::<2>();
-    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+fn key(text: Option<&String>, hex: Option<&String>) -> Result<Option<Vec<u8>>, Problem> {
+    match (text, hex) {
+        (Some(_), Some(_)) => Err(Problem::bad("key and key_hex are one thing: give one of them")),
+        (Some(text), None) => Ok(Some(text.clone().into_bytes())),
+        (None, Some(hex)) => {
+            key_from_hex(hex).map(Some).ok_or_else(|| Problem::bad("key_hex is no hex text"))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+fn legal(topic: &str) -> Result<(), Problem> {
+    match crate::record::is_legal_topic(topic) {
+        true => Ok(()),
+        false => Err(Problem::bad(format!("{topic:?} is not a legal topic name"))),
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -210,11 +197,7 @@ impl Again {
                 }
             },
         }
-        if let Some(topic) = &self.topic
-            && !crate::record::is_legal_topic(topic)
-        {
-            return Err(Problem::bad(format!("{topic:?} is not a legal topic name")));
-        }
+        self.topic.as_deref().map_or(Ok(()), legal)?;
         Ok(replay)
     }
 }
@@ -249,39 +232,15 @@ impl Bound {
     }
 }
 
-/// What a verb did, or would do.
-#[derive(Debug, Serialize)]
-struct Done {
-    dry_run: bool,
-    keys: u64,
-    events: u64,
-    tables: Vec<DoneInTable>,
-}
-
-#[derive(Debug, Serialize)]
-struct DoneInTable {
-    table: String,
-    #[serde(flatten)]
-    outcome: Outcome,
-}
-
-async fn pause(
-    State(desk): State<Arc<Desk>>,
-    Who(who): Who,
-    wanted: Body<Wanted>,
-) -> Result<Json<Done>, Problem> {
-    let wanted = body(wanted)?;
+async fn pause(State(desk): State<Arc<Desk>>, Who(who): Who, wanted: Body) -> Result<Answer<Done>, Problem> {
+    let wanted: Wanted = body(wanted)?;
     let verb = Verb::Pause(wanted.scope()?);
     let request = Request { verb, dry_run: wanted.dry_run, who, why: wanted.why };
     desk.carry_out(wanted.table.as_deref(), request).await
 }
 
-async fn resume(
-    State(desk): State<Arc<Desk>>,
-    Who(who): Who,
-    wanted: Body<Wanted>,
-) -> Result<Json<Done>, Problem> {
-    let wanted = body(wanted)?;
+async fn resume(State(desk): State<Arc<Desk>>, Who(who): Who, wanted: Body) -> Result<Answer<Done>, Problem> {
+    let wanted: Wanted = body(wanted)?;
     let verb = Verb::Resume(wanted.scope()?);
     let request = Request { verb, dry_run: wanted.dry_run, who, why: wanted.why };
     desk.carry_out(wanted.table.as_deref(), request).await
@@ -290,20 +249,16 @@ async fn resume(
 async fn redrive(
     State(desk): State<Arc<Desk>>,
     Who(who): Who,
-    wanted: Body<Wanted>,
-) -> Result<Json<Done>, Problem> {
-    let wanted = body(wanted)?;
+    wanted: Body,
+) -> Result<Answer<Done>, Problem> {
+    let wanted: Wanted = body(wanted)?;
     let verb = Verb::Redrive(wanted.filter(wanted.reason.as_ref())?);
     let request = Request { verb, dry_run: wanted.dry_run, who, why: wanted.why };
     desk.carry_out(wanted.table.as_deref(), request).await
 }
 
-async fn skip(
-    State(desk): State<Arc<Desk>>,
-    Who(who): Who,
-    wanted: Body<Wanted>,
-) -> Result<Json<Done>, Problem> {
-    let wanted = body(wanted)?;
+async fn skip(State(desk): State<Arc<Desk>>, Who(who): Who, wanted: Body) -> Result<Answer<Done>, Problem> {
+    let wanted: Wanted = body(wanted)?;
     if wanted.id.is_none() && wanted.key.is_none() && wanted.key_hex.is_none() {
         return Err(Problem::bad("say which: id or key; what is skipped is not published"));
     }
@@ -313,17 +268,10 @@ async fn skip(
     desk.carry_out(wanted.table.as_deref(), request).await
 }
 
-async fn replay(
-    State(desk): State<Arc<Desk>>,
-    Who(who): Who,
-    wanted: Body<Again>,
-) -> Result<Json<Done>, Problem> {
-    let wanted = body(wanted)?;
-    let verb = Verb::Replay(wanted.replay()?);
-    if wanted.table.is_none() && desk.tables().len() > 1 {
-        return Err(Problem::bad("say which table"));
-    }
-    let request = Request { verb, dry_run: wanted.dry_run, who, why: wanted.why };
+async fn replay(State(desk): State<Arc<Desk>>, Who(who): Who, wanted: Body) -> Result<Answer<Done>, Problem> {
+    let wanted: Again = body(wanted)?;
+    let request =
+        Request { verb: Verb::Replay(wanted.replay()?), dry_run: wanted.dry_run, who, why: wanted.why };
     desk.carry_out(wanted.table.as_deref(), request).await
 }
 
@@ -333,6 +281,7 @@ struct Which {
     table: Option<String>,
     topic: Option<String>,
     key: Option<String>,
+    key_hex: Option<String>,
     id: Option<String>,
     reason: Option<String>,
     limit: Option<i64>,
@@ -344,133 +293,39 @@ struct Listed {
     parked: Vec<Held>,
     /// Whether there is more than what is listed.
     more: bool,
+    /// Tables that could not be looked at.
+    failed: Vec<Told>,
+}
+
+impl Partial for Listed {
+    fn failed(&self) -> &[Told] {
+        &self.failed
+    }
 }
 
 async fn parked(
     State(desk): State<Arc<Desk>>,
     _: Who,
     which: Result<Query<Which>, QueryRejection>,
-) -> Result<Json<Listed>, Problem> {
+) -> Result<Answer<Listed>, Problem> {
     let Query(which) = which.map_err(|rejection| Problem::bad(rejection.body_text()))?;
     if which.payload && which.id.is_none() {
         return Err(Problem::bad("a payload is shown of one event: give its id"));
     }
     let limit = which.limit.unwrap_or(100).clamp(1, LISTED_AT_MOST);
-    let key = which.key.map(String::into_bytes);
+    let key = key(which.key.as_ref(), which.key_hex.as_ref())?;
     let filter = Filter { id: which.id, key, topic: which.topic, reason: which.reason };
-    let mut parked = Vec::new();
-    for table in desk.chosen(which.table.as_deref())? {
-        let listed = async {
-            let outbox = table.database.outbox(&table.spec).await?;
-            let mut listed = outbox.list(&filter, limit + 1).await?;
-            if which.payload {
-                for held in &mut listed {
-                    held.payload = Some(outbox.payload_text(&held.place).await?);
-                }
-            }
-            Ok(listed)
-        };
-        let listed = answered("list what is held", listed).await;
-        parked.extend(listed.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, report(&error)))?);
-    }
+    let (lists, failed) = desk.list(which.table.as_deref(), &filter, limit + 1, which.payload).await?;
+    let mut parked: Vec<Held> = lists.into_iter().flatten().collect();
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = parked.len() > limit;
     parked.truncate(limit);
-    Ok(Json(Listed { parked, more }))
-}
-
-impl Desk {
-    pub fn new(token_file: Option<PathBuf>) -> Desk {
-        Desk { tables: Mutex::default(), token_file }
-    }
-
-    pub fn add(&self, table: Table) {
-        self.tables().push(Arc::new(table));
-    }
-
-    pub fn remove(&self, name: &str) {
-        self.tables().retain(|table| table.spec.name != name);
-    }
-
-    /// Those that there are now.
-    pub(super) fn every(&self) -> Vec<Arc<Table>> {
-        self.tables().clone()
-    }
-
-    fn tables(&self) -> MutexGuard<'_, Vec<Arc<Table>>> {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The table of this name, or all of them.
-    fn chosen(&self, name: Option<&str>) -> Result<Vec<Arc<Table>>, Problem> {
-        let tables = self.tables();
-        let Some(name) = name else { return Ok(tables.clone()) };
-        match tables.iter().find(|table| table.spec.name == name) {
-            Some(table) => Ok(vec![table.clone()]),
-            None => {
-                let names: Vec<&str> = tables.iter().map(|table| table.spec.name.as_str()).collect();
-                let detail = format!("no table {name:?} is configured; there is {}", names.join(", "));
-                Err(Problem::new(StatusCode::NOT_FOUND, detail))
-            }
-        }
-    }
-
-    async fn carry_out(&self, table: Option<&str>, request: Request) -> Result<Json<Done>, Problem> {
-        let chosen = self.chosen(table)?;
-        if let Verb::Pause(scope) = &request.verb
-            && *scope != Scope::Table
-            && let Some(one_lane) = chosen.iter().find(|table| table.spec.order == Order::Table)
-        {
-            let name = &one_lane.spec.name;
-            return Err(Problem::bad(format!("table {name} is one lane (order: table): pause all of it")));
-        }
-        let mut done = Done { dry_run: request.dry_run, keys: 0, events: 0, tables: Vec::new() };
-        for table in chosen {
-            let outcome = table.carry_out(request.clone()).await?;
-            done.keys += outcome.keys;
-            done.events += outcome.events;
-            done.tables.push(DoneInTable { table: table.spec.name.clone(), outcome });
-        }
-        Ok(Json(done))
-    }
-}
-
-impl Table {
-    async fn carry_out(&self, request: Request) -> Result<Outcome, Problem> {
-        let stopping = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the relay is stopping");
-        let (answer, answered) = oneshot::channel();
-        let source = self.source.upgrade().ok_or_else(stopping)?;
-        source.send(Command::Verb(request, answer)).map_err(|_| stopping())?;
-        drop(source);
-        match tokio::time::timeout(CARRIED_OUT_WITHIN, answered).await {
-            Ok(Ok(Ok(outcome))) => Ok(outcome),
-            Ok(Ok(Err(refusal))) => {
-                let code = match refusal {
-                    Refusal::NotOwner => StatusCode::CONFLICT,
-                    Refusal::Wrong(_) => StatusCode::BAD_REQUEST,
-                    Refusal::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
-                };
-                Err(Problem::new(code, refusal.to_string()))
-            }
-            Ok(Err(_)) => Err(stopping()),
-            Err(_) => Err(Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the table did not get to it in time; it was taken back, see /status",
-            )),
-        }
-    }
+    Ok(Answer(Listed { parked, more, failed }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hex_is_read_in_pairs() {
-        assert_eq!(bytes_of("00ff7A"), Some(vec![0, 255, 0x7a]));
-        assert_eq!(bytes_of("0"), None);
-        assert_eq!(bytes_of("zz"), None);
-    }
 
     #[test]
     fn bounds_are_numbers_or_times_and_not_both() {

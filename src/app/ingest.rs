@@ -88,7 +88,7 @@ impl Ingest {
         }
         drain(&database, &self.table, &board, deadline).await;
         drained.cancel();
-        relay.await.unwrap_or(Left { events: 0, unanswered: 0 })
+        relay.await.unwrap_or(Left { events: 0, unanswered: 0, clean: true })
     }
 }
 

@@ -25,6 +25,7 @@ mod read {
     use tokio::{
         sync::{Notify, mpsc},
         task::JoinHandle,
+        time::Instant,
     };
     use tokio_util::sync::CancellationToken;
     use tracing::warn;
@@ -59,10 +60,6 @@ mod read {
         #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "a binlog is not given up"))]
         waits: watch::Receiver<f64>,
         /// What only the log has, and is not settled.
-        #[cfg_attr(
-            not(feature = "postgres"),
-            expect(dead_code, reason = "a binlog is followed by tables that stay")
-        )]
         unsettled: watch::Sender<Unsettled>,
     }
 
@@ -74,12 +71,13 @@ mod read {
     }
 
     /// The tables that follow the log, and who reads it: one reader for all of them, so a change of the tables is
-    /// another reader.
+    /// another reader. A binlog has another one for rows that only it has: they are read from another place.
     #[derive(Default)]
     pub struct Log {
         followers: Vec<Follower>,
         again: Arc<Notify>,
-        reading: Option<(CancellationToken, JoinHandle<()>)>,
+        again_alone: Arc<Notify>,
+        reading: Vec<(CancellationToken, JoinHandle<()>)>,
     }
 
     impl Log {
@@ -99,8 +97,10 @@ mod read {
             };
             let (lines, end) = mpsc::unbounded_channel();
             self.followers.push(Follower { spec: spec.clone(), polls, lines, waits, unsettled });
-            let sweep = (dialect == Dialect::Mysql).then_some(SWEEP_EVERY);
-            Some(LogEnd { lines: end, polls, sweep, again: self.again.clone() })
+            let sweep = (dialect == Dialect::Mysql && spec.stays()).then_some(SWEEP_EVERY);
+            let is_alone = dialect == Dialect::Mysql && !spec.stays();
+            let again = if is_alone { &self.again_alone } else { &self.again };
+            Some(LogEnd { lines: end, polls, sweep, again: again.clone() })
         }
 
         /// A table follows the log no more. Returns whether it did.
@@ -129,23 +129,35 @@ mod read {
         ) {
             let Some(source) = config.source.as_ref().filter(|_| self.has_followers()) else { return };
             let followers = self.followers.iter().cloned();
-            let streamer = match database {
+            let streamers = match database {
                 #[cfg(feature = "mysql")]
-                Database::Mysql(database) => Streamer::Mysql(mysql::stream::Streamer {
-                    server: server(source, database),
-                    followers: followers
-                        .map(|Follower { spec, lines, .. }| mysql::stream::Follower { spec, lines })
-                        .collect(),
-                    limit: row_limit(config),
-                    lease: lease.clone(),
-                    again: self.again.clone(),
-                }),
+                Database::Mysql(database) => {
+                    let of = |only: bool| {
+                        let followers = followers.clone().filter(|follower| follower.spec.stays() != only);
+                        let followers = followers.map(|Follower { spec, lines, unsettled, .. }| {
+                            mysql::stream::Follower { spec, lines, unsettled }
+                        });
+                        let mut server = server(source, database);
+                        // The server takes two readers with one number for one that has come again.
+                        server.settings.server_id += u32::from(only);
+                        let streamer = mysql::stream::Streamer {
+                            server,
+                            followers: followers.collect(),
+                            limit: row_limit(config),
+                            lease: lease.clone(),
+                            again: if only { &self.again_alone } else { &self.again }.clone(),
+                            only,
+                        };
+                        Some(streamer).filter(|streamer| !streamer.followers.is_empty())
+                    };
+                    [of(false), of(true)].into_iter().flatten().map(Streamer::Mysql).collect()
+                }
                 #[cfg(feature = "postgres")]
                 Database::Postgres(database) => {
                     let slot = slot(source, database);
-                    Streamer::Postgres(stream::Streamer {
+                    vec![Streamer::Postgres(stream::Streamer {
                         disposable: self.followers.iter().all(|follower| follower.polls),
-                        connect: database.replication(source, &slot.application),
+                        connect: database.replication(&slot.application),
                         slot,
                         followers: followers
                             .map(|Follower { spec, lines, waits, unsettled, .. }| stream::Follower {
@@ -159,30 +171,38 @@ mod read {
                         lease: lease.clone(),
                         again: self.again.clone(),
                         metrics: metrics.clone(),
-                    })
+                    })]
                 }
                 // `check` has refused it.
                 #[cfg(feature = "sqlite")]
                 Database::Sqlite(_) => return,
             };
-            let stop = CancellationToken::new();
-            let task = match streamer {
-                #[cfg(feature = "mysql")]
-                Streamer::Mysql(streamer) => tokio::spawn(streamer.run(stop.clone())),
-                #[cfg(feature = "postgres")]
-                Streamer::Postgres(streamer) => tokio::spawn(streamer.run(stop.clone())),
+            let begin = |streamer| {
+                let stop = CancellationToken::new();
+                let task = match streamer {
+                    #[cfg(feature = "mysql")]
+                    Streamer::Mysql(streamer) => tokio::spawn(streamer.run(stop.clone())),
+                    #[cfg(feature = "postgres")]
+                    Streamer::Postgres(streamer) => tokio::spawn(streamer.run(stop.clone())),
+                };
+                (stop, task)
             };
-            self.reading = Some((stop, task));
+            let streamers: Vec<Streamer> = streamers;
+            self.reading = streamers.into_iter().map(begin).collect();
         }
 
         /// Reads the log no more, once it is told how far it is settled.
         pub async fn close(&mut self) {
-            let Some((stop, mut task)) = self.reading.take() else { return };
-            stop.cancel();
-            if tokio::time::timeout(CLOSED_WITHIN, &mut task).await.is_err() {
-                warn!("the log could not be told in time how far it is settled; some of it is read again");
-                task.abort();
-                task.await.ok();
+            let deadline = Instant::now() + CLOSED_WITHIN;
+            self.reading.iter().for_each(|(stop, _)| stop.cancel());
+            for (_, mut task) in self.reading.drain(..) {
+                if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+                    warn!(
+                        "the log could not be told in time how far it is settled; some of it is read again"
+                    );
+                    task.abort();
+                    task.await.ok();
+                }
             }
         }
     }

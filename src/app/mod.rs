@@ -9,6 +9,7 @@ mod backlog;
 mod ingest;
 mod log;
 mod part;
+mod places;
 mod reload;
 mod roster;
 mod tables;
@@ -29,7 +30,7 @@ pub use self::{
     tables::table_specs,
 };
 use crate::{
-    admin::{metrics::Metrics, server::Admin, status::Board, verbs::Desk},
+    admin::{desk::Desk, metrics::Metrics, server::Admin, status::Board},
     config::{self, Config},
     http,
     record::Watch,
@@ -137,6 +138,7 @@ impl App {
             running: self.config.clone(),
             part: self.source.as_ref().map(|_| self.reload.clone()),
             metrics: self.metrics.clone(),
+            boards: self.boards.clone(),
         }
     }
 
@@ -174,7 +176,7 @@ impl App {
         if let Some(ingest) = self.ingest {
             running.push(tokio::spawn(ingest.run(stop.clone(), grace)));
         }
-        let mut all = Left { events: 0, unanswered: 0 };
+        let mut all = Left { events: 0, unanswered: 0, clean: true };
         let mut stopped_at = Instant::now();
         let mut ended = pin!(join_all(running));
         let lefts = tokio::select! {
@@ -190,6 +192,7 @@ impl App {
                 Ok(left) => {
                     all.events += left.events;
                     all.unanswered += left.unanswered;
+                    all.clean &= left.clean;
                 }
                 Err(error) => warn!(%error, "a relay ended before its time; what it had is read again"),
             }

@@ -5,15 +5,15 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::roster::{Common, Made, Reload, Roster, compile, names};
+use super::roster::{Common, Made, Reload, Roster, names};
 use crate::{
-    admin::{metrics::Metrics, status::Board, verbs::Desk},
+    admin::{desk::Desk, metrics::Metrics, status::Board},
     config::{self, Config, Delivery},
     coordinate::{Keeper, Lease, drain::Drain},
     record::Watch,
@@ -22,6 +22,11 @@ use crate::{
     source::database::{Database, TableSpec},
     telemetry::Spans,
 };
+
+/// Large payloads that all tables together fetch at once, each on a connection: one is left, above all for the lease.
+fn most_fetches(source: &config::Source) -> usize {
+    (source.max_connections as usize).saturating_sub(1).max(1)
+}
 
 /// Batches on their way from the sources to the relay; the window bounds what is in them.
 const BATCHES_ON_THE_WAY: usize = 8;
@@ -62,6 +67,7 @@ pub(super) struct Part {
     roster: Roster,
     relay: Relay<sink::Kafka>,
     tenure: Tenure,
+    drain: Arc<Drain>,
 }
 
 enum Tenure {
@@ -82,13 +88,9 @@ impl Part {
         let board = Arc::new(Board::new(replica.clone(), tables.iter().map(|table| table.name.clone())));
         let exactly_once = config.kafka.delivery == Delivery::ExactlyOnce;
         let kafka = sink::Kafka::new(sink::Settings {
-            bootstrap_servers: config.kafka.bootstrap_servers.clone(),
-            linger: config.kafka.linger,
-            compression: config.kafka.compression.as_str().to_owned(),
             in_flight_events: config.limits.in_flight_events,
             position_topic: exactly_once.then(|| config.kafka.position_topic.clone()),
-            create_topics: config.kafka.create_topics.clone(),
-            properties: config.kafka.properties.clone(),
+            ..sink::Settings::of(&config.kafka)
         })
         .context("kafka")?;
         let (lease, leased) = watch::channel(Lease::Standby);
@@ -103,24 +105,27 @@ impl Part {
             board: board.clone(),
             metrics: metrics.clone(),
             window: window.clone(),
+            fetches: Arc::new(Semaphore::new(config.source.as_ref().map_or(1, most_fetches))),
             has_store: *has_store,
             watch: watch.clone(),
             exactly_once,
             lease: leased.clone(),
-            whole: whole_leased.clone(),
+            whole: whole_leased,
             drain: drain.clone(),
             events,
             is_spool: matches!(owner, Owner::Process { .. }),
         };
         let mut roster = Roster::new(common, desk.clone(), change, relayed);
-        let mut made: Vec<Made> = Vec::new();
-        for table in tables {
-            made.push(roster.make(config, table, compile(table, *has_store, watch)?)?);
-        }
+        let made = roster.make_all(config, tables)?;
         let rules = made.iter().map(|made| made.rules.clone()).collect();
         let core = Core::new(rules, window.clone(), metrics.clone()).with_spans(spans.clone());
-        let unit =
-            DeliveryUnit { database: database.clone(), position_topic: config.kafka.position_topic.clone() };
+        let unit = DeliveryUnit {
+            database: database.clone(),
+            position_topic: config.kafka.position_topic.clone(),
+            tables: relayed_now.clone(),
+            drain: drain.clone(),
+            lease: leased.clone(),
+        };
         let relay = Relay {
             core: if exactly_once { core.exactly_once() } else { core },
             sink: Arc::new(kafka),
@@ -128,8 +133,8 @@ impl Part {
             intake,
             sources: made.iter().map(|made| Some(made.tell.clone())).collect(),
             changes,
-            lease: if exactly_once { whole_leased } else { leased },
-            epoch: None,
+            lease: leased,
+            claim: None,
             refused: refused.clone(),
             unit: exactly_once.then(|| Arc::new(unit)),
             board: board.clone(),
@@ -141,10 +146,11 @@ impl Part {
                 owner: replica.clone(),
                 length: config.replicas.lease,
                 buckets: config.replicas.buckets,
+                units: exactly_once.then_some(config.kafka.eos_units),
                 tables: relayed_now,
                 lease,
                 whole,
-                drain,
+                drain: drain.clone(),
                 board: board.clone(),
                 metrics: metrics.clone(),
             })),
@@ -156,7 +162,16 @@ impl Part {
                 Tenure::ForLife([lease, whole])
             }
         };
-        Ok(Part { board, config: config.clone(), tables: tables.to_vec(), made, roster, relay, tenure })
+        Ok(Part {
+            board,
+            config: config.clone(),
+            tables: tables.to_vec(),
+            made,
+            roster,
+            relay,
+            tenure,
+            drain,
+        })
     }
 
     /// The first of its tables.
@@ -194,6 +209,7 @@ impl Part {
             warn!("the sources did not finish within shutdown.grace; what they had not recorded is repeated");
         }
         roster.end().await;
+        self.drain.stopped(left.clean);
         release.cancel();
         if tokio::time::timeout(Duration::from_secs(2), keeper).await.is_err() {
             warn!("could not release the lease in time; it runs out by itself");

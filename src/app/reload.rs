@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::roster::Reload;
 use crate::{
-    admin::metrics::Metrics,
+    admin::{metrics::Metrics, status::Board},
     config::{Config, Difference},
 };
 
@@ -16,6 +16,8 @@ pub struct Reloader {
     /// To the part that has the tables; `None` where there is none.
     pub(super) part: Option<mpsc::Sender<Reload>>,
     pub(super) metrics: Arc<Metrics>,
+    /// What the status says of it; the first is everybody's.
+    pub(super) boards: Vec<Arc<Board>>,
 }
 
 /// Why the old configuration goes on.
@@ -26,8 +28,11 @@ pub enum Refused {
         .0.join(", ")
     )]
     NeedsRestart(Vec<String>),
+    /// Found before anything stopped.
     #[error("{0:#}")]
     Failed(anyhow::Error),
+    #[error("the relay stops")]
+    Stops,
 }
 
 impl Reloader {
@@ -35,16 +40,26 @@ impl Reloader {
     pub async fn take_up(&mut self, next: Config) -> Result<Difference, Refused> {
         let next = Arc::new(next);
         let taken = self.try_to(&next).await;
-        self.metrics.reloaded(taken.is_ok());
-        if taken.is_ok() {
-            self.running = next;
+        match &taken {
+            Ok(_) => {
+                self.running = next;
+                self.tell(None);
+            }
+            Err(refused) => self.refuse(refused.to_string()),
         }
         taken
     }
 
     /// The file was not one that can be taken up.
-    pub fn refuse(&self) {
-        self.metrics.reloaded(false);
+    pub fn refuse(&self, why: String) {
+        self.tell(Some(why));
+    }
+
+    fn tell(&self, refused: Option<String>) {
+        self.metrics.reloaded(refused.is_none());
+        if let Some(board) = self.boards.first() {
+            board.config(refused);
+        }
     }
 
     pub fn running(&self) -> &Config {
@@ -58,10 +73,9 @@ impl Reloader {
         }
         if let Some(part) = &self.part {
             let (done, answered) = oneshot::channel();
-            let stops = || Refused::Failed(anyhow::anyhow!("the relay stops"));
             let reload = Reload { to: next.clone(), difference: difference.clone(), done };
-            part.send(reload).await.map_err(|_| stops())?;
-            answered.await.map_err(|_| stops())?.map_err(Refused::Failed)?;
+            part.send(reload).await.map_err(|_| Refused::Stops)?;
+            answered.await.map_err(|_| Refused::Stops)??;
         }
         Ok(difference)
     }

@@ -2,12 +2,15 @@
 //!
 //! A table is known to everybody by its place, which is free again when the last word of its source has been
 //! heard. So nothing that was said of one table can be taken for another's.
+//!
+//! Whatever can fail of another configuration is tried before a table stops ([`Roster::plan`]); from then on only the
+//! end of the relay comes between.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -16,13 +19,15 @@ use tracing::{info, warn};
 use super::{
     backlog::{Watched, watch_backlog},
     log::Log,
+    places::Places,
+    reload::Refused,
     tables::{policy, record_spec, shared as shared_by, table_spec},
 };
 use crate::{
     admin::{
+        desk::{self, Desk},
         metrics::Metrics,
         status::Board,
-        verbs::{self, Desk},
     },
     config::{self, Config, Dialect, Difference, Poll},
     coordinate::{Lease, drain::Drain},
@@ -38,6 +43,8 @@ pub(super) struct Common {
     pub board: Arc<Board>,
     pub metrics: Arc<Metrics>,
     pub window: Arc<Window>,
+    /// Has a turn for each large payload that may be fetched at once.
+    pub fetches: Arc<Semaphore>,
     pub has_store: bool,
     pub watch: Watch,
     /// One producer publishes all of them.
@@ -71,7 +78,23 @@ struct Running {
 pub(super) struct Reload {
     pub to: Arc<Config>,
     pub difference: Difference,
-    pub done: oneshot::Sender<anyhow::Result<()>>,
+    pub done: oneshot::Sender<Result<(), Refused>>,
+}
+
+/// A table that is to start: all of it that could be refused is there.
+struct Coming<'a> {
+    at: TableIx,
+    table: &'a config::Table,
+    rules: Rules,
+}
+
+/// The relay has ended, or is about to.
+struct Stops;
+
+impl From<Stops> for Refused {
+    fn from(_: Stops) -> Refused {
+        Refused::Stops
+    }
 }
 
 pub(super) struct Roster {
@@ -82,13 +105,12 @@ pub(super) struct Roster {
     /// What the group is told that is relayed here.
     names: watch::Sender<BTreeSet<String>>,
     running: Vec<Running>,
-    free: Vec<TableIx>,
-    places: u16,
+    places: Places,
     sources: JoinSet<()>,
 }
 
 /// The rules of a table's records.
-pub(super) fn compile(table: &config::Table, has_store: bool, watch: &Watch) -> anyhow::Result<Rules> {
+fn compile(table: &config::Table, has_store: bool, watch: &Watch) -> anyhow::Result<Rules> {
     Rules::compile(&record_spec(table, has_store, watch)).with_context(|| format!("table {}", table.name))
 }
 
@@ -96,8 +118,7 @@ impl Common {
     fn make(&self, config: &Config, at: TableIx, table: &config::Table, rules: Rules, log: &mut Log) -> Made {
         let retry = policy(&table.retry);
         let dialect = config.source.as_ref().map_or(Dialect::Sqlite, config::Source::dialect);
-        let is_whole = self.is_spool || self.exactly_once;
-        let shared = (!is_whole).then(|| shared_by(table, dialect, config.replicas.buckets)).flatten();
+        let shared = (!self.is_spool).then(|| shared_by(table, dialect, config.replicas.buckets)).flatten();
         let spec = table_spec(table, &rules, shared);
         let is_shared = spec.shared.is_some();
         let (waits, waited) = watch::channel(0.0);
@@ -122,6 +143,7 @@ impl Common {
             poll: self.poll(table),
             retry,
             window: self.window.clone(),
+            fetches: self.fetches.clone(),
             lease: lease.clone(),
             drain: is_shared.then(|| self.drain.clone()),
             exactly_once: self.exactly_once,
@@ -150,38 +172,46 @@ impl Roster {
         changes: mpsc::Sender<Change>,
         names: watch::Sender<BTreeSet<String>>,
     ) -> Roster {
-        let (running, free) = (Vec::new(), Vec::new());
         Roster {
             common,
             log: Log::default(),
             desk,
             changes,
             names,
-            running,
-            free,
-            places: 0,
+            running: Vec::new(),
+            places: Places::default(),
             sources: JoinSet::new(),
         }
     }
 
-    /// Makes a table, which has a place from now on.
-    pub fn make(&mut self, config: &Config, table: &config::Table, rules: Rules) -> anyhow::Result<Made> {
-        let at = match self.free.pop() {
-            Some(at) => at,
-            None => {
-                let at = TableIx(self.places);
-                self.places = self.places.checked_add(1).context("too many tables")?;
-                at
-            }
-        };
-        Ok(self.common.make(config, at, table, rules, &mut self.log))
+    /// Makes tables, or none of them.
+    pub fn make_all(&mut self, config: &Config, tables: &[config::Table]) -> anyhow::Result<Vec<Made>> {
+        let coming = self.plan(tables)?;
+        Ok(coming.into_iter().map(|coming| self.make(config, coming)).collect())
+    }
+
+    /// Finds out what can be wrong with tables that are to start, and gives them their places.
+    fn plan<'a>(
+        &mut self,
+        tables: impl IntoIterator<Item = &'a config::Table>,
+    ) -> anyhow::Result<Vec<Coming<'a>>> {
+        let Common { has_store, watch, .. } = &self.common;
+        let compiled = tables.into_iter().map(|table| Ok((table, compile(table, *has_store, watch)?)));
+        let compiled: Vec<(&config::Table, Rules)> = compiled.collect::<anyhow::Result<_>>()?;
+        let places = self.places.take(compiled.len())?;
+        let coming = |(at, (table, rules))| Coming { at, table, rules };
+        Ok(places.into_iter().zip(compiled).map(coming).collect())
+    }
+
+    fn make(&mut self, config: &Config, Coming { at, table, rules }: Coming<'_>) -> Made {
+        self.common.make(config, at, table, rules, &mut self.log)
     }
 
     /// Starts a table that the relay knows.
     pub fn start(&mut self, made: Made) {
         let Made { source, feed, watched, tell, .. } = made;
         let (table, name) = (feed.table, watched.spec.name.clone());
-        self.desk.add(verbs::Table {
+        self.desk.add(desk::Table {
             spec: watched.spec.clone(),
             database: self.common.database.clone(),
             source: tell.downgrade(),
@@ -232,14 +262,25 @@ impl Roster {
         }
     }
 
-    async fn take_up(&mut self, to: &Config, difference: &Difference) -> anyhow::Result<()> {
-        // What can be wrong is found out before anything stops.
+    async fn take_up(&mut self, to: &Config, difference: &Difference) -> Result<(), Refused> {
         let starts = to.tables.iter().filter(|table| difference.start.contains(&table.name));
-        let coming: Vec<(&config::Table, Rules)> = starts
-            .map(|table| Ok((table, compile(table, self.common.has_store, &self.common.watch)?)))
-            .collect::<anyhow::Result<_>>()?;
+        let coming = self.plan(starts).map_err(Refused::Failed)?;
+        Ok(self.carry_out(to, difference, coming).await?)
+    }
+
+    async fn carry_out(
+        &mut self,
+        to: &Config,
+        difference: &Difference,
+        coming: Vec<Coming<'_>>,
+    ) -> Result<(), Stops> {
         let followed = self.log.has_followers();
         let mut other_log = false;
+        let leaving: Vec<&String> =
+            difference.stop.iter().filter(|name| !difference.start.contains(*name)).collect();
+        for name in &leaving {
+            self.desk.remove(name);
+        }
         self.stop(&difference.stop, to.shutdown.grace).await?;
         for name in &difference.stop {
             other_log |= self.log.leave(name);
@@ -248,10 +289,7 @@ impl Roster {
             self.log.close().await;
         }
         let followers = self.log.followers();
-        let mut made = Vec::new();
-        for (table, rules) in coming {
-            made.push(self.make(to, table, rules)?);
-        }
+        let made: Vec<Made> = coming.into_iter().map(|coming| self.make(to, coming)).collect();
         if self.log.followers() > followers {
             other_log = true;
             self.log.close().await;
@@ -276,7 +314,7 @@ impl Roster {
             );
         }
         self.show(&to.tables);
-        for name in difference.stop.iter().filter(|name| !difference.start.contains(*name)) {
+        for name in leaving {
             self.common.metrics.end(name);
         }
         self.names.send_replace(names(&to.tables));
@@ -284,30 +322,29 @@ impl Roster {
     }
 
     /// Stops tables: what of them is in flight is finished within `grace`.
-    async fn stop(&mut self, names: &[String], grace: Duration) -> anyhow::Result<()> {
+    async fn stop(&mut self, names: &[String], grace: Duration) -> Result<(), Stops> {
         let stopping: Vec<Running> =
             self.running.extract_if(.., |running| names.contains(&running.name)).collect();
         let mut ends = Vec::new();
         for Running { name, table, backlog, .. } in stopping {
             info!(table = name, "the table stops: no more of it is read, what is in flight is finished");
-            self.desk.remove(&name);
             backlog.abort();
             let (done, ended) = oneshot::channel();
-            self.changes.send(Change::Stop { table, grace, done }).await.map_err(|_| stops())?;
+            self.changes.send(Change::Stop { table, grace, done }).await.map_err(|_| Stops)?;
             ends.push((table, ended));
         }
         for (table, ended) in ends {
-            ended.await.map_err(|_| stops())?;
+            ended.await.map_err(|_| Stops)?;
             self.common.drain.ended(table);
-            self.free.push(table);
+            self.places.give_back(table);
         }
         while self.sources.try_join_next().is_some() {}
         Ok(())
     }
 
-    async fn tell(&self, change: Change, done: oneshot::Receiver<()>) -> anyhow::Result<()> {
-        self.changes.send(change).await.map_err(|_| stops())?;
-        done.await.map_err(|_| stops())
+    async fn tell(&self, change: Change, done: oneshot::Receiver<()>) -> Result<(), Stops> {
+        self.changes.send(change).await.map_err(|_| Stops)?;
+        done.await.map_err(|_| Stops)
     }
 
     /// Waits until every source has ended.
@@ -320,10 +357,6 @@ impl Roster {
         self.sources.shutdown().await;
         self.log.close().await;
     }
-}
-
-fn stops() -> anyhow::Error {
-    anyhow!("the relay stops")
 }
 
 pub(super) fn names(tables: &[config::Table]) -> BTreeSet<String> {

@@ -4,7 +4,10 @@ use crate::{
     config::{self, AfterPublish, Capture, Config, Dialect, Jitter, Order},
     record::{Envelope, LargeSpec, Oversize, Rules, Spec, Template, Watch, envelope::source_of},
     relay::retry::Policy,
-    source::database::{Piece, Rows, Shared, TableSpec},
+    source::{
+        database::{Piece, Placing, Rows, Shared, TableSpec},
+        times::Unreadable,
+    },
 };
 
 pub(super) fn policy(retry: &config::Retry) -> Policy {
@@ -122,14 +125,13 @@ pub(super) fn table_spec(table: &config::Table, rules: &Rules, shared: Option<Sh
         sequence: columns.sequence.clone(),
         order: table.order,
         timestamps: columns.timestamp.iter().chain(&columns.created_at).cloned().collect(),
-        published_at: match table.after_publish {
-            AfterPublish::Mark => columns.published_at.clone(),
-            AfterPublish::Delete | AfterPublish::Keep => None,
-        },
-        tx: columns.tx.clone().filter(|_| table.after_publish == AfterPublish::Keep),
+        published_at: table.marked().cloned(),
+        tx: table.kept_by().cloned(),
         after_publish: table.after_publish,
         retention: table.retention.published,
         max_payload: table.payload.max_bytes,
         shared,
+        placing: Placing::default(),
+        unreadable: Unreadable::default(),
     }
 }

@@ -24,8 +24,11 @@ const CONTEXT: &str = "context";
 
 /// Begins to log. Returns how the level is changed later.
 pub fn start(config: &config::Log) -> Box<dyn Fn(Level) + Send + Sync> {
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter(config.level)).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(config.level))
+        .with_writer(std::io::stderr)
+        // Where nobody reads the log any more, that could not be told either: to try is a panic.
+        .log_internal_errors(false);
     match config.format {
         LogFormat::Json => {
             let builder = builder.event_format(Json).with_filter_reloading();

@@ -21,6 +21,8 @@ use clap::{Parser, Subcommand};
 pub const DONE: u8 = 0;
 /// Failed at run time.
 pub const FAILED: u8 = 1;
+/// Wrong usage; what clap refuses ends with it too.
+pub const WRONG_USAGE: u8 = 2;
 /// The configuration is wrong (`EX_CONFIG` of sysexits.h).
 pub const BAD_CONFIG: u8 = 78;
 

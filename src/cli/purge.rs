@@ -16,10 +16,10 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["prefix", "all"]))]
 pub struct Purge {
-    #[arg(long, short)]
+    #[arg(long, short, default_value = "whippet.yaml")]
     config: PathBuf,
     /// Whole segments of the key below object_store.url, as the events have them: `orders/customer 42`.
-    #[arg(long)]
+    #[arg(long, value_parser = not_empty)]
     prefix: Option<String>,
     /// Everything below object_store.url.
     #[arg(long)]
@@ -35,6 +35,14 @@ pub struct Purge {
     who: String,
     #[arg(long)]
     json: bool,
+}
+
+/// What names everything has to be asked for as such.
+fn not_empty(prefix: &str) -> Result<String, &'static str> {
+    match safe_key(prefix.trim_matches('/')).is_empty() {
+        true => Err("the prefix is empty; --all deletes everything"),
+        false => Ok(prefix.to_owned()),
+    }
 }
 
 pub fn purge(wanted: &Purge) -> u8 {
@@ -61,9 +69,6 @@ async fn carry_out(config: &Config, wanted: &Purge) -> Result<(), String> {
     let configured = config.object_store.as_ref().ok_or("the configuration has no object_store")?;
     let store = configured.open().map_err(|error| error.to_string())?;
     let prefix = safe_key(wanted.prefix.as_deref().unwrap_or_default().trim_matches('/'));
-    if prefix.is_empty() && !wanted.all {
-        return Err("the prefix is empty; --all deletes everything".to_owned());
-    }
     let place = if prefix.is_empty() { store.to_string() } else { store.uri(&prefix) };
     let counted = store.tally(&prefix).await.map_err(|error| error.to_string())?;
     let tell = |done: &str, tally: Tally| match wanted.json {
@@ -76,11 +81,11 @@ async fn carry_out(config: &Config, wanted: &Purge) -> Result<(), String> {
         }
         false => print(&format!("{done} {} objects, {} bytes, in {place}\n", tally.objects, tally.bytes)),
     };
-    if wanted.dry_run || counted.objects == 0 {
-        tell(if wanted.dry_run { "would delete" } else { "deleted" }, counted);
+    if wanted.dry_run {
+        tell("would delete", counted);
         return Ok(());
     }
-    // Before anything is gone: there is no deletion without its line.
+    // Before anything is gone: there is no deletion without its line. Where nothing is there, that is on record too.
     let source =
         config.source.as_ref().ok_or("the configuration has no source, whose audit log has a line of it")?;
     let database = Database::new(source).map_err(|error| report(&error))?;

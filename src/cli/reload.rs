@@ -87,7 +87,7 @@ impl Reload {
         let next = match config::load(&self.path) {
             Ok(next) => next,
             Err(error) => {
-                self.reloader.refuse();
+                self.reloader.refuse(error.to_string());
                 error!(error = error.to_string(), "the configuration is refused, and the old one goes on");
                 return;
             }
@@ -106,11 +106,9 @@ impl Reload {
                     "the configuration is reloaded"
                 );
             }
-            Err(refused @ Refused::NeedsRestart(_)) => {
+            Err(Refused::Stops) => info!("the relay stops: the configuration is not taken up any more"),
+            Err(refused) => {
                 error!(error = refused.to_string(), "the configuration is refused, and the old one goes on");
-            }
-            Err(Refused::Failed(error)) => {
-                error!(error = format!("{error:#}"), "the configuration could not be taken up");
             }
         }
     }

@@ -1,6 +1,10 @@
 //! `run`, `validate` and `schema`.
 
-use std::{path::Path, pin::pin};
+use std::{
+    path::Path,
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -21,6 +25,7 @@ pub fn run(path: &Path) -> u8 {
         }
     };
     let set_level = log::start(&config.log);
+    end_at_panic();
     // Tests name the places where this process is to die.
     let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
     for warning in &config.warnings {
@@ -70,6 +75,20 @@ pub fn run(path: &Path) -> u8 {
     code
 }
 
+/// A panic is a fault of our own. A task that ends by it would leave a relay that does half of its work; the next start
+/// goes on where this one was.
+fn end_at_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        error!(
+            panic = panic.to_string(),
+            "a fault of whippet's own: it ends, and the next start goes on from here"
+        );
+        std::process::exit(i32::from(FAILED));
+    }));
+}
+
 fn farewell(left: usize) -> &'static str {
     match left {
         0 => "stopped; everything that was read is published and recorded",
@@ -103,6 +122,9 @@ pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
 
+/// From when on another signal is a second one. Whoever stops a process and its group sends it two at once.
+const SECOND_AFTER: Duration = Duration::from_secs(1);
+
 /// Cancels on SIGTERM or SIGINT; a second one ends the process at once, which is safe.
 pub async fn stop_on_signal(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
@@ -117,9 +139,12 @@ pub async fn stop_on_signal(stop: CancellationToken) {
     };
     info!(signal = name, "stopping: no more is read, what is in flight is finished");
     stop.cancel();
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+    let first = Instant::now();
+    while first.elapsed() < SECOND_AFTER {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
     }
     warn!("stopped at once by a second signal; what was in flight may be repeated");
     std::process::exit(i32::from(FAILED));

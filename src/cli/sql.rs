@@ -35,6 +35,12 @@ pub fn for_preset(dialect: Dialect, preset: Preset) -> u8 {
         Dialect::Mysql => "mysql://whippet@localhost/app",
         Dialect::Sqlite => "sqlite://app.db",
     };
+    if let Preset::Debezium = preset {
+        super::print(
+            "-- Preset debezium, with an order column, by which each key keeps its order when the table is polled.\n\
+             -- It goes with: preset: debezium, columns: { sequence: seq }.\n",
+        );
+    }
     let preset = match preset {
         Preset::Whippet => "whippet",
         // With an order column, which Debezium does not need and a poller does.

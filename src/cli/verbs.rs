@@ -6,7 +6,8 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::{DONE, FAILED, print};
+use super::{DONE, FAILED, WRONG_USAGE, print};
+use crate::source::hold::key_from_hex;
 
 #[derive(Debug, Args)]
 pub struct Address {
@@ -32,8 +33,18 @@ pub struct Which {
     #[arg(long)]
     key: Option<String>,
     /// A key that is no text, in hex.
-    #[arg(long, conflicts_with = "key")]
+    #[arg(long, conflicts_with = "key", value_parser = hex)]
     key_hex: Option<String>,
+}
+
+fn hex(text: &str) -> Result<String, &'static str> {
+    key_from_hex(text).map(|_| text.to_owned()).ok_or("expected pairs of hex digits")
+}
+
+/// An order number, or a time.
+fn bound(text: &str) -> Result<String, &'static str> {
+    let is_good = text.parse::<i64>().is_ok() || chrono::DateTime::parse_from_rfc3339(text).is_ok();
+    is_good.then(|| text.to_owned()).ok_or("expected an order number, or a time such as 2026-01-31T12:00:00Z")
 }
 
 impl Which {
@@ -65,6 +76,7 @@ pub enum Verb {
         address: Address,
     },
     /// Stop a table, a topic or a key; what comes for it is held, or stays in its table.
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["table", "topic", "key", "key_hex"]))]
     Pause {
         #[command(flatten)]
         address: Address,
@@ -74,6 +86,7 @@ pub enum Verb {
         change: Change,
     },
     /// Let a table, a topic or a key go on; what was held is released in order.
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["table", "topic", "key", "key_hex"]))]
     Resume {
         #[command(flatten)]
         address: Address,
@@ -100,6 +113,7 @@ pub enum Verb {
         payload: bool,
     },
     /// Release parked keys: their events are published in order, from the first one on.
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["id", "reason", "all", "topic", "key", "key_hex"]))]
     Redrive {
         #[command(flatten)]
         address: Address,
@@ -112,7 +126,7 @@ pub enum Verb {
         #[arg(long)]
         reason: Option<String>,
         /// Everything that is parked.
-        #[arg(long)]
+        #[arg(long, conflicts_with_all = ["id", "reason", "topic", "key", "key_hex"])]
         all: bool,
         #[command(flatten)]
         change: Change,
@@ -133,17 +147,18 @@ pub enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Publish rows again that are published and kept (after_publish: mark).
+    /// Publish rows again that are published and kept (after_publish: mark or keep).
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["from", "to", "ids"]))]
     Replay {
         #[command(flatten)]
         address: Address,
         #[arg(long)]
         table: Option<String>,
         /// The first order number, or time of publishing such as 2026-01-31T12:00:00Z.
-        #[arg(long)]
+        #[arg(long, value_parser = bound)]
         from: Option<String>,
         /// The last one.
-        #[arg(long)]
+        #[arg(long, value_parser = bound)]
         to: Option<String>,
         /// Event ids.
         #[arg(long = "id")]
@@ -162,8 +177,12 @@ fn set<T: Into<Value> + Clone>(body: &mut Map<String, Value>, name: &str, value:
     }
 }
 
-/// What went wrong, for stderr.
-struct Failed(String);
+/// What went wrong, for stderr, and the exit code.
+struct Failed(String, u8);
+
+fn failed(why: String) -> Failed {
+    Failed(why, FAILED)
+}
 
 impl Verb {
     fn address(&self) -> &Address {
@@ -177,28 +196,46 @@ impl Verb {
             | Verb::Replay { address, .. } => address,
         }
     }
+
+    /// Whether everything that was asked for by its id is in the answer: then it is not in a table that has none.
+    fn has_found(&self, answer: &Value) -> bool {
+        let events = answer["events"].as_u64().unwrap_or_default();
+        match self {
+            Verb::Parked { id: Some(_), .. } => !list_of(&answer["parked"]).is_empty(),
+            Verb::Redrive { id: Some(_), .. } | Verb::Skip { id: Some(_), .. } => events > 0,
+            Verb::Replay { from: None, to: None, ids, .. } => events >= ids.len() as u64,
+            _ => false,
+        }
+    }
 }
 
 pub fn run(verb: &Verb) -> u8 {
     let address = verb.address();
-    match ask(verb, address) {
-        Ok(answer) if address.json => {
-            print(&format!("{answer:#}\n"));
-            DONE
-        }
-        Ok(answer) => {
-            print(&match verb {
-                Verb::Status { .. } => status(&answer),
-                Verb::Parked { .. } => parked(&answer),
-                _ => done(verb, &answer),
-            });
-            DONE
-        }
-        Err(Failed(why)) => {
+    let answer = match ask(verb, address) {
+        Ok(answer) => answer,
+        Err(Failed(why, code)) => {
             eprintln!("{why}");
-            FAILED
+            return code;
         }
+    };
+    print(&match verb {
+        _ if address.json => format!("{answer:#}\n"),
+        Verb::Status { .. } => status(&answer),
+        Verb::Parked { .. } => parked(&answer),
+        _ => done(verb, &answer),
+    });
+    for told in list_of(&answer["left_out"]) {
+        eprintln!("left out: {}", text(&told["detail"]));
     }
+    let not_done = list_of(&answer["failed"]);
+    for told in not_done {
+        eprintln!("table {}: {}", text(&told["table"]), text(&told["detail"]));
+    }
+    if not_done.is_empty() || verb.has_found(&answer) { DONE } else { FAILED }
+}
+
+fn list_of(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
 }
 
 fn ask(verb: &Verb, address: &Address) -> Result<Value, Failed> {
@@ -210,15 +247,13 @@ fn ask(verb: &Verb, address: &Address) -> Result<Value, Failed> {
     match verb {
         Verb::Status { .. } => address.get("/status", &[]),
         Verb::Parked { which, id, reason, limit, payload, .. } => {
-            if which.key_hex.is_some() {
-                return Err(Failed("parked takes --key, or --id".into()));
-            }
             let limit = limit.to_string();
             let mut query = vec![("limit", limit.as_str())];
             for (name, value) in [
                 ("table", &which.table),
                 ("topic", &which.topic),
                 ("key", &which.key),
+                ("key_hex", &which.key_hex),
                 ("id", id),
                 ("reason", reason),
             ] {
@@ -268,10 +303,10 @@ impl Address {
     fn authorization(&self) -> Result<Option<String>, Failed> {
         let Some(file) = &self.token_file else { return Ok(None) };
         let text = std::fs::read_to_string(file)
-            .map_err(|error| Failed(format!("--token-file {}: {error}", file.display())))?;
+            .map_err(|error| failed(format!("--token-file {}: {error}", file.display())))?;
         match text.split_whitespace().last() {
             Some(token) => Ok(Some(format!("Bearer {token}"))),
-            None => Err(Failed(format!("--token-file {} is empty", file.display()))),
+            None => Err(failed(format!("--token-file {} is empty", file.display()))),
         }
     }
 
@@ -301,7 +336,7 @@ impl Address {
     fn answer(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value, Failed> {
         let unreachable = |error: ureq::Error| {
             let cure = "is the relay running, and --admin its admin.listen?";
-            Failed(format!("{} does not answer: {error}; {cure}", self.admin))
+            failed(format!("{} does not answer: {error}; {cure}", self.admin))
         };
         let mut answer = answer.map_err(unreachable)?;
         let status = answer.status();
@@ -315,7 +350,9 @@ impl Address {
             (401, None) => " (give --token-file)",
             _ => "",
         };
-        Err(Failed(format!("the relay refused ({status}): {detail}{cure}")))
+        // A request that it does not take as it is.
+        let code = if status.as_u16() == 400 { WRONG_USAGE } else { FAILED };
+        Err(Failed(format!("the relay refused ({status}): {detail}{cure}"), code))
     }
 }
 
@@ -414,13 +451,20 @@ fn status(answer: &Value) -> String {
     if let Some(error) = answer["last_source_error"].as_str() {
         out.push_str(&format!("\nsource: {error}\n"));
     }
+    if let Some(error) = answer["config_refused"].as_str() {
+        out.push_str(&format!("\nthe configuration file is refused, and the old one goes on: {error}\n"));
+    }
     for table in &tables {
         let paused = list(&table["paused"]);
         if !paused.is_empty() {
             out.push_str(&format!("\n{}: paused: {}\n", text(&table["name"]), paused.join(", ")));
         }
+        if let Some(reason) = table["state_reason"].as_str() {
+            out.push_str(&format!("\n{}: {}: {reason}\n", text(&table["name"]), text(&table["state"])));
+        }
         if let Some(error) = table["last_error"].as_str() {
-            out.push_str(&format!("\n{}: last error: {error}\n", text(&table["name"])));
+            let at = text(&table["last_error_at"]);
+            out.push_str(&format!("\n{}: last error ({at}): {error}\n", text(&table["name"])));
         }
     }
     out

@@ -2,15 +2,19 @@
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 use std::str::FromStr as _;
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::{ClientConfig, error::KafkaError};
 
 use super::{
     AfterPublish, Capture, Config, Dialect, Encoding, Envelope, ObjectStore, Order, Oversize, Payload,
-    ReferenceDialect, Rows, Source, Table, TlsMode, Wake, error::Problems, exactly_once, ingest,
+    ReferenceDialect, Rows, Source, Table, TlsMode, Wake, error::Problems, exactly_once, ingest, kafka_token,
 };
-use crate::{record::Template, store::is_safe_key, telemetry};
+use crate::{
+    record::{Template, tells_of_the_record, wire::CONTENT_ENCODING},
+    store::is_safe_key,
+    telemetry,
+};
 
 /// The relay's own messages in the log.
 const HEARTBEAT_PREFIX: &str = "whippet.heartbeat";
@@ -21,12 +25,19 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
     }
     ingest::check(config, problems);
     kafka(config, problems);
+    kafka_token::check(&config.kafka, problems);
     exactly_once::check(config, problems);
     if let Some(Err(error)) = config.object_store.as_ref().map(ObjectStore::open) {
         let text = error.to_string();
         // `object_store.options.region: what is wrong with it`
         let (path, text) = text.split_once(": ").unwrap_or(("object_store", &text));
         problems.add_key(path, text);
+    }
+    let in_the_clear = config.object_store.as_ref().and_then(ObjectStore::in_the_clear);
+    if let Some(name) = in_the_clear {
+        let why = "payloads go over http://, for anybody on the way to read; use https://, or set the option allow_http: \
+                   true if that is meant";
+        problems.warn(&format!("object_store.options.{name}"), why);
     }
     let least = Duration::from_secs(1);
     if config.replicas.lease < least {
@@ -46,23 +57,50 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
     if let Some(Err(why)) = config.telemetry.otlp_endpoint.as_deref().map(telemetry::check) {
         problems.add("telemetry.otlp_endpoint", why);
     }
-    let mut names = BTreeSet::new();
+    let mut names = BTreeMap::new();
     for (index, one) in config.tables.iter().enumerate() {
         let path = format!("tables[{index}]");
-        if !names.insert(one.name.as_str()) {
-            problems.add(&format!("{path}.name"), format!("table {} is there twice", one.name));
+        let whole = config.source.as_ref().map_or_else(|| one.name.clone(), |source| whole_name(source, one));
+        match names.insert(whole, one.name.as_str()) {
+            None => {}
+            Some(before) if before == one.name => {
+                problems.add(&format!("{path}.name"), format!("table {before} is there twice"));
+            }
+            Some(before) => {
+                let says = format!("{} is table {before}, which is there already", one.name);
+                problems.add(&format!("{path}.name"), says);
+            }
         }
         if let Some(source) = &config.source {
             table(one, source.dialect(), &path, problems);
         }
         payload(&one.payload, config.object_store.is_some(), &path, problems);
         envelope(one, &path, problems);
+        headers(one, &path, problems);
     }
     if let Some(spool) = &config.spool {
         let path = format!("tables[{}]", config.tables.len());
         table(spool, Dialect::Sqlite, &path, problems);
         payload(&spool.payload, config.object_store.is_some(), &path, problems);
         envelope(spool, &path, problems);
+    }
+}
+
+/// The name of a table with the schema that it is in where nothing is said, as far as the configuration tells.
+fn whole_name(source: &Source, table: &Table) -> String {
+    let name = &table.name;
+    if table.message_prefix().is_some() {
+        return name.clone();
+    }
+    match source.dialect() {
+        Dialect::Sqlite => name.to_lowercase(),
+        _ if name.contains('.') => name.clone(),
+        Dialect::Postgres => format!("public.{name}"),
+        Dialect::Mysql => {
+            let url = url::Url::parse(source.url.expose()).ok();
+            let database = url.map(|url| url.path().trim_start_matches('/').to_owned()).unwrap_or_default();
+            format!("{database}.{name}")
+        }
     }
 }
 
@@ -74,7 +112,8 @@ fn envelope(table: &Table, path: &str, problems: &mut Problems) {
         problems
             .add(&at("headers.blob"), "a CloudEvent has its context as attributes: leave one of them out");
     }
-    let taken = |name: &str| ["id", "eventType", "version"].contains(&name) || name.starts_with("whippet-");
+    let taken =
+        |name: &str| ["id", "eventType", "version"].contains(&name) || tells_of_the_record(name, false);
     if blob.is_some_and(|name| name.trim().is_empty() || taken(name)) {
         problems
             .add(&at("headers.blob"), "expected the name of a header that the relay does not write itself");
@@ -87,6 +126,30 @@ fn envelope(table: &Table, path: &str, problems: &mut Problems) {
         if matches!(payload.oversize, Some(Oversize::ClaimCheck | Oversize::Chunk)) {
             let why = "a structured CloudEvent is one record: use cloudevents-binary, or park or dead_letter";
             problems.add(&at("payload.oversize"), why);
+        }
+    }
+}
+
+/// The last header of a name counts, so one that the configuration adds must not have a name of the relay's own.
+fn headers(table: &Table, path: &str, problems: &mut Problems) {
+    let (headers, columns) = (&table.headers, &table.columns);
+    let in_envelope = table.envelope != Envelope::None;
+    let is_written = |name: &str| match name {
+        "id" => true,
+        "eventType" => table.event_type_header() && columns.kind.is_some(),
+        "version" => columns.version.is_some(),
+        CONTENT_ENCODING => table.payload.encode.codec != Encoding::None,
+        _ => tells_of_the_record(name, in_envelope),
+    };
+    let from = headers.from.iter().map(|name| ("from", name));
+    let columns = headers.columns.iter().map(|(name, _)| ("columns", name));
+    let fixed = headers.fixed.iter().map(|(name, _)| ("static", name));
+    for (key, name) in from.chain(columns).chain(fixed) {
+        let at = format!("{path}.headers.{key}");
+        if name.trim().is_empty() {
+            problems.add(&at, "expected the name of a header");
+        } else if is_written(name) {
+            problems.add(&at, format!("the relay writes header {name} itself; expected another name"));
         }
     }
 }
@@ -135,7 +198,11 @@ fn source(source: &Source, problems: &mut Problems) {
         ("source.tls.key_file", &source.tls.key_file),
     ] {
         if let Some(file) = file
-            && !Path::new(file).is_file()
+            && (file.as_os_str().is_empty() || file.is_dir())
+        {
+            problems.add(key, "expected a file");
+        } else if let Some(file) = file
+            && !file.is_file()
         {
             problems.warn(key, &format!("there is no file {} (yet)", file.display()));
         }
@@ -157,6 +224,10 @@ fn source(source: &Source, problems: &mut Problems) {
         }
         if stream.heartbeat < Duration::from_millis(100) {
             problems.add("source.stream.heartbeat", "expected at least 100ms");
+        }
+        // Rows that do not stay have a reader of their own, with the next number.
+        if stream.server_id == u32::MAX {
+            problems.add("source.stream.server_id", "expected a number from 1 to 4294967294");
         }
         if source.dialect() == Dialect::Sqlite {
             problems.add("source.stream", "SQLite has no log to be read; leave it out");
@@ -233,12 +304,28 @@ fn kafka(config: &Config, problems: &mut Problems) {
                 client.set(name, value.expose());
                 if let Err(KafkaError::ClientConfig(_, why, ..)) = client.create_native_config() {
                     // Its sentences may repeat the value, which may be a secret.
-                    let why = why.replace(value.expose(), "…");
+                    let why = without(&why, value.expose());
                     problems.add_key(&path, format!("librdkafka says: {why}"));
                 }
             }
         }
     }
+}
+
+/// `text` with `value` hidden where it is a word of its own: `10` is found in `1000` too, and does not belong to it.
+fn without(text: &str, value: &str) -> String {
+    let is_part = |beside: Option<char>| beside.is_some_and(char::is_alphanumeric);
+    let mut hidden = String::with_capacity(text.len());
+    let mut seen = 0;
+    for (at, _) in text.match_indices(value).filter(|_| !value.is_empty()) {
+        let end = at + value.len();
+        if !is_part(text[..at].chars().next_back()) && !is_part(text[end..].chars().next()) {
+            hidden += &text[seen..at];
+            hidden.push('…');
+            seen = end;
+        }
+    }
+    hidden + &text[seen..]
 }
 
 fn payload(payload: &Payload, has_store: bool, path: &str, problems: &mut Problems) {
@@ -309,12 +396,12 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
     let only_in_log = table.message_prefix().is_some() || table.rows == Rows::Transient;
     if table.message_prefix().is_some() && dialect == Dialect::Mysql {
         problems.add(&at("name"), "MySQL has no logical messages; expected a table");
-    } else if only_in_log && dialect == Dialect::Mysql {
-        problems.add(&at("rows"), "rows that only the binlog has are still to come; expected stay");
     } else if only_in_log && table.capture != Capture::Stream {
         problems.add(&at("capture"), "these events are in the log only; expected stream");
     }
-    if only_in_log && table.after_publish != AfterPublish::Delete {
+    // MySQL's log alone tells which of the rows that are kept are new.
+    let kept_by_the_log = dialect == Dialect::Mysql && table.after_publish == AfterPublish::Keep;
+    if only_in_log && table.after_publish != AfterPublish::Delete && !kept_by_the_log {
         problems.add(&at("after_publish"), "nothing of these events stays; leave it out");
     }
     if table.message_prefix() == Some("") || table.message_prefix() == Some(HEARTBEAT_PREFIX) {
@@ -332,10 +419,13 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
     for (key, template) in
         [("topic", &table.topic), ("key", &table.key), ("dead_letter.topic", &dead_letters)]
     {
-        if let Some(source) = template
-            && let Err(error) = Template::parse(source)
-        {
-            problems.add(&at(key), format!("not a template: {error}"));
+        match template.as_deref().map(Template::parse) {
+            Some(Err(error)) => problems.add(&at(key), format!("not a template: {error}")),
+            Some(Ok(template)) if key != "key" && !template.may_be_topic() => problems.add(
+                &at(key),
+                "no name of a Kafka topic: 1 to 249 of letters, digits, '.', '_' and '-', and not . or ..",
+            ),
+            _ => {}
         }
     }
     if table.topic.is_none() && table.columns.topic.is_none() {
@@ -378,7 +468,8 @@ fn table(table: &Table, dialect: Dialect, path: &str, problems: &mut Problems) {
 /// What tells which rows are published, where nothing is written into them.
 fn keep(table: &Table, dialect: Dialect, at: &dyn Fn(&str) -> String, problems: &mut Problems) {
     if dialect == Dialect::Mysql {
-        let says = "MySQL does not tell which rows a read could not see yet; expected delete or mark";
+        let says = "MySQL does not tell which rows a read could not see yet; expected delete or mark, or capture: stream, \
+                    which goes by the binlog alone";
         problems.add(&at("after_publish"), says);
         return;
     }

@@ -92,6 +92,8 @@ impl Places {
             }
         }
         let around = parents(path).find_map(|parent| self.keys.get(parent));
+        // What belongs at the top is missing from the whole of the file, wherever that begins.
+        let around = around.or_else(|| self.values.get(""));
         (Place::File { name: self.file.clone(), at: around.copied() }, path.to_owned())
     }
 
@@ -106,7 +108,8 @@ impl Places {
                 return "another value".to_owned();
             }
         }
-        format!("`{value}`")
+        // A URL that stands in the wrong place may have a password in it.
+        if value.contains("://") { "a URL that is not shown".to_owned() } else { format!("`{value}`") }
     }
 }
 
@@ -158,6 +161,11 @@ impl Problems {
         if !self.list.iter().any(known) {
             self.add(path, format!("missing; expected {expected}"));
         }
+    }
+
+    /// Whether the value at `path` is known to be wrong.
+    pub fn has(&self, path: &str) -> bool {
+        self.list.iter().any(|problem| problem.path == path)
     }
 
     /// Something that works, but perhaps not as intended.

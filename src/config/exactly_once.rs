@@ -27,20 +27,21 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
         if table.message_prefix().is_some() {
             problems.add_key(
                 &at("name"),
-                "with kafka.delivery: exactly_once, logical messages cannot be chosen (yet): events need rows \
-                 that stay until they are recorded",
+                "with kafka.delivery: exactly_once, logical messages cannot be chosen: events need rows that \
+                 stay until they are recorded. Use a table, or a relay of its own with delivery: at_least_once",
             );
         } else if table.rows == Rows::Transient {
             problems.add_key(
                 &at("rows"),
-                "with kafka.delivery: exactly_once, transient cannot be chosen (yet): events need rows that \
-                 stay until they are recorded",
+                "with kafka.delivery: exactly_once, transient cannot be chosen: events need rows that stay \
+                 until they are recorded. Expected rows: stay, or delivery: at_least_once for this table in a relay of its own",
             );
         }
         if table.after_publish == AfterPublish::Keep {
             problems.add_key(
                 &at("after_publish"),
-                "with kafka.delivery: exactly_once, keep cannot be chosen (yet); expected delete or mark",
+                "with kafka.delivery: exactly_once, keep cannot be chosen: nothing in the table says what is \
+                 recorded; expected delete or mark",
             );
         }
     }

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Config, Problems, Table, units};
+use super::{Config, Table, error::Problems, units};
 use crate::{ingest::volume, record::Template};
 
 /// Events by HTTP, kept in a spool of the relay's own until they are published.

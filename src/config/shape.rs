@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use schemars::generate::SchemaSettings;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
     Config,
@@ -16,6 +16,55 @@ use super::{
 pub(super) fn schema() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     settings.into_generator().into_root_schema_for::<Config>().to_value()
+}
+
+/// The schema, for editors: of what may stand in a file, where any value may be `${…}` or in quotes, a text may look like
+/// a number, and a key may have nothing behind it.
+pub(super) fn as_written(mut schema: Value) -> Value {
+    write(&mut schema);
+    schema
+}
+
+fn write(schema: &mut Value) {
+    for key in ["properties", "$defs"] {
+        schema[key].as_object_mut().into_iter().flatten().for_each(|(_, child)| write(child));
+    }
+    for key in ["items", "additionalProperties"] {
+        if schema[key].is_object() {
+            write(&mut schema[key]);
+        }
+    }
+    // An object or a list that may be absent.
+    for either in schema["anyOf"].as_array_mut().into_iter().flatten() {
+        if ["object", "array"].contains(&kind(either)) {
+            write(either);
+        }
+    }
+    let Some(fields) = schema.as_object_mut() else { return };
+    fields.retain(|_, value| !value.is_null());
+    let whole = Value::Object(fields.clone());
+    // A rule beside the type, such as which of its keys are needed, says nothing of the kind.
+    let has_type = fields.contains_key("type");
+    let kind = kind(if has_type { &whole } else { not_null(&whole) });
+    let others = match kind {
+        "object" if has_type => {
+            fields.insert("type".into(), json!(["object", "null"]));
+            return;
+        }
+        "object" | "array" => return,
+        "integer" => json!({ "type": "string", "pattern": r"^\d+$|\$\{" }),
+        "boolean" => json!({ "type": "string", "pattern": r"^(true|false)$|\$\{" }),
+        _ if choices(not_null(&whole)).is_empty() && whole.get("format").is_none() => {
+            json!({ "type": ["number", "boolean"] })
+        }
+        _ => json!({ "type": "string", "pattern": r"\$\{" }),
+    };
+    let about = ["description", "default", "title"];
+    let kept: Map<String, Value> =
+        about.into_iter().filter_map(|key| Some((key.to_owned(), fields.remove(key)?))).collect();
+    let value = Value::Object(std::mem::take(fields));
+    fields.extend(kept);
+    fields.insert("anyOf".into(), json!([value, others]));
 }
 
 /// The typed tree; `None` where something was missing or wrong.
@@ -55,7 +104,7 @@ fn object(tree: Value, schema: &Value, path: &str, problems: &mut Problems) -> O
         written.insert(key.clone());
         let path = join(path, &key);
         let Some(schema) = known.get(&key).or(others) else {
-            problems.add_key(&path, unknown(&key, known));
+            problems.add_key(&path, unknown(&path, &key, known));
             complete = false;
             continue;
         };
@@ -75,16 +124,18 @@ fn object(tree: Value, schema: &Value, path: &str, problems: &mut Problems) -> O
     complete.then_some(Value::Object(shaped))
 }
 
-fn unknown(key: &str, known: &Map<String, Value>) -> String {
-    let near = known
-        .keys()
+fn unknown(path: &str, key: &str, known: &Map<String, Value>) -> String {
+    // It is gone by now: every table has taken what it gives.
+    let defaults = (path == key).then_some("defaults");
+    let known = || known.keys().map(String::as_str).chain(defaults);
+    let near = known()
         .map(|candidate| (strsim::jaro_winkler(key, candidate), candidate))
         .filter(|(score, _)| *score > 0.75)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match near {
         Some((_, near)) => format!("unknown key; did you mean `{near}`?"),
         None => {
-            let names: Vec<&str> = known.keys().map(String::as_str).collect();
+            let names: Vec<&str> = known().collect();
             format!("unknown key; expected one of {}", names.join(", "))
         }
     }
@@ -111,7 +162,10 @@ fn list(tree: Value, schema: &Value, path: &str, problems: &mut Problems) -> Opt
 
 fn scalar(tree: Value, schema: &Value, path: &str, problems: &mut Problems) -> Option<Value> {
     let Value::String(text) = tree else {
-        problems.add(path, format!("expected {}", expected(schema)));
+        // What could not be resolved is told already.
+        if !problems.has(path) {
+            problems.add(path, format!("expected {}", expected(schema)));
+        }
         return None;
     };
     if let Some(shaped) = typed(&text, schema) {
@@ -182,7 +236,13 @@ fn expected(schema: &Value) -> String {
 
 fn range(schema: &Value) -> (u64, u64) {
     let bound = |key: &str| schema[key].as_u64();
-    (bound("minimum").unwrap_or(0), bound("maximum").unwrap_or(u64::MAX))
+    let most = match schema["format"].as_str() {
+        Some("uint8") => u64::from(u8::MAX),
+        Some("uint16") => u64::from(u16::MAX),
+        Some("uint32") => u64::from(u32::MAX),
+        _ => u64::MAX,
+    };
+    (bound("minimum").unwrap_or(0), bound("maximum").unwrap_or(most))
 }
 
 /// The values of an enum, whether its variants have docs or not.

@@ -60,6 +60,16 @@ impl Table {
         self.name.strip_prefix(MESSAGE)
     }
 
+    /// The column that is written when a row is published, where one is.
+    pub fn marked(&self) -> Option<&String> {
+        self.columns.published_at.as_ref().filter(|_| self.after_publish == AfterPublish::Mark)
+    }
+
+    /// The column that tells which rows are published, where nothing is written.
+    pub fn kept_by(&self) -> Option<&String> {
+        self.columns.tx.as_ref().filter(|_| self.after_publish == AfterPublish::Keep)
+    }
+
     /// Debezium's outbox router sends `id` only.
     pub fn event_type_header(&self) -> bool {
         self.preset != Preset::Debezium

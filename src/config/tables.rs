@@ -18,6 +18,8 @@ pub(super) fn fill_in(tree: &mut Value, problems: &mut Problems) -> Vec<BTreeSet
         }
     };
     let streams = root.get("source").and_then(|source| source.get("stream")).is_some_and(|it| !it.is_null());
+    let url = root.get("source").and_then(|source| source.get("url")).and_then(Value::as_str);
+    let is_mysql = url.is_some_and(|url| url.starts_with("mysql:"));
     if defaults.get("name").is_some() {
         problems.add_key("defaults.name", "each table has its own name");
     }
@@ -29,12 +31,17 @@ pub(super) fn fill_in(tree: &mut Value, problems: &mut Problems) -> Vec<BTreeSet
             continue;
         }
         under(table, &defaults);
+        let path = format!("tables[{index}]");
         let text =
             |table: &Value, key: &str| table.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        if is_mysql && text(table, "after_publish") == "keep" && text(table, "capture") == "stream" {
+            keep_by_the_log(table, &path, problems);
+        }
         let is_message = text(table, "name").starts_with(MESSAGE);
         let only_in_log = is_message || text(table, "rows") == "transient";
         if table.get("capture").is_none_or(Value::is_null) {
-            match (only_in_log, streams) {
+            match (is_message, streams) {
+                // There is no table that could be polled.
                 (true, _) => table["capture"] = "stream".into(),
                 (false, true) => table["capture"] = "auto".into(),
                 (false, false) => {}
@@ -48,13 +55,23 @@ pub(super) fn fill_in(tree: &mut Value, problems: &mut Problems) -> Vec<BTreeSet
         } else if let Some(preset) = preset(table.get("preset").and_then(Value::as_str)) {
             under(table, &preset);
         }
-        let path = format!("tables[{index}]");
         // The log has an order of its own.
         if !only_in_log && table.pointer("/columns/sequence").is_none_or(Value::is_null) {
             no_sequence(table, ordered_by.as_ref(), &path, problems);
         }
     }
     explicit
+}
+
+/// Nothing in MySQL's tables tells which rows are published: the binlog alone says what is new. So it is read as where rows
+/// do not stay, by a place that is stored, and what the application leaves in its table stays there.
+fn keep_by_the_log(table: &mut Value, path: &str, problems: &mut Problems) {
+    table["rows"] = "transient".into();
+    if table.pointer("/retention/published").is_some_and(|age| !age.is_null() && age != "never") {
+        let why = "MySQL does not tell when kept rows were published; leave it out, and delete them yourself";
+        problems.add(&format!("{path}.retention.published"), why);
+        table["retention"] = Value::Null;
+    }
 }
 
 /// Without an order column nobody can tell which row was first.

@@ -1,4 +1,9 @@
-use std::collections::BTreeMap;
+//! What a file means that is taken.
+
+mod reference;
+mod refused;
+
+use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 
@@ -58,6 +63,27 @@ tables:
     assert!(b.columns.required.contains("aggregatetype"));
     let fixed: Vec<&str> = a.headers.fixed.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(fixed, ["z", "a"], "in the order of the file");
+}
+
+/// MySQL's tables do not tell which rows are published: the log alone says what is new.
+#[test]
+fn kept_rows_of_mysql_are_followed_in_the_binlog() {
+    let table = |capture: &str| {
+        let yaml = format!(
+            "source: {{ url: 'mysql://x/y', stream: {{}} }}\nkafka: {{ bootstrap_servers: k }}\n\
+             tables: [{{ name: outbox, preset: debezium, capture: {capture}, after_publish: keep }}]\n"
+        );
+        parse("w.yaml", &yaml, &BTreeMap::new()).map(|config| config.tables[0].clone())
+    };
+    let kept = table("stream").unwrap();
+    assert_eq!(
+        (kept.rows, kept.order, kept.after_publish),
+        (Rows::Transient, Order::Key, AfterPublish::Keep)
+    );
+    for capture in ["poll", "auto"] {
+        let error = table(capture).unwrap_err().to_string();
+        assert!(error.contains("expected delete or mark, or capture: stream"), "{error}");
+    }
 }
 
 #[test]
@@ -142,243 +168,6 @@ fn encoding_for_bakdata_alone_is_taken_where_nothing_of_it_stays_inline() {
     assert_eq!(read(&with_payload(chunks)).unwrap().warnings.len(), 0, "nothing is a reference");
 }
 
-/// Each broken file with the place and the words of what is said about it.
-#[test]
-fn every_error_names_its_place_and_what_was_expected() {
-    let with = |from: &str, to: &str| MINIMAL.replace(from, to);
-    let once = |table: &str| {
-        with("localhost:9092 }", "localhost:9092, delivery: exactly_once }")
-            .replace("{ name: outbox }", &format!("{{ name: outbox, {table} }}"))
-    };
-    let cases = [
-        (with("tables:", "tabels:"), "w.yaml:3:1: tabels: unknown key; did you mean `tables`?"),
-        (
-            with("{ name: outbox }", "{ name: outbox, topik: x }"),
-            "w.yaml:3:26: tables[0].topik: unknown key; did you mean `topic`?",
-        ),
-        (
-            with("{ name: outbox }", "{ name: outbox, poll: { batch: many } }"),
-            "w.yaml:3:41: tables[0].poll.batch: expected a whole number from 1 to 100000, found `many`",
-        ),
-        (
-            with("{ name: outbox }", "{ name: outbox, order: kee }"),
-            "tables[0].order: expected one of none, key, table, found `kee`; did you mean `key`?",
-        ),
-        (
-            with("{ name: outbox }", "{ name: outbox, retry: { max: 5 } }"),
-            "tables[0].retry.max: expected a duration such as 250ms, 5s or 2m, found `5`",
-        ),
-        (with("{ name: outbox }", "outbox"), "tables[0]: expected a mapping of keys"),
-        (
-            with("{ name: outbox }", "{ name: outbox, topic: \"a{b\" }"),
-            "tables[0].topic: not a template: a { without its }",
-        ),
-        (
-            with("{ name: outbox }", "{ name: outbox, rows: transient, capture: poll }"),
-            "tables[0].capture: these events are in the log only",
-        ),
-        (
-            with("{ name: outbox }", "{ name: outbox, after_publish: keep }"),
-            "tables[0].columns.tx: missing; expected the column that after_publish: keep goes by: xid8",
-        ),
-        (
-            with("{ name: outbox }", "{ name: \"message:x\", after_publish: keep }"),
-            "tables[0].after_publish: nothing of these events stays",
-        ),
-        (
-            with(
-                "{ name: outbox }",
-                "{ name: outbox, after_publish: keep, columns: { tx: t, sequence: null } }",
-            ),
-            "tables[0].columns.sequence: missing; expected the integer order column",
-        ),
-        (
-            with("postgres://relay@localhost/shop", "\"sqlite://app.db\"")
-                .replace("{ name: outbox }", "{ name: outbox, after_publish: keep, columns: { tx: tx } }"),
-            "tables[0].columns.tx: SQLite's rows are kept by their number",
-        ),
-        (
-            with("{ name: outbox }", "{ name: outbox, retention: { published: 7d } }"),
-            "tables[0].retention.published: published rows stay with after_publish: mark or keep only",
-        ),
-        (
-            with("{ name: outbox }", "{ name: \"message:x\", capture: auto }"),
-            "tables[0].capture: these events are in the log only; expected stream",
-        ),
-        (
-            with("{ name: outbox }", "{ name: outbox, payload: { oversize: claim_check } }"),
-            "tables[0].payload.oversize: claim_check needs object_store",
-        ),
-        (
-            with_payload("reference: { key: \"{topic}/{id}\" }"),
-            "reference.key: expected {id} and {sha256} in it",
-        ),
-        (
-            with_payload("reference: { key: \"{id}-{{sha256}}\" }"),
-            "reference.key: expected {id} and {sha256} in it",
-        ),
-        (
-            with_payload("reference: { key: \"{id}-{sha256\" }"),
-            "reference.key: not a template: a { without its }",
-        ),
-        (
-            with_payload("reference: { dialects: [bakdata] }, encode: { codec: snappy }"),
-            "encode.codec: readers of dialect bakdata decode gzip and zstd only",
-        ),
-        (
-            with_payload("reference: { dialects: [bakdata] }, encode: { codec: lz4 }, inline_max: 0"),
-            "encode.codec: readers of dialect bakdata decode gzip and zstd only",
-        ),
-        (
-            with_payload("reference: { dialects: [bakdata] }, encode: { codec: zstd }"),
-            "encode.codec: readers of dialect bakdata are not told what is encoded in a record",
-        ),
-        (
-            with("{ name: outbox }", "{ name: outbox }, { name: outbox }"),
-            "tables[1].name: table outbox is there twice",
-        ),
-        (with("[{ name: outbox }]", "[]"), "tables: expected at least 1 element(s)"),
-        (with("tables: [{ name: outbox }]\n", ""), "tables: missing; expected a list"),
-        (
-            with("postgres://relay@localhost/shop", "mariadb://x/y"),
-            "w.yaml:1:16: source.url: write mysql:// for MariaDB too",
-        ),
-        (with("postgres://relay@localhost/shop", "mysql://x"), "source.url: expected a database in it"),
-        (
-            with("postgres://relay@localhost/shop", "\"mysql://x/y?pool=7\""),
-            "source.url: there is no parameter pool",
-        ),
-        (
-            with("postgres://relay@localhost/shop", "mysql://x/y, tls: { mode: verify-ca }"),
-            "source.tls.mode: the driver for MySQL checks the name with the certificate",
-        ),
-        (
-            with("postgres://relay@localhost/shop", "mysql://x/y, stream: { server_id: 0 }"),
-            "source.stream.server_id: expected a whole number from 1",
-        ),
-        (
-            with("postgres://relay@localhost/shop", "mysql://x/y")
-                .replace("{ name: outbox }", "{ name: outbox, capture: stream, rows: transient }"),
-            "tables[0].rows: rows that only the binlog has are still to come; expected stay",
-        ),
-        (
-            with("postgres://relay@localhost/shop", "mysql://x/y")
-                .replace("{ name: outbox }", "{ name: \"message:a\" }"),
-            "tables[0].name: MySQL has no logical messages",
-        ),
-        (
-            with("postgres://relay@localhost/shop", "mysql://x/y")
-                .replace("{ name: outbox }", "{ name: outbox, after_publish: keep }"),
-            "tables[0].after_publish: MySQL does not tell",
-        ),
-        (with("postgres://relay@localhost/shop", "\"sqlite::memory:\""), "source.url: a database in memory"),
-        (
-            with("postgres://relay@localhost/shop", "\"${NOWHERE}\""),
-            "source.url: `${NOWHERE}` cannot be resolved: the variable is not set",
-        ),
-        (
-            with("localhost:9092 }", "localhost:9092, properties: { acks: 1 } }"),
-            "kafka.properties.acks: refused: fewer acknowledgements lose events",
-        ),
-        (
-            with("localhost:9092 }", "localhost:9092, properties: { sasl.mechanis: x } }"),
-            "kafka.properties.sasl.mechanis: librdkafka says: No such configuration property",
-        ),
-        (
-            with("localhost:9092 }", "localhost:9092, properties: { transactional.id: mine } }"),
-            "kafka.properties.transactional.id: refused: the relay has one by the source",
-        ),
-        (
-            with("localhost:9092 }", "localhost:9092, properties: { transaction.timeout.ms: 900000 } }"),
-            "kafka.properties.transaction.timeout.ms: refused: a relay that dies",
-        ),
-        (
-            once("capture: auto"),
-            "tables[0].capture: with kafka.delivery: exactly_once, auto cannot be chosen",
-        ),
-        (
-            once("capture: stream, rows: transient"),
-            "tables[0].rows: with kafka.delivery: exactly_once, transient cannot be chosen",
-        ),
-        (
-            once("after_publish: keep"),
-            "tables[0].after_publish: with kafka.delivery: exactly_once, keep cannot be chosen",
-        ),
-        (
-            once("capture: stream").replace("name: outbox", "name: \"message:a\""),
-            "tables[0].name: with kafka.delivery: exactly_once, logical messages cannot be chosen",
-        ),
-        (
-            once("capture: poll") + "ingest: { topics: [a], spool: /var/lib/whippet }\n",
-            "kafka.delivery: exactly_once is for tables: run `ingest` in a relay of its own",
-        ),
-        (
-            with("localhost:9092 }", "localhost:9092, position_topic: 'not a topic' }"),
-            "kafka.position_topic: not a legal name",
-        ),
-        (
-            format!("{MINIMAL}log: {{ context: [x-request-id, ''] }}\n"),
-            "log.context[1]: expected the name of a header",
-        ),
-        (
-            format!("{MINIMAL}telemetry: {{ otlp_endpoint: 'otel:4317' }}\n"),
-            "telemetry.otlp_endpoint: expected http://host:4317 (gRPC)",
-        ),
-        (
-            with("{ name: outbox }", "{ name: outbox, envelope: cloudevents }"),
-            "tables[0].envelope: expected one of none, cloudevents-binary, cloudevents-structured",
-        ),
-        (
-            with(
-                "{ name: outbox }",
-                "{ name: o, envelope: cloudevents-binary, headers: { blob: x-context } }",
-            ),
-            "tables[0].headers.blob: a CloudEvent has its context as attributes",
-        ),
-        (
-            with("{ name: outbox }", "{ name: o, headers: { blob: id } }"),
-            "tables[0].headers.blob: expected the name of a header that the relay does not write itself",
-        ),
-        (
-            with(
-                "{ name: outbox }",
-                "{ name: o, envelope: cloudevents-structured, payload: { oversize: chunk } }",
-            ),
-            "tables[0].payload.oversize: a structured CloudEvent is one record",
-        ),
-        (
-            with(
-                "{ name: outbox }",
-                "{ name: o, envelope: cloudevents-structured, payload: { encode: { codec: zstd } } }",
-            ),
-            "tables[0].payload.encode.codec: a structured CloudEvent is JSON",
-        ),
-        (with("tables:", "  tables:"), "malformed YAML"),
-        (
-            format!("{MINIMAL}admin: {{ listen: localhost }}\n"),
-            "admin.listen: expected an IP address and a port",
-        ),
-        (format!("{MINIMAL}source: {{}}\n"), "malformed YAML"),
-        (String::new(), "source: missing"),
-    ];
-    for (text, expected) in cases {
-        let said = read(&text).expect_err(&text);
-        assert!(said.contains(expected), "\n{text}\nsaid     {said}\nexpected {expected}");
-        assert!(said.starts_with("w.yaml"), "{said}");
-    }
-}
-
-#[test]
-fn all_problems_are_told_at_once_in_the_order_of_the_file() {
-    let said = read("source: { url: 7 }\nkafka: { linger: x }\ntables: [{ nam: a }]\n").unwrap_err();
-    let keys: Vec<&str> = said.lines().filter_map(|line| line.split(": ").nth(1)).collect();
-    assert_eq!(
-        keys,
-        ["kafka.bootstrap_servers", "kafka.linger", "tables[0].name", "tables[0].nam"],
-        "{said}"
-    );
-}
-
 const INGEST_ALONE: &str =
     "kafka: { bootstrap_servers: k:1 }\ningest: { topics: [orders], spool: /nowhere/spool }\n";
 
@@ -405,52 +194,6 @@ fn with_ingest_source_and_tables_may_be_absent() {
 }
 
 #[test]
-fn what_is_wrong_with_ingest_is_told_with_its_place() {
-    let with = |from: &str, to: &str| INGEST_ALONE.replace(from, to);
-    for (text, expected) in [
-        (with("topics: [orders], ", ""), "ingest.topics: missing; expected a list"),
-        (with("[orders]", "[]"), "ingest.topics: expected at least 1 element(s)"),
-        (with("[orders]", "[a b]"), "ingest.topics[0]: expected a topic, or a glob"),
-        (with(", spool: /nowhere/spool", ""), "ingest.spool: missing"),
-        (with("topics:", "max_bytes: 1KiB, topics:"), "ingest.max_bytes: expected at least 1MiB"),
-        (
-            with("topics:", "headers: [a b], topics:"),
-            "ingest.headers[0]: expected the name of an HTTP header",
-        ),
-        (
-            with("topics:", "listen: \"127.0.0.1:9464\", topics:"),
-            "ingest.listen: admin.listen has this address",
-        ),
-        (format!("{INGEST_ALONE}tables: [{{ name: outbox }}]\n"), "source: missing"),
-        (
-            format!("{INGEST_ALONE}source: {{ url: postgres://x/y }}\n"),
-            "tables: expected at least 1 element(s)",
-        ),
-        (
-            MINIMAL.replace("outbox", "ingest") + "ingest: { topics: [a], spool: /nowhere }\n",
-            "a table is called ingest, and so is the spool",
-        ),
-        (
-            format!(
-                "{INGEST_ALONE}defaults: {{ payload: {{ reference: {{ key: \"{{tenant}}/{{id}}-{{sha256}}\" }} }} }}\n"
-            ),
-            "defaults.payload.reference.key: the spool of ingest has no column tenant",
-        ),
-        (
-            format!("{INGEST_ALONE}defaults: {{ payload: {{ oversize: claim_check }} }}\n"),
-            "defaults.payload.oversize: claim_check needs object_store",
-        ),
-    ] {
-        let said = read(&text).expect_err(expected);
-        assert!(said.contains(expected), "{said}\n{text}");
-    }
-    let open = read(&with("topics:", "listen: \"0.0.0.0:9465\", topics:")).unwrap();
-    assert!(open.warnings[0].contains("whoever reaches this address can publish"), "{:?}", open.warnings);
-    let memory = read(&with("/nowhere/spool", "/dev/shm")).unwrap();
-    assert!(memory.warnings[0].contains("it is memory"), "{:?}", memory.warnings);
-}
-
-#[test]
 fn keys_to_come_are_accepted_where_they_ask_for_nothing() {
     let text = format!(
         "{MINIMAL}replicas: {{ mode: auto, buckets: 64, lease: 5s }}
@@ -462,25 +205,6 @@ defaults: {{ capture: poll, rows: stay, on_failure: park, envelope: none, retent
     assert_eq!(read(&text).unwrap().replicas.lease, Duration::from_secs(5));
 }
 
-fn file(path: &str) -> String {
-    std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
-}
-
-#[test]
-fn the_annotated_file_and_every_example_load() {
-    let env: BTreeMap<String, String> = BTreeMap::new();
-    let examples = format!("{}/config/examples", env!("CARGO_MANIFEST_DIR"));
-    let mut files: Vec<String> = std::fs::read_dir(examples)
-        .unwrap()
-        .map(|entry| format!("config/examples/{}", entry.unwrap().file_name().display()))
-        .collect();
-    assert!(files.len() >= 3);
-    files.push("config/whippet.yaml".into());
-    for name in files {
-        parse(&name, &file(&name), &env).unwrap_or_else(|error| panic!("{error}"));
-    }
-}
-
 #[test]
 fn an_object_store_is_checked_without_connecting() {
     let with = |store: &str| read(&format!("{MINIMAL}object_store: {store}\n"));
@@ -489,6 +213,12 @@ fn an_object_store_is_checked_without_connecting() {
     let config = with(good).unwrap();
     assert_eq!(config.object_store.as_ref().unwrap().open().unwrap().uri("k"), "s3://b/p/k");
     assert!(!format!("{config:?}").contains("hunter2"));
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let plain = with("{ url: s3://b/p, options: { endpoint: http://minio:9000 } }").unwrap();
+    assert!(plain.warnings[0].starts_with("object_store.options.endpoint: payloads go over http://"));
+    let meant =
+        with("{ url: s3://b/p, options: { endpoint: http://minio:9000, allow_http: true } }").unwrap();
+    assert!(meant.warnings.is_empty(), "{:?}", meant.warnings);
     for (store, expected) in [
         ("{ url: ftp://b }", "w.yaml:4:17: object_store.url: expected s3://bucket/prefix, gs://"),
         ("{ options: {} }", "object_store.url: missing; expected"),
@@ -497,44 +227,12 @@ fn an_object_store_is_checked_without_connecting() {
             "w.yaml:4:41: object_store.options.regoin: unknown option; did you mean `region`?",
         ),
         (
-            "{ url: s3://b, options: { endpoint: http://minio:9000 } }",
-            "w.yaml:4:41: object_store.options.endpoint: anybody on the way reads",
+            "{ url: s3://b, options: { endpoint: http://minio:9000, allow_http: no } }",
+            "w.yaml:4:41: object_store.options.endpoint: it is http://, and allow_http is false",
         ),
         ("{ url: s3://b, options: { timeout: hunter2 } }", "object_store.options.timeout: "),
     ] {
         let error = with(store).unwrap_err();
         assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
-    }
-}
-
-/// Every key of the schema stands in the annotated file: as a key, or, if it is still to come, in a
-/// comment.
-#[test]
-fn the_annotated_file_has_every_key() {
-    let text = file("config/whippet.yaml");
-    let mut missing = Vec::new();
-    keys(&schema(), "", &mut |path, name| {
-        if path.starts_with("defaults.") {
-            return;
-        }
-        let there = text.lines().any(|line| {
-            line.trim_start().trim_start_matches(['#', ' ', '-']).starts_with(&format!("{name}:"))
-        });
-        if !there {
-            missing.push(path.to_owned());
-        }
-    });
-    assert!(missing.is_empty(), "config/whippet.yaml lacks {missing:?}");
-}
-
-fn keys(schema: &Value, path: &str, found: &mut dyn FnMut(&str, &str)) {
-    let nested = [&schema["items"], &schema["anyOf"][0]];
-    for schema in nested.into_iter().filter(|nested| nested.is_object()) {
-        keys(schema, path, found);
-    }
-    for (name, child) in schema["properties"].as_object().into_iter().flatten() {
-        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        found(&path, name);
-        keys(child, &path, found);
     }
 }

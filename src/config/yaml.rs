@@ -16,6 +16,7 @@ use super::error::{Error, Place, Places, Problem, join};
 pub(super) fn read(name: &str, text: &str) -> Result<(Value, Places), Error> {
     let mut places = Places { file: name.to_owned(), ..Places::default() };
     if text.lines().all(|line| matches!(line.trim().as_bytes().first(), None | Some(b'#'))) {
+        places.values.insert(String::new(), (1, 1));
         return Ok((Value::Object(Map::new()), places));
     }
     // No snippets: they would print neighbouring lines, and a password with them.
@@ -33,6 +34,13 @@ fn malformed(name: &str, error: &serde_saphyr::Error) -> Error {
         // The place is said once, in front.
         message = message.replace(&format!(" at line {line}, column {column}"), "");
         message = message.replace(&format!("line {line} column {column}: "), "");
+    }
+    // Its advice to programmers helps nobody who writes a file.
+    for (advice, instead) in [
+        (", set DuplicateKeyPolicy in Options if acceptable", ""),
+        ("use from_str_multiple or from_str_multiple_with_options", "expected one"),
+    ] {
+        message = message.replace(advice, instead);
     }
     let message = format!("malformed YAML: {}", message.trim_start_matches("error: "));
     let place = Place::File { name: name.to_owned(), at };

@@ -18,7 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{Event, Fetch, Headers, Incoming, Limits, Place, Problem, ReadError, Reader, Step};
-use crate::store::Store;
+use crate::{
+    kafka_token::{Fed, TokenFrom, Tokens},
+    store::Store,
+};
 
 /// How long a question to the brokers may take.
 const ASKING: Duration = Duration::from_secs(30);
@@ -47,6 +50,8 @@ pub struct Settings {
     pub blob: Option<String>,
     /// librdkafka properties. Those of commits are this module's own.
     pub properties: BTreeMap<String, String>,
+    /// With `sasl.mechanisms: OAUTHBEARER`: where its tokens come from, if librdkafka does not make them.
+    pub token: Option<TokenFrom>,
 }
 
 impl Settings {
@@ -59,6 +64,7 @@ impl Settings {
             limits: Limits::default(),
             blob: None,
             properties: BTreeMap::new(),
+            token: None,
         }
     }
 
@@ -121,13 +127,20 @@ pub enum RunError<E> {
     Handler(E),
 }
 
-/// Partitions that were taken away, until the reader is told.
-#[derive(Default)]
 struct Context {
+    /// Partitions that were taken away, until the reader is told.
     revoked: Arc<Mutex<Vec<(String, i32)>>>,
+    tokens: Option<Arc<Tokens>>,
 }
 
-impl ClientContext for Context {}
+impl ClientContext for Context {
+    /// Whoever asks for a record is told.
+    fn error(&self, error: KafkaError, _: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Authentication) {
+            self.tokens.iter().for_each(|tokens| tokens.refused());
+        }
+    }
+}
 
 impl ConsumerContext for Context {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
@@ -148,7 +161,7 @@ impl ConsumerContext for Context {
 /// takes. Beyond `max.poll.interval.ms` Kafka gives the partitions to somebody else, who begins with what was
 /// not committed.
 pub struct Consumer {
-    kafka: Arc<StreamConsumer<Context>>,
+    kafka: Arc<Fed<StreamConsumer<Context>>>,
     revoked: Arc<Mutex<Vec<(String, i32)>>>,
     reader: Reader,
     store: Option<Store>,
@@ -161,9 +174,11 @@ pub struct Consumer {
 impl Consumer {
     /// Connects. References are fetched from `store` only; without one they are errors.
     pub async fn open(settings: &Settings, store: Option<Store>) -> Result<Consumer, OpenError> {
-        let context = Context::default();
+        let tokens = settings.token.clone().map(Tokens::of);
+        let context = Context { revoked: Arc::default(), tokens: tokens.clone() };
         let revoked = context.revoked.clone();
-        let kafka = Arc::new(StreamConsumer::from_config_and_context(&settings.client(), context)?);
+        let kafka = StreamConsumer::from_config_and_context(&settings.client(), context)?;
+        let kafka = Arc::new(Fed::new(tokens.as_ref(), kafka, |kafka: &StreamConsumer<_>| kafka.client()));
         let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
         if settings.group.is_some() {
             kafka.subscribe(&topics)?;

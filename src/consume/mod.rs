@@ -56,6 +56,7 @@ pub use self::{
     onward::{Onward, Work},
     reader::{Fetch, Reader, Step},
 };
+pub use crate::kafka_token::TokenFrom;
 
 /// What a reader takes at most, and how much it remembers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

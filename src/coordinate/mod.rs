@@ -3,7 +3,8 @@
 //! ([`group`]), each of which one member has.
 //!
 //! A membership is one thing for everything that a relay does: when it is gone, all parts are free and
-//! nothing is recorded in its name any more. So a part needs no fencing number of its own.
+//! nothing is recorded in its name any more. So a part needs no fencing number of its own. Exactly once they are
+//! another's as a whole, with the slot that the relay had ([`Part::Slot`]).
 
 pub mod drain;
 pub mod group;
@@ -14,10 +15,10 @@ pub mod standing;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 pub use self::{
-    group::{Held, Member, Part, Seen, View},
+    group::{Held, Member, Part, Seen, UNKNOWN, View},
     keeper::Keeper,
 };
 
@@ -37,6 +38,24 @@ pub struct Parts {
     pub of_all: usize,
     /// Counts the changes of what is held, by table.
     pub gates: BTreeMap<String, i64>,
+    /// Counts the slots that came to this relay. What belonged to the last one is known when that is taken over.
+    pub slots: u64,
+}
+
+/// Exactly once: what a relay has taken over, or is to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// Under which membership.
+    pub epoch: i64,
+    /// And with which of its slots ([`Parts::slots`]).
+    pub slots: u64,
+}
+
+impl Claim {
+    /// Whether whoever has taken this over knows what may be published of these parts.
+    pub fn covers(self, epoch: i64, parts: &Parts) -> bool {
+        self.epoch == epoch && self.slots >= parts.slots
+    }
 }
 
 impl Parts {
@@ -66,6 +85,38 @@ impl Lease {
         match self {
             Lease::Owner { epoch, until, .. } if Instant::now() < *until => Some(*epoch),
             _ => None,
+        }
+    }
+
+    /// What it gives a right to, now or lately.
+    pub fn claim(&self) -> Option<Claim> {
+        match self {
+            Lease::Owner { epoch, parts, .. } => Some(Claim { epoch: *epoch, slots: parts.slots }),
+            Lease::Standby => None,
+        }
+    }
+
+    /// Waits until it is held. `false` where nobody keeps it any more. Cancel safe.
+    pub async fn held(lease: &mut watch::Receiver<Lease>) -> bool {
+        while lease.borrow_and_update().epoch().is_none() {
+            if lease.changed().await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Waits until it is not held any more. Cancel safe.
+    pub async fn lost(mut lease: watch::Receiver<Lease>) {
+        loop {
+            let until = match *lease.borrow_and_update() {
+                Lease::Owner { until, .. } if Instant::now() < until => until,
+                _ => return,
+            };
+            tokio::select! {
+                changed = lease.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep_until(until) => {}
+            }
         }
     }
 
@@ -111,5 +162,36 @@ mod tests {
         assert!(!parts(&[], 2).has_all());
         assert!(!parts(&[1], 2).has_all());
         assert!(parts(&[0, 1], 2).has_all());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_held_until_it_runs_out_however_often_it_was_renewed() {
+        let owner = |seconds| Lease::Owner {
+            epoch: 7,
+            until: Instant::now() + Duration::from_secs(seconds),
+            parts: Arc::default(),
+        };
+        let (keeps, mut lease) = watch::channel(Lease::Standby);
+        let waits = Duration::from_secs(100);
+        assert!(tokio::time::timeout(waits, Lease::held(&mut lease)).await.is_err(), "nobody has it");
+        keeps.send_replace(owner(10));
+        assert!(Lease::held(&mut lease).await);
+
+        let began = Instant::now();
+        let lost = tokio::spawn(Lease::lost(lease.clone()));
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        keeps.send_replace(owner(10));
+        lost.await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), 19);
+        assert!(tokio::time::timeout(waits, Lease::held(&mut lease)).await.is_err(), "it ran out");
+
+        keeps.send_replace(owner(10));
+        let lost = tokio::spawn(Lease::lost(lease.clone()));
+        keeps.send_replace(Lease::Standby);
+        let began = Instant::now();
+        lost.await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), 0, "it was let go");
+        drop(keeps);
+        assert!(!Lease::held(&mut lease).await, "nobody keeps it any more");
     }
 }

@@ -2,6 +2,8 @@
 //! different speeds, of answers that are lost and of statements that arrive late, against a database that
 //! does what the real ones do. Two relays never believe at the same time that a part is theirs, but for a relay
 //! that stood still: that one finds out before it sends anything new, or within what it had in its hands.
+//!
+//! Exactly once nobody works on a part of which something may be published under a slot that it has not taken over.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,8 +14,8 @@ use fastrand::Rng;
 use tokio::time::Instant;
 
 use super::{
-    Held, Lease, Member, Part, Seen, View,
-    standing::{Attended, Moves, Standing},
+    Claim, Held, Lease, Member, Part, Seen, UNKNOWN, View,
+    standing::{Attended, Standing},
 };
 
 const LENGTH: Duration = Duration::from_secs(10);
@@ -32,6 +34,8 @@ struct Database {
     next: i64,
     members: BTreeMap<i64, (usize, u64)>,
     parts: BTreeMap<Part, Held>,
+    /// Exactly once: of each part the slots under which something may be published that is not recorded.
+    in_doubt: BTreeMap<Part, BTreeSet<Part>>,
 }
 
 #[derive(Clone, Debug)]
@@ -42,6 +46,7 @@ enum Statement {
     Look,
     Take(i64, Vec<Seen>),
     Leave(i64, Vec<Seen>),
+    Inherit(i64, i64),
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +58,25 @@ enum Said {
 }
 
 impl Database {
+    /// A member fences whoever produced with its slots, and has what those left recorded. One slot stays its own.
+    fn take_over(&mut self, epoch: i64) -> Option<Part> {
+        let slots: Vec<Part> = self.parts.keys().copied().filter(|part| part.is_slot()).collect();
+        let slots: Vec<Part> = slots.into_iter().filter(|slot| self.parts[slot].by == Some(epoch)).collect();
+        if !self.members.contains_key(&epoch) {
+            return None;
+        }
+        for slot in &slots {
+            self.in_doubt.values_mut().for_each(|under| {
+                under.remove(slot);
+            });
+        }
+        for slot in slots.iter().skip(1) {
+            let turn = self.parts[slot].turn + 1;
+            self.parts.insert(*slot, Held { by: None, turn });
+        }
+        slots.first().copied()
+    }
+
     fn run(&mut self, relay: usize, statement: &Statement, now: u64) -> Said {
         let expires = now + LENGTH.as_millis() as u64;
         match statement {
@@ -100,6 +124,16 @@ impl Database {
                 for (part, seen) in parts {
                     if self.parts[part] == (Held { by: Some(*epoch), turn: *seen }) {
                         self.parts.insert(*part, Held { by: None, turn: seen + 1 });
+                        // It was waited for, and was this member's alone.
+                        self.in_doubt.remove(part);
+                    }
+                }
+                Said::Done
+            }
+            Statement::Inherit(epoch, gone) => {
+                if self.members.contains_key(epoch) {
+                    for held in self.parts.values_mut().filter(|held| held.by == Some(*gone)) {
+                        *held = Held { by: Some(*epoch), turn: held.turn + 1 };
                     }
                 }
                 Said::Done
@@ -115,7 +149,8 @@ enum Step {
     Sweeping(i64),
     Looking(i64),
     Leaving(Vec<Seen>, Vec<Seen>),
-    Taking,
+    Taking { begins: bool },
+    Inheriting,
 }
 
 struct Relay {
@@ -134,9 +169,13 @@ struct Relay {
     busy_until: u64,
     next_nap: u64,
     next_kill: u64,
+    /// Exactly once: what is being taken over, and until when; then what was, and the slot that is its own.
+    takes_over: Option<(u64, Claim)>,
+    taken_over: Option<(Claim, Part)>,
 }
 
 struct World {
+    units: Option<u16>,
     random: Rng,
     origin: Instant,
     now: u64,
@@ -150,13 +189,16 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64, relays: usize) -> World {
+    fn new(seed: u64, relays: usize, units: Option<u16>) -> World {
         let mut random = Rng::with_seed(seed);
         let origin = Instant::now();
-        let parts =
-            (0..BUCKETS).map(Part::Bucket).chain([Part::Whole]).map(|part| (part, Held::default())).collect();
+        let parts = (0..BUCKETS)
+            .map(Part::Bucket)
+            .chain([Part::Whole])
+            .chain((0..units.unwrap_or(0)).map(Part::Slot));
+        let parts = parts.map(|part| (part, Held::default())).collect();
         let relays = (0..relays).map(|_| Relay {
-            standing: Standing::default(),
+            standing: Standing::new(units),
             asked: origin,
             step: None,
             question: 0,
@@ -167,9 +209,12 @@ impl World {
             busy_until: 0,
             next_nap: random.u64(0..NAP_EVERY),
             next_kill: random.u64(0..KILL_EVERY),
+            takes_over: None,
+            taken_over: None,
         });
         let relays = relays.collect();
         World {
+            units,
             random,
             origin,
             now: 0,
@@ -209,6 +254,10 @@ impl World {
 
     fn end_round(&mut self, relay: usize) {
         let pause = self.relays[relay].standing.look_again_in(LENGTH).as_millis() as u64;
+        self.end_round_for(relay, pause);
+    }
+
+    fn end_round_for(&mut self, relay: usize, pause: u64) {
         let own = &mut self.relays[relay];
         own.step = None;
         own.next_round = self.now + pause.max(1);
@@ -221,7 +270,7 @@ impl World {
                 self.send(relay, Step::Sweeping(epoch), Statement::Sweep);
             }
             (Some(Step::Renewing), Said::Epoch(None)) => {
-                self.relays[relay].standing.attended(asked, LENGTH, Attended::Gone, 0);
+                self.relays[relay].standing.attended(asked, LENGTH, Attended::Gone, None);
                 self.relays[relay].next_round = self.now;
             }
             (Some(Step::Sweeping(epoch)), Said::Done) => {
@@ -230,23 +279,31 @@ impl World {
             (Some(Step::Looking(epoch)), Said::View(view)) => {
                 // What is in flight is done after a while.
                 let done = if self.relays[relay].busy_until <= self.now { u64::MAX } else { 0 };
+                let claim = self.relays[relay].standing.lease().claim();
+                let settled = self.relays[relay].taken_over.is_some_and(|(taken, _)| Some(taken) == claim);
+                let done = (self.units.is_none() || settled).then_some(done);
                 let answer = Attended::Member { epoch, view };
                 let was_moving = self.relays[relay].standing.is_moving();
-                let Moves { take, leave } = self.relays[relay].standing.attended(asked, LENGTH, answer, done);
+                let moves = self.relays[relay].standing.attended(asked, LENGTH, answer, done);
                 if !was_moving && self.relays[relay].standing.is_moving() {
                     self.relays[relay].busy_until = self.now + self.random.u64(0..4_000);
                 }
-                self.moves(relay, leave, take);
+                if let Some(gone) = moves.inherit {
+                    self.send(relay, Step::Inheriting, Statement::Inherit(epoch, gone));
+                } else {
+                    self.moves(relay, moves.leave, moves.take);
+                }
             }
+            (Some(Step::Inheriting), Said::Done) => self.end_round_for(relay, 0),
             (Some(Step::Leaving(parts, take)), Said::Done) => {
                 self.relays[relay].standing.left(&parts);
                 self.moves(relay, Vec::new(), take);
             }
-            (Some(Step::Taking), Said::Taken(parts)) => {
+            (Some(Step::Taking { begins }), Said::Taken(parts)) => {
                 self.taken_over += parts.len() as u64;
                 let now = self.clock(relay);
                 self.relays[relay].standing.took(&parts, now);
-                self.end_round(relay);
+                if begins { self.end_round_for(relay, 0) } else { self.end_round(relay) }
             }
             (step, said) => panic!("{step:?} {said:?}"),
         }
@@ -261,7 +318,8 @@ impl World {
         } else if take.is_empty() {
             self.end_round(relay);
         } else {
-            self.send(relay, Step::Taking, Statement::Take(epoch, take));
+            let begins = take.iter().any(|(part, _)| part.is_slot());
+            self.send(relay, Step::Taking { begins }, Statement::Take(epoch, take));
         }
     }
 
@@ -297,6 +355,9 @@ impl World {
         }
         for relay in (0..self.relays.len()).filter(|relay| awake[*relay]) {
             self.turn(relay);
+            if self.units.is_some() {
+                self.take_over(relay);
+            }
         }
     }
 
@@ -310,7 +371,7 @@ impl World {
         }
         if self.faults && own.next_kill <= now {
             // And started anew.
-            own.standing = Standing::default();
+            own.standing = Standing::new(self.units);
             own.step = None;
             own.next_round = now + self.random.u64(0..5_000);
             own.next_kill = now + self.random.u64(0..KILL_EVERY);
@@ -321,6 +382,49 @@ impl World {
         }
         if own.step.is_none() && own.next_round <= now {
             self.begin(relay);
+        }
+    }
+
+    /// A relay that works exactly once takes over what is its own before anything else.
+    fn take_over(&mut self, relay: usize) {
+        let now = self.now;
+        let lease = self.relays[relay].standing.lease();
+        let own = &mut self.relays[relay];
+        let believes = matches!(lease, Lease::Owner { until, .. } if self.origin
+            + Duration::from_millis(now * own.speed as u64 / 100) < until);
+        let Some(claim) = lease.claim().filter(|_| believes) else {
+            (own.takes_over, own.taken_over) = (None, None);
+            return;
+        };
+        if own.taken_over.is_some_and(|(taken, _)| taken == claim) {
+            return;
+        }
+        match own.takes_over {
+            Some((until, of)) if of == claim && until <= now => {
+                own.takes_over = None;
+                own.taken_over = self.database.take_over(claim.epoch).map(|slot| (claim, slot));
+            }
+            Some((_, of)) if of == claim => {}
+            _ => own.takes_over = Some((now + self.random.u64(0..2_000), claim)),
+        }
+    }
+
+    /// What a relay works on is under its own slot, and nothing else of it is in doubt.
+    fn work(&mut self, relay: usize, seed: u64) {
+        let Some((claim, slot)) = self.relays[relay].taken_over else { return };
+        let lease = self.relays[relay].standing.lease();
+        let Lease::Owner { epoch, parts, .. } = &lease else { return };
+        if !claim.covers(*epoch, parts) {
+            return;
+        }
+        for part in self.believes(relay) {
+            let under = self.database.in_doubt.entry(part).or_default();
+            let at = self.now;
+            assert!(
+                under.iter().all(|one| *one == slot),
+                "seed {seed}, {at} ms: relay {relay} works on {part:?}, of which something is in doubt under {under:?}"
+            );
+            under.insert(slot);
         }
     }
 
@@ -336,7 +440,23 @@ impl World {
         }
     }
 
-    fn check(&self, seed: u64) {
+    /// After a crash of all of them an operator empties the table that knows who had what.
+    fn forget_owners(&mut self) {
+        for relay in &mut self.relays {
+            relay.standing = Standing::new(self.units);
+            (relay.step, relay.takes_over, relay.taken_over) = (None, None, None);
+        }
+        self.requests.clear();
+        self.answers.clear();
+        self.database.members.clear();
+        let nobodys = Held { by: Some(UNKNOWN), turn: 0 };
+        self.database.parts.values_mut().for_each(|held| *held = nobodys);
+    }
+
+    fn check(&mut self, seed: u64) {
+        if self.units.is_some() {
+            (0..self.relays.len()).for_each(|relay| self.work(relay, seed));
+        }
         let mut owners: BTreeMap<Part, usize> = BTreeMap::new();
         for relay in 0..self.relays.len() {
             for part in self.believes(relay) {
@@ -351,11 +471,16 @@ impl World {
     }
 }
 
-fn history(seed: u64) -> u64 {
-    let mut world = World::new(seed, 2 + (seed % 4) as usize);
+fn history(seed: u64, units: Option<u16>) -> u64 {
+    let mut world = World::new(seed, 2 + (seed % 4) as usize, units);
+    let mut forgets = units.is_some() && seed.is_multiple_of(3);
     while world.now < 90_000 {
         world.tick();
         world.check(seed);
+        if forgets && world.now > 45_000 {
+            world.forget_owners();
+            forgets = false;
+        }
     }
     // Left alone, they come to fair shares of everything.
     world.faults = false;
@@ -368,14 +493,31 @@ fn history(seed: u64) -> u64 {
     }
     let shares: Vec<usize> = (0..world.relays.len()).map(|relay| world.believes(relay).len()).collect();
     assert_eq!(shares.iter().sum::<usize>(), usize::from(BUCKETS) + 1, "seed {seed}: {shares:?}");
-    let fair = usize::from(BUCKETS) / world.relays.len();
-    assert!(shares.iter().all(|share| (fair..=fair + 2).contains(share)), "seed {seed}: {shares:?}");
+    let workers = units.map_or(world.relays.len(), |units| world.relays.len().min(usize::from(units)));
+    let fair = usize::from(BUCKETS) / workers;
+    let (idle, working): (Vec<usize>, Vec<usize>) = shares.iter().partition(|share| **share == 0);
+    assert_eq!(idle.len(), world.relays.len() - workers, "seed {seed}: {shares:?}");
+    assert!(working.iter().all(|share| (fair..=fair + 2).contains(share)), "seed {seed}: {shares:?}");
+    let waits = |relay: &Relay| relay.standing.lease() != Lease::Standby && relay.taken_over.is_none();
+    assert!(units.is_none() || !world.relays.iter().any(waits), "seed {seed}");
     world.taken_over
+}
+
+/// How many histories there are to be.
+fn histories(of: u64) -> u64 {
+    std::env::var("WHIPPET_SIM_HISTORIES").ok().and_then(|n| n.parse().ok()).unwrap_or(of)
 }
 
 #[test]
 fn no_part_ever_has_two_owners_who_believe_in_it() {
-    let histories = std::env::var("WHIPPET_SIM_HISTORIES").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
-    let moved: u64 = (0..histories).map(history).sum();
+    let histories = histories(2_000);
+    let moved: u64 = (0..histories).map(|seed| history(seed, None)).sum();
     assert!(moved > histories * 20, "{moved} parts were taken in {histories} histories");
+}
+
+#[test]
+fn exactly_once_nothing_is_worked_on_before_what_another_left_of_it_is_settled() {
+    let histories = histories(500);
+    let moved: u64 = (0..histories).map(|seed| history(seed, Some(1 + (seed / 4 % 4) as u16))).sum();
+    assert!(moved > histories * 10, "{moved} parts were taken in {histories} histories");
 }

@@ -36,6 +36,14 @@ pub enum Attended {
 pub struct Moves {
     pub take: Vec<Seen>,
     pub leave: Vec<Seen>,
+    pub inherit: Option<i64>,
+}
+
+impl Moves {
+    /// Whether the right to work is taken, and what there is to do is seen after that.
+    pub fn begin(&self) -> bool {
+        self.inherit.is_some() || self.take.iter().any(|(part, _)| part.is_slot())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -50,12 +58,20 @@ pub struct Standing {
     /// to have happened.
     in_doubt: BTreeSet<Part>,
     parts: Arc<Parts>,
+    /// Exactly once: how many relays may work.
+    units: Option<u16>,
+    slots: BTreeSet<Part>,
     moved: u64,
     /// When members renewed last, as far as it was seen.
     alive: BTreeMap<i64, Instant>,
 }
 
 impl Standing {
+    /// `units`: exactly once, how many relays may work.
+    pub fn new(units: Option<u16>) -> Standing {
+        Standing { units, ..Standing::default() }
+    }
+
     /// The number of the membership to renew.
     pub fn epoch(&self) -> Option<i64> {
         self.epoch
@@ -72,14 +88,22 @@ impl Standing {
 
     pub fn lease(&self) -> Lease {
         match (self.epoch, self.until) {
-            (Some(epoch), Some(until)) => Lease::Owner { epoch, until, parts: self.parts.clone() },
+            (Some(epoch), Some(until)) if self.units.is_none() || !self.slots.is_empty() => {
+                Lease::Owner { epoch, until, parts: self.parts.clone() }
+            }
             _ => Lease::Standby,
         }
     }
 
     /// What was answered to a question of this moment. Parts that are left are let go once everything of them
-    /// is done: when the tables have seen the list of parts of this number off.
-    pub fn attended(&mut self, asked: Instant, length: Duration, answer: Attended, done: u64) -> Moves {
+    /// is done: when the tables have seen the list of parts of this number off. `None`: nothing may be let go.
+    pub fn attended(
+        &mut self,
+        asked: Instant,
+        length: Duration,
+        answer: Attended,
+        done: Option<u64>,
+    ) -> Moves {
         let Attended::Member { epoch, view } = answer else {
             self.lost();
             return Moves::default();
@@ -92,7 +116,10 @@ impl Standing {
         let before = std::mem::replace(&mut self.mine, view.of(epoch).collect());
         self.moved += before.symmetric_difference(&self.mine).count() as u64;
         self.in_doubt.retain(|part| self.mine.contains(part));
-        let Plan { take, leave } = plan(epoch, &view);
+        let Plan { take, mut leave, inherit } = plan(epoch, self.units, &view);
+        if done.is_none() {
+            leave.clear();
+        }
         let next = self.parts.serial + 1;
         self.leaving.retain(|part, _| self.mine.contains(part));
         self.leaving.retain(|part, _| leave.contains(part) || self.in_doubt.contains(part));
@@ -108,9 +135,9 @@ impl Standing {
         self.alive.retain(|epoch, _| owns(epoch) || view.members.iter().any(|member| member.epoch == *epoch));
         self.view = view;
         self.publish();
-        let ready = self.leaving.iter().filter(|(_, since)| **since <= done);
+        let ready = self.leaving.iter().filter(|(_, since)| done.is_some_and(|done| **since <= done));
         let seen = ready.filter_map(|(part, _)| Some((*part, self.view.parts.get(part)?.turn)));
-        Moves { take, leave: seen.collect() }
+        Moves { take, leave: seen.collect(), inherit }
     }
 
     /// These are asked to be let go now; until [`left`](Self::left) nobody knows whether it has happened.
@@ -136,6 +163,11 @@ impl Standing {
         self.moved += parts.len() as u64;
         self.publish();
         since.map(|since| now.saturating_duration_since(since))
+    }
+
+    /// How long it is since the last sign of life of a member.
+    pub fn silent_for(&self, epoch: i64, now: Instant) -> Option<Duration> {
+        self.alive.get(&epoch).map(|since| now.saturating_duration_since(*since))
     }
 
     /// Nothing is ours any more.
@@ -166,16 +198,19 @@ impl Standing {
         let worked_on = || self.mine.iter().filter(|part| !self.leaving.contains_key(part));
         let bucket = |part: &Part| match part {
             Part::Bucket(n) => Some(*n),
-            Part::Whole => None,
+            Part::Whole | Part::Slot(_) => None,
         };
         let buckets: Vec<u16> = worked_on().filter_map(bucket).collect();
         let whole = worked_on().any(|part| *part == Part::Whole);
         let of_all = self.view.parts.keys().filter_map(bucket).count();
+        let slots: BTreeSet<Part> = self.mine.iter().copied().filter(|part| part.is_slot()).collect();
+        let came = !slots.is_subset(&self.slots);
+        self.slots = slots;
         let same = buckets == self.parts.buckets && whole == self.parts.whole;
         let serial = self.parts.serial + u64::from(!same);
-        if !same || self.view.gates != self.parts.gates || of_all != self.parts.of_all {
-            let gates = self.view.gates.clone();
-            self.parts = Arc::new(Parts { serial, whole, buckets, of_all, gates });
+        if !same || came || self.view.gates != self.parts.gates || of_all != self.parts.of_all {
+            let (gates, slots) = (self.view.gates.clone(), self.parts.slots + u64::from(came));
+            self.parts = Arc::new(Parts { serial, whole, buckets, of_all, gates, slots });
         }
     }
 }

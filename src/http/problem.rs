@@ -19,7 +19,7 @@ pub struct Problem {
     retry_after: Option<Duration>,
     title: &'static str,
     status: u16,
-    detail: String,
+    pub detail: String,
 }
 
 impl Problem {
@@ -33,7 +33,6 @@ impl Problem {
     }
 
     /// Says what it is about.
-    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "of ingest, which needs SQLite"))]
     pub fn of(self, what: &str) -> Problem {
         Problem { detail: format!("{what}: {}", self.detail), ..self }
     }

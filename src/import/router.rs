@@ -322,7 +322,7 @@ impl Router {
         }
         for table in tables {
             let add = match connector {
-                Connector::Postgres => "ADD COLUMN seq bigint GENERATED ALWAYS AS IDENTITY",
+                Connector::Postgres => "ADD COLUMN seq bigint GENERATED ALWAYS AS IDENTITY UNIQUE",
                 Connector::Mysql | Connector::Mariadb => {
                     "ADD COLUMN seq bigint NOT NULL AUTO_INCREMENT UNIQUE"
                 }

@@ -34,12 +34,17 @@ pub fn check(ingest: &Ingest) -> Vec<Finding> {
             ),
         )),
         Ok(free) => findings.push(Finding::ok("ingest: disk", format!("{} MiB are free", free >> 20))),
-        Err(error) => findings.push(Finding::fail("ingest: disk", error)),
+        Err(error) => {
+            findings.push(Finding::warn("ingest: disk", format!("how much is free is not known: {error}")));
+        }
     }
     findings.push(match is_ours_to_take(folder) {
         Ok(true) => Finding::ok(SPOOL, format!("{shown} can be written to, and no process uses it")),
         Ok(false) => Finding::ok(SPOOL, format!("{shown} can be written to, and a process uses it")),
-        Err(error) => Finding::fail(SPOOL, format!("{error:#}")),
+        Err(error) => {
+            let fix = Fix::Shell(format!("chmod -R u+rw '{shown}'"));
+            Finding::fail(SPOOL, format!("{error:#}")).mended_by(fix)
+        }
     });
     findings
 }

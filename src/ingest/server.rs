@@ -107,7 +107,8 @@ impl Ingest {
         self.authorize(headers)?;
         let head = self.rules.head(topic, headers).map_err(named)?;
         let length = self.length(&head, headers, &body)?;
-        if !self.intake.has_room() {
+        // What is surely new is refused before it is read.
+        if !self.intake.has_room() && !head.may_be_known() {
             return Err(refusal(&Refused::Full));
         }
         let room = self.room_for(length).await?;

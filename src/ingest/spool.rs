@@ -143,7 +143,7 @@ impl Intake {
     /// they have is given back when the writer is done with them, even if nobody waits for that any more.
     pub async fn put(&self, events: Vec<Event>, room: Option<OwnedSemaphorePermit>) -> Result<(), Refused> {
         let (answer, answered) = oneshot::channel();
-        let job = Job { bytes: events.iter().map(Event::bytes).sum(), events, room, answer };
+        let job = Job { bytes: events.iter().map(Event::bytes).sum(), events, known: 0, room, answer };
         self.jobs.send(job).await.map_err(|_| Refused::Stopping)?;
         answered.await.unwrap_or(Err(Refused::Stopping))
     }

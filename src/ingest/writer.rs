@@ -42,6 +42,8 @@ const INSERT_GIVEN: &str = "INSERT INTO ingest (id, given, topic, key, type, pay
     SELECT ?1, 1, ?2, ?3, ?4, ?5, ?6 \
     WHERE NOT EXISTS (SELECT 1 FROM ingest_published WHERE topic = ?2 AND id = ?1) \
     ON CONFLICT DO NOTHING";
+const KNOWN: &str = "SELECT EXISTS (SELECT 1 FROM ingest WHERE topic = ?2 AND id = ?1 AND given) \
+    OR EXISTS (SELECT 1 FROM ingest_published WHERE topic = ?2 AND id = ?1)";
 /// What the file has in use, and what deleted rows left in it for the next ones.
 const SIZE: &str = "SELECT (p.page_count - f.freelist_count) * s.page_size, f.freelist_count * s.page_size \
     FROM pragma_page_count p, pragma_freelist_count f, pragma_page_size s";
@@ -58,11 +60,16 @@ const REMEMBERED: &str = "SELECT coalesce(max(n) - min(n) + 1, 0) FROM ingest_pu
 pub(super) struct Job {
     pub events: Vec<Event>,
     pub bytes: usize,
+    /// Events of it that were found to be known, and are not among the others any more.
+    pub known: u64,
     /// What it may have in memory, until it is written.
     #[expect(dead_code, reason = "held, not used")]
     pub room: Option<OwnedSemaphorePermit>,
-    pub answer: oneshot::Sender<Result<(), Refused>>,
+    pub answer: oneshot::Sender<Answer>,
 }
+
+/// What the caller of a job is told.
+type Answer = Result<(), Refused>;
 
 /// How full the spool is.
 #[derive(Debug)]
@@ -142,71 +149,97 @@ impl Writer {
             bytes += job.bytes;
             group.push(job);
         }
-        let written = self.commit(&mut group, bytes as u64).await;
+        let answers = self.commit(&mut group).await;
         drop(turn);
         fail::fail_point!("ingest-committed", |_| std::process::abort());
-        match written {
-            Ok(fits) => {
+        match answers.iter().find_map(|answer| answer.as_ref().err().filter(|why| **why != Refused::Full)) {
+            None => {
                 if std::mem::take(&mut self.failing) {
                     info!("the spool can be written to again");
                 }
-                near.committed.notify_one();
-                for (job, fits) in group.into_iter().zip(fits) {
-                    job.answer.send(if fits { Ok(()) } else { Err(Refused::Full) }).ok();
-                }
             }
-            Err(refused) => {
+            Some(refused) => {
                 if !std::mem::replace(&mut self.failing, true) {
                     warn!(error = %refused, "events are refused");
                 }
-                for job in group {
-                    job.answer.send(Err(refused.clone())).ok();
-                }
             }
+        }
+        if answers.iter().any(Result::is_ok) {
+            near.committed.notify_one();
+        }
+        for (job, answer) in group.into_iter().zip(answers) {
+            job.answer.send(answer).ok();
         }
     }
 
-    /// One transaction, if the disk has room for it. Returns which of the jobs fitted in.
-    async fn commit(&mut self, group: &mut [Job], bytes: u64) -> Result<Vec<bool>, Refused> {
-        let written = async {
-            let size = self.size().await?;
-            let needed = match bytes <= size.free {
-                true => RESERVE_OF_LOG + bytes,
-                // To the log first, and then to its page.
-                false => RESERVE + 2 * bytes,
-            };
-            let free = free_bytes(&self.folder)?;
-            if free < needed {
-                return Ok(Err(Refused::Disk(format!("{} MiB are free, and some has to stay", free >> 20))));
-            }
-            self.insert(group, size.used).await.map(Ok)
-        };
-        match written.await {
-            Ok(written) => written,
+    /// One transaction, if the disk has room for it. Returns what each of the jobs is told.
+    async fn commit(&mut self, group: &mut [Job]) -> Vec<Answer> {
+        match self.try_to_commit(group).await {
+            Ok(answers) => answers,
             Err(error) => {
                 // A transaction that did not end ends with its connection.
                 match self.options.connect().await {
                     Ok(connection) => self.connection = connection,
                     Err(error) => warn!(%error, "cannot open the spool again; will try again"),
                 }
-                Err(refused(&error))
+                vec![Err(refused(&error)); group.len()]
             }
         }
     }
 
-    async fn insert(&mut self, group: &mut [Job], mut used: u64) -> Result<Vec<bool>, sqlx::Error> {
+    async fn try_to_commit(&mut self, group: &mut [Job]) -> Result<Vec<Answer>, sqlx::Error> {
+        let size = self.size().await?;
+        let free = free_bytes(&self.folder)?;
+        let mut needed = bytes_of(group);
+        if size.used + needed > self.gauge.limit || free < size.left_free_for(needed) {
+            // What is known needs no room.
+            self.leave_what_is_new(group).await?;
+            needed = bytes_of(group);
+        }
+        if free < size.left_free_for(needed) {
+            let full = Refused::Disk(format!("{} MiB are free, and some has to stay", free >> 20));
+            let answer = |job: &Job| {
+                if !job.events.is_empty() {
+                    return Err(full.clone());
+                }
+                self.metrics.ingested_again(job.known);
+                Ok(())
+            };
+            return Ok(group.iter().map(answer).collect());
+        }
+        self.insert(group, size.used).await
+    }
+
+    /// Takes the events out of the jobs whose ids are known.
+    async fn leave_what_is_new(&mut self, group: &mut [Job]) -> Result<(), sqlx::Error> {
+        for job in group {
+            for event in std::mem::take(&mut job.events) {
+                let question = sqlx::query_scalar(KNOWN).bind(&event.id).bind(&event.topic);
+                if event.given && question.fetch_one(&mut self.connection).await? {
+                    job.known += 1;
+                } else {
+                    job.events.push(event);
+                }
+            }
+            job.bytes = job.events.iter().map(Event::bytes).sum();
+        }
+        Ok(())
+    }
+
+    async fn insert(&mut self, group: &mut [Job], mut used: u64) -> Result<Vec<Answer>, sqlx::Error> {
         let limit = self.gauge.limit;
         let begun = Instant::now();
         let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let mut fits = Vec::with_capacity(group.len());
+        let mut answers = Vec::with_capacity(group.len());
         let (mut put, mut repeated) = (0, 0);
         for job in group {
-            let room = used + job.bytes as u64 <= limit;
-            fits.push(room);
-            if !room {
+            if !job.events.is_empty() && used + job.bytes as u64 > limit {
+                answers.push(Err(Refused::Full));
                 continue;
             }
+            answers.push(Ok(()));
             used += job.bytes as u64;
+            repeated += job.known;
             for event in &mut job.events {
                 // Handed over, not copied: it may be large.
                 let payload = event.payload.take().map(Vec::from);
@@ -224,10 +257,11 @@ impl Writer {
             }
         }
         transaction.commit().await?;
-        self.metrics.ingested(put, repeated, begun.elapsed());
+        self.metrics.ingested(put, begun.elapsed());
+        self.metrics.ingested_again(repeated);
         // Nothing fits: the next ones need not be read.
-        self.note(if fits.contains(&true) { used } else { used.max(limit) });
-        Ok(fits)
+        self.note(if answers.iter().any(Result::is_ok) { used } else { used.max(limit) });
+        Ok(answers)
     }
 
     async fn keep_house(&mut self) {
@@ -274,6 +308,21 @@ struct Size {
     used: u64,
     /// Room in it.
     free: u64,
+}
+
+impl Size {
+    /// What has to be free on the disk before so many bytes are written.
+    fn left_free_for(&self, bytes: u64) -> u64 {
+        match bytes <= self.free {
+            true => RESERVE_OF_LOG + bytes,
+            // To the log first, and then to its page.
+            false => RESERVE + 2 * bytes,
+        }
+    }
+}
+
+fn bytes_of(group: &[Job]) -> u64 {
+    group.iter().map(|job| job.bytes as u64).sum()
 }
 
 /// What an error of SQLite means for those who wait.

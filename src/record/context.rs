@@ -206,14 +206,8 @@ impl Filter {
             && !self.deny.iter().any(|glob| glob.matches(name))
     }
 
-    /// Whether it says how a payload travels, or what envelope it is in. From a row it would be a lie: that
-    /// of an application which hands on all headers of a record that it consumed.
     fn is_ours(&self, name: &str) -> bool {
-        name.starts_with("whippet-ref-")
-            || name.starts_with("whippet-chunk-")
-            || name == wire::BACKED_VALUE
-            || wire::BACKED_COMPRESSION.contains(&name)
-            || (self.in_envelope && name.starts_with(ATTRIBUTE))
+        tells_of_the_record(name, self.in_envelope)
     }
 
     /// Where the budget is short, the trace context is the last to go.
@@ -241,6 +235,15 @@ impl Filter {
             fits
         });
     }
+}
+
+/// Whether a header says how a payload travels, where a record comes from, or what envelope it is in. From a row it
+/// would be a lie: that of an application which hands on all headers of a record that it consumed.
+pub fn tells_of_the_record(name: &str, in_envelope: bool) -> bool {
+    name.starts_with("whippet-")
+        || name == wire::BACKED_VALUE
+        || wire::BACKED_COMPRESSION.contains(&name)
+        || (in_envelope && name.starts_with(ATTRIBUTE))
 }
 
 fn is_w3c(name: &str) -> bool {
@@ -388,6 +391,15 @@ mod tests {
         assert_eq!(names(&headers), ["source", "Source"]);
         assert_eq!(headers[0].1.as_deref(), Some("shop"));
         assert_eq!(dropped.0[Reason::Shadowed as usize], 2);
+    }
+
+    #[test]
+    fn a_row_does_not_say_what_only_the_relay_knows() {
+        let own =
+            r#"{"whippet-replay":"x","whippet-error-kind":"x","whippet-ref-uri":"s3://x","whippets":"x"}"#;
+        let (headers, dropped) = run(&rules(all()), own);
+        assert_eq!(names(&headers), ["whippets"]);
+        assert_eq!(dropped.0[Reason::Shadowed as usize], 3);
     }
 
     #[test]

@@ -18,12 +18,12 @@ pub mod wire;
 use std::borrow::Cow;
 
 pub use self::{
-    context::{Dropped, Filter},
+    context::{Dropped, Filter, tells_of_the_record},
     dead_letter::Failure,
     envelope::Envelope,
     large::{Form, LargeSpec, ObjectKey, Oversize, Packed, Packing, Then},
     route::{Route, Template, TemplateError, is_legal_topic},
-    trail::{Context, Trail, Watch},
+    trail::{Context, Landed, Trail, Watch},
 };
 use self::{
     context::{Gathered, HeaderRules},
@@ -187,9 +187,9 @@ impl Rules {
     /// The event's id: what consumers deduplicate on.
     pub fn id<'a>(&self, row: &'a Row) -> Result<&'a str, Rejection> {
         let name = &self.columns.0[self.id];
-        let id = row
-            .get(self.id)
-            .ok_or_else(|| Rejection::new(format!("the id (column {name}) is NULL: give every row an id")))?;
+        let id = row.get(self.id).filter(|id| !id.is_empty()).ok_or_else(|| {
+            Rejection::new(format!("the id (column {name}) is NULL or empty: give every row an id"))
+        })?;
         text(id, name)
     }
 

@@ -89,6 +89,15 @@ impl Template {
         self.parts.iter().map(part).collect()
     }
 
+    /// Whether it is the name of a topic for some values of its columns.
+    pub fn may_be_topic(&self) -> bool {
+        let text = self.map(str::to_owned, |_| String::new()).concat();
+        match self.columns().next() {
+            None => is_legal_topic(&text),
+            Some(_) => text.is_empty() || is_legal_topic(&format!("{text}-")),
+        }
+    }
+
     /// The columns that it names.
     pub fn columns(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {
@@ -212,6 +221,27 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_template_of_which_no_topic_can_come_is_known_beforehand() {
+        let long = "a".repeat(250);
+        for (template, may_be) in [
+            ("orders", true),
+            ("orders.{type}", true),
+            ("{a}{b}", true),
+            (".{a}", true),
+            ("", false),
+            (".", false),
+            ("..", false),
+            ("my topic!", false),
+            ("my topic.{a}", false),
+            (&long, false),
+            (&format!("{{a}}{long}"), false),
+            (&long[1..], true),
+        ] {
+            assert_eq!(Template::parse(template).unwrap().may_be_topic(), may_be, "{template}");
+        }
+    }
 
     fn rules(topic: &str, key: Option<&str>) -> (RouteRules, Vec<String>) {
         let spec = Spec {

@@ -18,6 +18,14 @@ pub struct Watch {
     pub traces: bool,
 }
 
+/// Where Kafka has put a record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Landed {
+    pub partition: i32,
+    /// Unknown where the broker found that it had the record already.
+    pub offset: Option<i64>,
+}
+
 /// What is kept of an event while its record is on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trail {
@@ -28,6 +36,8 @@ pub struct Trail {
     pub context: Option<Context>,
     /// `None` where its trace is not recorded.
     pub parent: Option<Parent>,
+    /// Of its last record, once Kafka has acknowledged it.
+    pub landed: Option<Landed>,
 }
 
 impl Trail {
@@ -73,7 +83,7 @@ impl Watch {
         if context.is_none() && parent.is_none() {
             return None;
         }
-        Some(Box::new(Trail { id: id.into(), replay: event.replay.is_some(), context, parent }))
+        Some(Box::new(Trail { id: id.into(), replay: event.replay.is_some(), context, parent, landed: None }))
     }
 }
 

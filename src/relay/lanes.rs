@@ -8,7 +8,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},
 };
 
 use crate::{
@@ -22,6 +22,26 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Lane(u64);
 
+/// A lane is a keyed hash already.
+#[derive(Debug, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, lane: u64) {
+        self.0 = lane;
+    }
+}
+
+type OfLanes<T> = HashMap<Lane, T, BuildHasherDefault<AsItIs>>;
+
 /// An admitted event that waits, with what is needed to send it.
 #[derive(Debug)]
 pub struct Waiting {
@@ -30,11 +50,12 @@ pub struct Waiting {
 }
 
 /// An event of the lane is tried on its own, once those before it are out of the sink; the others wait
-/// for its end.
+/// for its end. Or nothing is tried, and those that wait go on when the sink has delivered what is before them.
 #[derive(Debug, Default)]
 struct Trying {
     waiting: VecDeque<Waiting>,
     in_sink: usize,
+    crosses: bool,
 }
 
 /// Whether an event may go.
@@ -59,14 +80,14 @@ pub enum Closed {
 #[derive(Debug, Default)]
 pub struct Lanes {
     hasher: RandomState,
-    trying: HashMap<Lane, Trying>,
+    trying: OfLanes<Trying>,
     /// Closed lanes, by table: small, because there may be hundreds of thousands.
     closed: Vec<ClosedLanes>,
 }
 
 #[derive(Debug, Default)]
 struct ClosedLanes {
-    lanes: HashMap<Lane, Closed>,
+    lanes: OfLanes<Closed>,
     /// How many of them are parked.
     parked: usize,
 }
@@ -98,17 +119,28 @@ impl Lanes {
     /// Stops a lane behind an event that is tried on its own, after the `in_sink` before it.
     pub fn stop(&mut self, lane: Option<Lane>, in_sink: usize) {
         if let Some(lane) = lane {
-            self.trying.entry(lane).or_insert_with(|| Trying { waiting: VecDeque::new(), in_sink });
+            self.trying.entry(lane).or_insert_with(|| Trying { in_sink, ..Trying::default() });
         }
     }
 
-    /// Notes that the sink delivered an event of a lane.
-    pub fn delivered(&mut self, lane: Option<Lane>) {
+    /// Stops a lane until the sink has delivered what it has of it, of which this is one: another producer has the next.
+    pub fn cross(&mut self, lane: Lane) {
+        let crossing =
+            self.trying.entry(lane).or_insert_with(|| Trying { crosses: true, ..Trying::default() });
+        crossing.in_sink += 1;
+    }
+
+    /// Notes that the sink delivered an event of a lane, and returns what may go on, in order.
+    pub fn delivered(&mut self, lane: Option<Lane>) -> VecDeque<Waiting> {
         if !self.trying.is_empty()
             && let Some(trying) = lane.and_then(|lane| self.trying.get_mut(&lane))
         {
             trying.in_sink = trying.in_sink.saturating_sub(1);
+            if trying.crosses && trying.in_sink == 0 {
+                return self.open(lane);
+            }
         }
+        VecDeque::new()
     }
 
     /// Whether nothing of a stopped lane is in the sink any more.

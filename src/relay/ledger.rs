@@ -10,7 +10,7 @@ use slab::Slab;
 use super::lanes::Lane;
 use crate::{
     event::{Place, TableIx},
-    record::Trail,
+    record::{Landed, Trail},
     sink::Ticket,
 };
 
@@ -33,6 +33,8 @@ pub struct Entry {
     pub sent_at: Option<Duration>,
     /// Its hold is on its way to the source.
     pub held: bool,
+    /// The producer that has it was relieved by another.
+    pub relieved: bool,
     pub records: Records,
     /// What is told of it, where somebody wants to know; counted in `bytes`.
     pub trail: Option<Box<Trail>>,
@@ -141,7 +143,7 @@ impl Ledger {
     }
 
     /// Notes that a record of the event was acknowledged; the last one settles it.
-    pub fn acknowledged(&mut self, ticket: Ticket) -> Acknowledged {
+    pub fn acknowledged(&mut self, ticket: Ticket, landed: Landed) -> Acknowledged {
         if !self.current(ticket) {
             return Acknowledged::Unknown;
         }
@@ -150,7 +152,30 @@ impl Ledger {
         if entry.records.acknowledged < entry.records.all {
             return Acknowledged::Part(entry.topic.zip(entry.warms.take()));
         }
+        if let Some(trail) = &mut entry.trail {
+            trail.landed = Some(landed);
+        }
         self.settle(ticket).map_or(Acknowledged::Unknown, Acknowledged::Whole)
+    }
+
+    /// Notes that an event counts for up to so many bytes less. Returns how many it did.
+    pub fn gives_back(&mut self, ticket: Ticket, bytes: usize) -> usize {
+        let entry = if self.current(ticket) { self.entries.get_mut(ticket.slot as usize) } else { None };
+        let Some(entry) = entry else { return 0 };
+        let less = bytes.min(entry.bytes);
+        entry.bytes -= less;
+        less
+    }
+
+    /// What an event no longer counts for, in bytes, since another of its records was acknowledged: the sink has dropped
+    /// that. Nothing while some are not sent: the row has all of them until then.
+    pub fn shrinks(&mut self, ticket: Ticket) -> usize {
+        let entry = if self.current(ticket) { self.entries.get_mut(ticket.slot as usize) } else { None };
+        let Some(entry) = entry.filter(|entry| entry.records.sent == entry.records.all) else { return 0 };
+        let left = entry.records.all - entry.records.acknowledged;
+        let share = entry.bytes / (left as usize + 1);
+        entry.bytes -= share;
+        share
     }
 
     /// Notes that the sink reported a failure: it does not have the event any more.
@@ -196,6 +221,20 @@ impl Ledger {
         Some(entry)
     }
 
+    /// Another producer has what comes next: notes that of everything here, and returns its lanes. `None` where something
+    /// is not in the sink with all of its records: then the rest of it is to have the same producer. Walks the entries.
+    pub fn relieve(&mut self) -> Option<Vec<Lane>> {
+        let is_whole = |entry: &Entry| entry.sent_at.is_some() && entry.records.sent == entry.records.all;
+        if !self.entries.iter().all(|(_, entry)| is_whole(entry)) {
+            return None;
+        }
+        let lanes = self.entries.iter_mut().filter_map(|(_, entry)| {
+            entry.relieved = true;
+            entry.lane
+        });
+        Some(lanes.collect())
+    }
+
     /// Forgets everything: what was not settled is read again. Returns what was forgotten.
     pub fn next_generation(&mut self) -> Vec<Entry> {
         self.generation = self.generation.wrapping_add(1);
@@ -210,6 +249,12 @@ impl Ledger {
     /// Events admitted and not settled.
     pub fn open(&self) -> usize {
         self.entries.len()
+    }
+
+    /// What they count for in the window, in bytes.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        self.entries.iter().map(|(_, entry)| entry.bytes).sum()
     }
 
     /// Events that the sink has.
@@ -241,14 +286,14 @@ impl Ledger {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
     use super::*;
 
-    fn entry(n: i64) -> Entry {
+    pub fn entry(n: i64) -> Entry {
         Entry {
             table: TableIx(0),
             place: Place::Int(n),
@@ -259,6 +304,7 @@ mod tests {
             warms: None,
             sent_at: None,
             held: false,
+            relieved: false,
             records: Records::default(),
             trail: None,
         }
@@ -330,7 +376,8 @@ mod tests {
     fn what_is_told_of_an_event_counts_once_and_goes_with_it() {
         let mut ledger = Ledger::default();
         let ticket = ledger.admit(entry(1));
-        let trail = Box::new(Trail { id: "e1".into(), replay: false, context: None, parent: None });
+        let trail =
+            Box::new(Trail { id: "e1".into(), replay: false, context: None, parent: None, landed: None });
         assert_eq!(ledger.follow(ticket, trail.clone()), trail.bytes());
         assert_eq!(ledger.follow(ticket, trail.clone()), 0, "the next try of the same event");
         let entry = ledger.settle(ticket).unwrap();
@@ -341,19 +388,22 @@ mod tests {
     #[test]
     fn an_event_of_several_records_is_finished_with_the_last() {
         let mut ledger = Ledger::default();
-        let ticket = ledger.admit(Entry { topic: Some(7), ..entry(1) });
+        let ticket = ledger.admit(Entry { topic: Some(7), bytes: 300, ..entry(1) });
         ledger.takes(ticket, 3);
         ledger.sent(ticket, Duration::ZERO, Some(4));
-        assert!(matches!(ledger.acknowledged(ticket), Acknowledged::Part(Some((7, 4)))));
+        assert!(matches!(ledger.acknowledged(ticket, Landed::default()), Acknowledged::Part(Some((7, 4)))));
+        assert_eq!(ledger.shrinks(ticket), 0, "the row is there until all are sent");
         ledger.sent(ticket, Duration::ZERO, None);
         ledger.sent(ticket, Duration::ZERO, None);
-        assert!(matches!(ledger.acknowledged(ticket), Acknowledged::Part(None)));
+        assert!(matches!(ledger.acknowledged(ticket, Landed::default()), Acknowledged::Part(None)));
+        assert_eq!(ledger.shrinks(ticket), 150, "one of two that the sink had");
         assert_eq!((ledger.open(), ledger.in_sink()), (1, 1));
         // The last one fails and is sent again; those before it are not.
         assert_eq!(ledger.returned(ticket).unwrap().records, Records { all: 3, sent: 2, acknowledged: 2 });
         ledger.sent(ticket, Duration::ZERO, None);
-        assert!(matches!(ledger.acknowledged(ticket), Acknowledged::Whole(_)));
+        let finished = ledger.acknowledged(ticket, Landed::default());
+        assert!(matches!(finished, Acknowledged::Whole(Entry { bytes: 150, .. })), "{finished:?}");
         assert_eq!((ledger.open(), ledger.in_sink()), (0, 0));
-        assert!(matches!(ledger.acknowledged(ticket), Acknowledged::Unknown));
+        assert!(matches!(ledger.acknowledged(ticket, Landed::default()), Acknowledged::Unknown));
     }
 }

@@ -6,10 +6,11 @@
 //! payloads travel.
 
 pub mod core;
+mod doubts;
 mod lanes;
 mod ledger;
 pub mod packer;
-mod position;
+pub mod position;
 pub mod retry;
 #[cfg(test)]
 mod sim;
@@ -19,6 +20,7 @@ pub mod window;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::Either;
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -34,7 +36,7 @@ use self::{
 };
 use crate::{
     admin::status::Board,
-    coordinate::Lease,
+    coordinate::{Claim, Lease},
     event::TableIx,
     sink::{Sink, TopicFacts},
     source::{Command, Taken, Yield},
@@ -44,8 +46,6 @@ use crate::{
 const LOOK_UP_WITHIN: Duration = Duration::from_secs(10);
 /// How often the status board is brought up to date while nothing happens.
 const BOARD_EVERY: Duration = Duration::from_millis(100);
-/// What a table that stops gets after its time is up: only its source has to end yet.
-const FOR_LONG: Duration = Duration::from_hours(1);
 
 /// What was left when the relay stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,8 @@ pub struct Left {
     pub events: usize,
     /// Of these, sent to Kafka without an answer: they may be repeated.
     pub unanswered: usize,
+    /// Exactly once: nothing is in doubt, so whoever works next has nothing to settle.
+    pub clean: bool,
 }
 
 /// A table that comes, or goes, while the relay runs.
@@ -72,7 +74,8 @@ pub enum Change {
 /// A table that is to stop.
 struct Stopping {
     table: TableIx,
-    deadline: Instant,
+    /// Until when Kafka is waited for; `None` once that is over, and only its source has to end yet.
+    deadline: Option<Instant>,
     done: oneshot::Sender<()>,
 }
 
@@ -85,8 +88,8 @@ pub struct Relay<S> {
     pub sources: Vec<Option<mpsc::UnboundedSender<Command>>>,
     pub changes: mpsc::Receiver<Change>,
     pub lease: watch::Receiver<Lease>,
-    /// The membership under which it works.
-    pub epoch: Option<i64>,
+    /// Under which membership it works, and with which slot.
+    pub claim: Option<Claim>,
     /// Cancelled when it would be a guess to go on.
     pub refused: CancellationToken,
     /// Exactly once: what is taken over before anything is sent.
@@ -123,7 +126,7 @@ impl<S: Sink> Relay<S> {
                 break;
             }
             let due = self.core.next_due().map(|due| self.started + due);
-            let overdue = stopping.iter().map(|stopping| stopping.deadline).min();
+            let overdue = stopping.iter().filter_map(|stopping| stopping.deadline).min();
             let wake = [due, give_up, overdue].into_iter().flatten().min();
             // Every branch only returns a value: cancelling the others loses nothing.
             let action = tokio::select! {
@@ -144,7 +147,7 @@ impl<S: Sink> Relay<S> {
                     Err(_) => Action::Due,
                 },
                 Some(done) = outside.notes.join_next() => done.unwrap_or(Action::Due),
-                Some(done) = outside.look_ups.join_next(), if !self.core.is_committing() => match done {
+                Some(done) = outside.look_ups.join_next(), if !self.core.is_barred() => match done {
                     Ok((topic, result)) => Action::LookedUp { topic, result },
                     Err(_) => Action::Due,
                 },
@@ -180,7 +183,8 @@ impl<S: Sink> Relay<S> {
             self.apply(action, &mut outside);
             self.let_go(&mut stopping, &mut outside);
         }
-        Left { events: self.core.open(), unanswered: self.core.unanswered() }
+        let clean = self.core.leaves_nothing();
+        Left { events: self.core.open(), unanswered: self.core.unanswered(), clean }
     }
 
     fn change(&mut self, change: Change, stopping: &mut Vec<Stopping>) -> Action {
@@ -197,7 +201,7 @@ impl<S: Sink> Relay<S> {
             }
             Change::Stop { table, grace, done } => {
                 self.tell(table, Command::Stop);
-                stopping.push(Stopping { table, deadline: Instant::now() + grace, done });
+                stopping.push(Stopping { table, deadline: Some(Instant::now() + grace), done });
                 Action::Retire(table)
             }
         }
@@ -208,15 +212,12 @@ impl<S: Sink> Relay<S> {
     fn let_go(&mut self, stopping: &mut [Stopping], outside: &mut Outside) {
         for Stopping { table, deadline, .. } in stopping {
             let there = self.sources[table.0 as usize].is_some();
-            if there && !self.core.is_drained_of(*table) && *deadline <= Instant::now() {
+            let overdue = deadline.take_if(|deadline| *deadline <= Instant::now()).is_some();
+            if there && overdue && !self.core.is_drained_of(*table) {
                 self.apply(Action::WaitNoLonger(*table), outside);
             }
             if there && self.core.is_drained_of(*table) {
                 self.sources[table.0 as usize] = None;
-            }
-            if *deadline <= Instant::now() {
-                // It is not to wake the loop any more.
-                *deadline += FOR_LONG;
             }
         }
     }
@@ -249,10 +250,10 @@ impl<S: Sink> Relay<S> {
         }
         if let Some(Rebuild { batch_bytes, take_over }) = effects.rebuild {
             let sink = self.sink.clone();
-            let ours = self.unit.clone().zip(self.epoch).filter(|_| take_over);
+            let ours = self.unit.clone().zip(self.claim).filter(|_| take_over);
             outside.rebuilds.spawn(async move {
                 match ours {
-                    Some((unit, epoch)) => unit.take_over(&*sink, epoch, batch_bytes).await.map(Some),
+                    Some((unit, claim)) => unit.take_over(&*sink, claim, batch_bytes).await.map(Some),
                     None => {
                         let made = sink.rebuild(batch_bytes).await.map(|()| None);
                         made.map_err(|error| Obstacle::Trouble(error.to_string()))
@@ -264,21 +265,20 @@ impl<S: Sink> Relay<S> {
             self.refused.cancel();
         }
         if let Some((generation, end)) = effects.end {
-            let (commit, abort) = match end {
-                End::Commit(position) => (Some(self.sink.commit(position)), None),
-                End::Abort => (None, Some(self.sink.abort())),
+            let (metrics, commits, began) =
+                (self.core.metrics(), matches!(end, End::Commit(_)), Instant::now());
+            let ending = match end {
+                End::Commit(position) => Either::Left(self.sink.commit(position)),
+                End::Abort => Either::Right(self.sink.abort()),
             };
             outside.ends.spawn(async move {
-                let result = match (commit, abort) {
-                    (Some(commit), _) => commit.await,
-                    (None, Some(abort)) => abort.await,
-                    (None, None) => Ok(()),
-                };
+                let result = ending.await;
+                metrics.transaction_ended(commits, result.is_ok(), began.elapsed());
                 Action::Ended { generation, result }
             });
         }
-        if let (Some((generation, noted)), Some(unit), Some(epoch)) = (effects.note, &self.unit, self.epoch) {
-            let unit = unit.clone();
+        if let (Some((generation, noted)), Some(unit), Some(claim)) = (effects.note, &self.unit, self.claim) {
+            let (unit, epoch) = (unit.clone(), claim.epoch);
             outside.notes.spawn(async move {
                 let result = unit.note(noted, epoch).await;
                 Action::Noted { generation, result }
@@ -303,8 +303,8 @@ impl<S: Sink> Relay<S> {
             let mut settle = effects.settle;
             for (index, source) in self.sources.iter().enumerate() {
                 let Some(source) = source else { continue };
-                let taken = settle.as_mut().map(|(epoch, doubts)| Taken {
-                    epoch: *epoch,
+                let taken = settle.as_mut().map(|(claim, doubts)| Taken {
+                    claim: *claim,
                     doubts: doubts.get_mut(index).map(std::mem::take).unwrap_or_default(),
                 });
                 source.send(Command::Restart { generation, taken }).ok();
@@ -322,18 +322,28 @@ impl<S: Sink> Relay<S> {
     /// Takes up until when we may send, on the relay's clock. Another membership is another lease, even if
     /// nobody noticed that the first one had ended.
     fn heed_the_lease(&mut self, outside: &mut Outside) {
-        let lease = match &*self.lease.borrow_and_update() {
-            Lease::Standby => None,
-            Lease::Owner { epoch, until, .. } => Some((*epoch, *until)),
+        let (claim, until) = {
+            let lease = self.lease.borrow_and_update();
+            let until = match &*lease {
+                Lease::Standby => None,
+                Lease::Owner { until, .. } => Some(until.saturating_duration_since(self.started)),
+            };
+            (lease.claim(), until)
         };
-        let epoch = lease.map(|(epoch, _)| epoch);
-        if self.epoch.is_some() && epoch.is_some() && self.epoch != epoch {
-            self.epoch = None;
+        let before = std::mem::replace(&mut self.claim, claim);
+        let (another, more) = match (before, claim) {
+            (Some(before), Some(claim)) => (before.epoch != claim.epoch, before.slots != claim.slots),
+            _ => (false, false),
+        };
+        if another {
+            self.claim = None;
             self.apply(Action::Lease(None), outside);
+            self.claim = claim;
         }
-        self.epoch = epoch;
-        let until = lease.map(|(_, until)| until.saturating_duration_since(self.started));
         self.apply(Action::Lease(until), outside);
+        if more && !another {
+            self.apply(Action::Inherits, outside);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use super::core::Job;
 use crate::{
     record::{Form, Packed, Then, encode::Codec, wire},
-    store::{Store, StoreError},
+    store::{Hashed, Store, StoreError},
 };
 
 /// Payloads that are worked on at once. The window bounds their bytes.
@@ -86,7 +86,8 @@ impl Packer {
                 };
                 let key = key.with(&sha256);
                 fail::fail_point!("before-upload", |_| std::process::abort());
-                store.put(&key, content, &content_type).await.map_err(|error| unpacked(&error))?;
+                let put = store.put_hashed(&key, Hashed { content, sha256: hash }, &content_type);
+                put.await.map_err(|error| unpacked(&error))?;
                 fail::fail_point!("uploaded", |_| std::process::abort());
                 Form::Reference { uri: store.uri(&key), size, sha256 }
             }

@@ -1,10 +1,11 @@
 //! What Kafka knows of a source, where delivery is exactly once: pure. A position is committed in the
 //! transaction of the events, so that what is in it and what is published are one.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use super::doubts::Doubts;
 use crate::{event::Place, sink::PositionRecord};
 
 /// A record of the position topic is about so large, at most.
@@ -21,9 +22,9 @@ pub struct Position {
     /// The source has noted this counter, or a later one.
     pub noted: i64,
     /// By table: published, and perhaps not recorded in the source.
-    pub doubts: BTreeMap<String, HashSet<Place>>,
+    pub doubts: BTreeMap<String, Doubts>,
     /// The same, of tables that are not relayed now: kept for the relay that does.
-    pub elsewhere: BTreeMap<String, HashSet<Place>>,
+    pub elsewhere: BTreeMap<String, Doubts>,
 }
 
 /// A record of it. Large ones are several: the first has the key of the unit, the others a number more.
@@ -32,8 +33,10 @@ struct Piece {
     counter: i64,
     noted: i64,
     server: String,
-    /// How many records there are.
-    pieces: usize,
+    /// How many records there are. The name that it had was of relays with one producer: they would not fence the other
+    /// one, and cannot read this.
+    #[serde(alias = "pieces")]
+    records: usize,
     doubts: BTreeMap<String, Places>,
 }
 
@@ -71,7 +74,6 @@ impl Position {
         let mut pieces = vec![Piece::default()];
         let mut bytes = 0;
         for (table, places) in self.doubts.iter().chain(&self.elsewhere) {
-            let mut numbers: Vec<i64> = Vec::with_capacity(places.len());
             let mut add = |size: usize, add: &mut dyn FnMut(&mut Places)| {
                 if bytes + size > RECORD_BYTES {
                     pieces.push(Piece::default());
@@ -82,17 +84,11 @@ impl Position {
                     add(piece.doubts.entry(table.clone()).or_default());
                 }
             };
-            for place in places {
-                match place {
-                    Place::Int(number) => numbers.push(*number),
-                    Place::Text(text) => {
-                        add(text.len() + 8, &mut |places| places.texts.push(text.to_string()));
-                    }
-                }
+            for text in places.texts() {
+                add(text.len() + 8, &mut |places| places.texts.push(text.to_owned()));
             }
-            numbers.sort_unstable();
-            for run in numbers.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
-                add(44, &mut |places| places.numbers.push((run[0], run[run.len() - 1])));
+            for run in places.runs() {
+                add(44, &mut |places| places.numbers.push(run));
             }
         }
         let count = pieces.len();
@@ -101,12 +97,31 @@ impl Position {
                 counter: self.counter,
                 noted: self.noted,
                 server: self.server.clone(),
-                pieces: count,
+                records: count,
                 ..piece
             };
             (key(&self.unit, number), serde_json::to_vec(&piece).unwrap_or_default())
         };
         pieces.into_iter().enumerate().map(record).collect()
+    }
+
+    /// Of every unit that has one.
+    pub fn decode_all(records: &HashMap<String, Vec<u8>>) -> Result<BTreeMap<String, Position>, String> {
+        let units = records.keys().filter(|key| !key.contains('/'));
+        units.filter_map(|unit| Some((unit.clone(), Position::decode(unit, records).transpose()?))).try_fold(
+            BTreeMap::new(),
+            |mut all, (unit, position)| {
+                all.insert(unit, position?);
+                Ok(all)
+            },
+        )
+    }
+
+    /// What another unit has in doubt is in doubt here from now on.
+    pub fn takes_over(&mut self, other: Position) {
+        for (table, places) in other.doubts {
+            self.doubts.entry(table).or_default().extend(places.iter());
+        }
     }
 
     /// From the last records of each key; `None` where the unit has none.
@@ -119,7 +134,7 @@ impl Position {
                 .map_err(|error| format!("record {key} of the position topic cannot be read: {error}"))
         };
         let Some(first) = read(0)? else { return Ok(None) };
-        let (counter, count) = (first.counter, first.pieces);
+        let (counter, count) = (first.counter, first.records);
         let mut position = Position {
             unit: unit.to_owned(),
             server: first.server.clone(),
@@ -158,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    fn position(doubts: BTreeMap<String, HashSet<Place>>) -> Position {
+    fn position(doubts: BTreeMap<String, Doubts>) -> Position {
         Position { unit: "u".into(), server: "s".into(), counter: 7, noted: 5, doubts, ..Position::default() }
     }
 
@@ -168,8 +183,8 @@ mod tests {
             numbers in proptest::collection::hash_set(prop_oneof![any::<i64>(), -30..30_i64], 0..200),
             texts in proptest::collection::hash_set(".{0,40}", 0..20),
         ) {
-            let texts = texts.into_iter().map(|text| Place::Text(text.into())).collect::<HashSet<_>>();
-            let numbers = numbers.into_iter().map(Place::Int).collect::<HashSet<_>>();
+            let texts = texts.into_iter().map(|text| Place::Text(text.into())).collect::<Doubts>();
+            let numbers = numbers.into_iter().map(Place::Int).collect::<Doubts>();
             let doubts = [("a".to_owned(), numbers), ("b.c".to_owned(), texts)];
             let mut written = position(doubts.into());
             let records = written.encode().into_iter().collect();
@@ -191,6 +206,17 @@ mod tests {
         let older = Position { counter: 6, ..written }.encode().remove(1);
         records.insert(older.0, older.1);
         assert!(Position::decode("u", &records).is_err());
+    }
+
+    #[test]
+    fn a_relay_with_one_producer_is_followed_and_cannot_follow() {
+        let written = position([("t".to_owned(), [Place::Int(3)].into_iter().collect())].into());
+        let (key, value) = written.encode().remove(0);
+        let value = String::from_utf8(value).unwrap();
+        assert!(!value.contains("\"pieces\""), "{value}");
+        let older = value.replace("\"records\"", "\"pieces\"");
+        let records = [(key, older.into_bytes())].into();
+        assert_eq!(Position::decode("u", &records), Ok(Some(written)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::{
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::lanes::Waiting;
-use crate::sink::{Ticket, TopicFacts};
+use crate::sink::{Takes, Ticket, TopicFacts};
 
 #[derive(Debug)]
 pub enum State {
@@ -33,6 +33,8 @@ pub enum State {
 pub struct Trouble {
     /// When it began, on the relay's clock.
     pub since: Duration,
+    /// The time of day when it was last seen, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
     /// What the broker said; `None`: it takes records and never acknowledges them.
     pub code: Option<Code>,
     /// Whether the topic is the cause, and not the way to the broker.
@@ -59,7 +61,7 @@ pub struct Topic {
     pub max_message_bytes: Option<usize>,
     /// The broker keeps only the last record of a key.
     pub compacted: bool,
-    /// When the broker last said what the topic takes, on the relay's clock.
+    /// When the broker was last asked what the topic takes, on the relay's clock.
     pub known_at: Duration,
     /// The broker is being asked what the topic takes, and events wait for the answer.
     pub asked_what_it_takes: bool,
@@ -93,9 +95,12 @@ impl Topic {
     /// The broker said what the topic is like.
     pub fn is_ready(&mut self, facts: TopicFacts, now: Duration) {
         self.known_at = now;
-        self.compacted = facts.compacted;
-        self.asked_for_limit &= facts.max_message_bytes == self.max_message_bytes;
-        self.max_message_bytes = facts.max_message_bytes;
+        // Without an answer it is what it was: above all, chunks are not for a topic that was compacted.
+        if let Some(Takes { max_message_bytes, compacted }) = facts.takes {
+            self.compacted = compacted;
+            self.asked_for_limit &= max_message_bytes == self.max_message_bytes;
+            self.max_message_bytes = max_message_bytes;
+        }
         let count = usize::try_from(facts.partitions).unwrap_or(0);
         self.partitions.resize_with(count, Partition::default);
         self.cold = self.partitions.iter().filter(|one| !matches!(one, Partition::Warm)).count();
@@ -322,7 +327,7 @@ mod tests {
         let mut topics = Topics::default();
         let (index, _) = topics.index("t");
         let topic = topics.get_mut(index);
-        let facts = TopicFacts { partitions: 2, max_message_bytes: None, compacted: false };
+        let facts = TopicFacts { partitions: 2, takes: Some(Takes::default()) };
         topic.is_ready(facts, Duration::ZERO);
         assert!(matches!(topic.warmth(|_| Some(0)), Warmth::Cold(0)));
         topic.warms(0);

@@ -1,5 +1,8 @@
 //! How much may be in flight, in events and in bytes: claimed by a source before it hands events
 //! over, released when they are settled. This is what bounds the relay's memory.
+//!
+//! A source that found it full waits until there is room that is worth it: handed over one by one, events
+//! cost more than they need.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -7,6 +10,9 @@ use std::sync::{
 };
 
 use tokio::sync::Notify;
+
+/// A quarter of the bytes is room that is worth it.
+const WORTH: usize = 4;
 
 /// Events and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +28,7 @@ pub struct Window {
     /// The last claim found no room.
     short: AtomicBool,
     freed: Notify,
+    worth_it: Notify,
 }
 
 impl Window {
@@ -31,6 +38,7 @@ impl Window {
             used: Mutex::default(),
             short: AtomicBool::new(false),
             freed: Notify::new(),
+            worth_it: Notify::new(),
         })
     }
 
@@ -41,6 +49,15 @@ impl Window {
             events: self.limit.events.saturating_sub(used.events),
             bytes: self.limit.bytes.saturating_sub(used.bytes),
         }
+    }
+
+    /// Whether there is room that is worth handing over for.
+    pub fn is_worth_it(&self) -> bool {
+        self.is_worth(self.used())
+    }
+
+    fn is_worth(&self, used: Room) -> bool {
+        used.events == 0 || self.limit.bytes.saturating_sub(used.bytes) >= self.limit.bytes / WORTH
     }
 
     /// What is claimed now.
@@ -71,9 +88,12 @@ impl Window {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.events = used.events.saturating_sub(events);
         used.bytes = used.bytes.saturating_sub(bytes);
+        let is_worth_it = self.is_worth(*used);
         drop(used);
-        self.freed.notify_waiters();
-        self.freed.notify_one();
+        for waited_for in [Some(&self.freed), is_worth_it.then_some(&self.worth_it)].into_iter().flatten() {
+            waited_for.notify_waiters();
+            waited_for.notify_one();
+        }
     }
 
     /// Corrects a claim whose size turned out to be another.
@@ -90,11 +110,33 @@ impl Window {
     pub async fn freed(&self) {
         self.freed.notified().await;
     }
+
+    /// The same, until there is room that is worth it.
+    pub async fn worth_it(&self) {
+        self.worth_it.notified().await;
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
+
+    #[test]
+    fn who_waits_for_a_good_part_is_woken_for_no_less() {
+        let window = Window::new(Room { events: 100, bytes: 100 });
+        let any = || window.freed().now_or_never().is_some();
+        let worth_it = || window.worth_it().now_or_never().is_some();
+        assert!(window.claim(50, 100) && !window.claim(1, 1));
+        window.release(24, 24);
+        assert!(any() && !worth_it() && !window.is_worth_it());
+        window.release(1, 1);
+        assert!(worth_it() && window.is_worth_it());
+        assert!(window.claim(1, 20) && !window.is_worth_it());
+        window.release(26, 90);
+        assert!(window.is_worth_it(), "empty");
+    }
 
     #[test]
     fn claims_stop_at_either_limit_and_a_giant_travels_alone() {

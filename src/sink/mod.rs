@@ -10,20 +10,26 @@
 //! - A sink knows no table and no database.
 
 pub mod classify;
-mod cleanup;
+mod client;
 mod credentials;
 mod kafka;
+pub mod probe;
+mod settings;
+mod survey;
+mod topics;
 mod transactions;
 
 use std::{collections::HashMap, future::Future, time::Duration};
 
-use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{error::KafkaError, types::RDKafkaErrorCode};
+use tokio_util::sync::CancellationToken;
 
 pub use self::{
-    cleanup::{Cleanup, Survey, survey},
-    kafka::{Kafka, Settings},
+    kafka::Kafka,
+    settings::Settings,
+    survey::{Cleanup, Survey, survey},
 };
-use crate::record::Record;
+use crate::record::{Landed, Record};
 
 /// Names one attempt at one event: which generation of the producers sent it, and the ledger's slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,7 +53,7 @@ impl Ticket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     pub ticket: Ticket,
-    pub result: Result<(), RDKafkaErrorCode>,
+    pub result: Result<Landed, RDKafkaErrorCode>,
 }
 
 /// What the caller does next; chosen by `classify`.
@@ -88,6 +94,13 @@ pub const MAX_BATCH_BYTES: usize = 1_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicFacts {
     pub partitions: i32,
+    /// `None` where the broker has not answered in time, or does not tell us: it is what was known before.
+    pub takes: Option<Takes>,
+}
+
+/// What a topic takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Takes {
     /// `max.message.bytes` of the topic, where the broker tells it to us, in bytes.
     pub max_message_bytes: Option<usize>,
     /// Whether the broker keeps only the last record of a key (`cleanup.policy`).
@@ -97,13 +110,26 @@ pub struct TopicFacts {
 /// Key and value of a record of the position topic.
 pub type PositionRecord = (String, Vec<u8>);
 
+/// Delivery units of a source that are to be taken over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Units {
+    /// What the ids of all units of the source begin with.
+    pub all: String,
+    /// The one that is produced as from now on.
+    pub main: String,
+    /// Nobody is to produce as these.
+    pub others: Vec<String>,
+}
+
 /// What is found when a delivery unit is taken over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// The identity of the Kafka cluster.
     pub cluster: String,
-    /// The last records of the position topic, by key: those of this unit.
+    /// The last records of the position topic, by key: those of all units of the source.
     pub positions: HashMap<String, Vec<u8>>,
+    /// Whether another producer had fenced the one that was thrown away.
+    pub was_fenced: bool,
 }
 
 pub trait Sink: Send + Sync + 'static {
@@ -117,29 +143,32 @@ pub trait Sink: Send + Sync + 'static {
     /// Throws both producers away with everything that they have not delivered, and makes new
     /// ones, which send batches of at most `batch_bytes`. What an old one had already sent may still
     /// land, as a repeat.
-    fn rebuild(
-        &self,
-        batch_bytes: usize,
-    ) -> impl Future<Output = Result<(), rdkafka::error::KafkaError>> + Send;
+    fn rebuild(&self, batch_bytes: usize) -> impl Future<Output = Result<(), KafkaError>> + Send;
 
-    /// Exactly once: throws the producers away and makes one for the transactions of this unit. Whoever else
-    /// produces as this unit cannot any more, what they had not committed is gone, and what they had is found. A
-    /// transaction is open then. `None` where there is no topic for positions, and none may be created.
+    /// Exactly once: throws the producers away and makes those of the transactions of a unit. Whoever else produces as
+    /// one of these units cannot any more, what they had not committed is gone, and what they had is found. A
+    /// transaction is open then, which is committed before anything else is sent: only after that is nobody else at
+    /// work. `None` where there is no topic for positions, and none may be created. Fails soon where it is given up.
     fn take_over(
         &self,
-        unit: String,
+        units: Units,
         batch_bytes: usize,
         may_create: bool,
+        given_up: CancellationToken,
     ) -> impl Future<Output = Result<Option<Found>, String>> + Send;
 
-    /// Commits the transaction with this position, once everything that was sent is acknowledged, and opens the
-    /// next one. After an error nobody knows whether it is committed.
+    /// Has the other producer of transactions take what is sent from now on, in the next transaction.
+    fn relieve(&self);
+
+    /// Commits the transaction of the producer that was relieved, with this position, once everything that was sent in it is
+    /// acknowledged. It may be relieved of the next one when this has answered. After an error nobody knows whether it is
+    /// committed.
     fn commit(
         &self,
         position: Vec<PositionRecord>,
     ) -> impl Future<Output = Result<(), String>> + Send + 'static;
 
-    /// Drops the transaction, and opens the next one.
+    /// Drops the transaction, and opens the next one; nothing is sent until it has answered.
     fn abort(&self) -> impl Future<Output = Result<(), String>> + Send + 'static;
 
     /// Asks the broker whether a topic is there and what it takes.
@@ -148,6 +177,15 @@ pub trait Sink: Send + Sync + 'static {
         topic: String,
         within: Duration,
     ) -> impl Future<Output = Result<TopicFacts, RDKafkaErrorCode>> + Send + 'static;
+}
+
+/// What an error is called. One without a code is of the client itself.
+fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
+    match error {
+        // The crate does not count it among those with a code.
+        KafkaError::AdminOp(code) => *code,
+        error => error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,9 @@
 //! Exactly once: events and the position are in one Kafka transaction (docs/decisions/0012-exactly-once.md).
 //!
+//! Two producers by turns: while one has a transaction committed, the other has the next. After a commit the broker has
+//! to tell every partition of it, and a producer that adds one before that waits for 20 ms (librdkafka's, and no setting):
+//! by turns that is over when its turn comes.
+//!
 //! librdkafka's transactional calls block, so each is made on a thread of its own.
 
 use std::{
@@ -15,20 +19,27 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
     producer::{BaseRecord, Producer as _},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{
-    Found, PositionRecord, Ticket, Unit,
-    kafka::{Client, Kafka, Mailbox, Settings, made_from, make_topic, partition_count},
+    Found, PositionRecord, Ticket, Unit, Units,
+    client::{Client, Mailbox, made_from},
+    kafka::Kafka,
+    settings::Settings,
+    topics::{make_topic, partition_count},
 };
+use crate::kafka_token::Fed;
 
 /// After this the broker ends the transaction of a relay that is gone. It looks every 10 s
 /// (`transaction.abort.timed.out.transaction.cleanup.interval.ms`), so readers wait for 30 s at most.
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(18);
 /// How long a transactional call may take.
 const WITHIN: Duration = Duration::from_secs(20);
 /// How long the end of the position topic is waited for: others may write to it in transactions of their own.
 const END_WITHIN: Duration = Duration::from_secs(45);
+/// The transactional ids are the unit's, and that with this behind it.
+const RELIEF: &str = "-relief";
 /// The generation of the tickets of position records.
 const OF_POSITIONS: u32 = u32::MAX;
 
@@ -87,16 +98,23 @@ pub(super) fn refused_partition<'a>(facility: &str, message: &'a str) -> Option<
 }
 
 /// Makes a transactional call until it is done, or has failed for good.
-fn until_done(doing: &str, call: impl Fn(Duration) -> Result<(), KafkaError>) -> Result<(), String> {
+fn until_done(call: impl Fn(Duration) -> Result<(), KafkaError>) -> Result<(), KafkaError> {
     let deadline = Instant::now() + WITHIN;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match call(left) {
-            Ok(()) => return Ok(()),
             Err(KafkaError::Transaction(error)) if error.is_retriable() && !left.is_zero() => {}
-            Err(error) => return Err(format!("{doing}: {error}")),
+            ended => return ended,
         }
     }
+}
+
+/// Why a call has failed. The client may be thrown away before it says by itself that it was fenced.
+fn failed(client: &Client, what: &str, error: &KafkaError) -> String {
+    if let Some((RDKafkaErrorCode::Fenced, reason)) = client.client().fatal_error() {
+        client.context().is_fenced(&reason);
+    }
+    format!("{what}: {error}")
 }
 
 async fn blocking<T: Send + 'static>(
@@ -107,9 +125,10 @@ async fn blocking<T: Send + 'static>(
 
 pub(super) async fn take_over(
     kafka: &Kafka,
-    unit: String,
+    units: Units,
     batch_bytes: usize,
     may_create: bool,
+    given_up: CancellationToken,
 ) -> Result<Option<Found>, String> {
     let Some(topic) = kafka.settings.position_topic.clone() else {
         return Err("there is no topic for positions".into());
@@ -119,24 +138,63 @@ pub(super) async fn take_over(
     if !look_at_topic(kafka, &topic, may_create).await? {
         return Ok(None);
     }
-    let mut config = kafka.settings.producer(Unit::Main, batch_bytes);
-    config
-        .set("transactional.id", &unit)
-        .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
-        // A refused batch has the whole transaction dropped, with what was let in after it.
-        .set("enable.gapless.guarantee", "false");
-    let client = made_from(&config, &kafka.mailbox).map_err(|error| error.to_string())?;
-    kafka.exchange(client, batch_bytes).await;
-    let (client, settings) = (kafka.main(), kafka.settings.clone());
+    let made = |id: &str| {
+        let mut config = kafka.settings.producer(Unit::Main, batch_bytes);
+        config
+            .set("transactional.id", id)
+            .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
+            // A refused batch has the whole transaction dropped, with what was let in after it.
+            .set("enable.gapless.guarantee", "false");
+        made_from(&config, &kafka.settings, &kafka.mailbox).map(Arc::new).map_err(|error| error.to_string())
+    };
+    let ids = |unit: &str| [unit.to_owned(), format!("{unit}{RELIEF}")];
+    let [first, second] = ids(&units.main);
+    let (main, relief) = (made(&first)?, made(&second)?);
+    let mut gone = Vec::new();
+    for id in units.others.iter().flat_map(|unit| ids(unit)) {
+        let client = made(&id)?;
+        // Whoever fences it, it was no producer of this relay.
+        client.context().supersede();
+        gone.push((client, id));
+    }
+    kafka.supersede();
+    kafka.exchange(main.clone(), Some(relief.clone()), batch_bytes).await;
+    // The old ones have said all that they had to say.
+    let was_fenced = kafka.mailbox.take_fenced();
+    let settings = kafka.settings.clone();
     blocking(move || {
-        until_done("cannot begin as the one producer of this source", |left| client.init_transactions(left))?;
+        fail::fail_point!("eos-fencing", |_| std::process::abort());
+        // Each main one before its relief, all before the positions are read, and the first position is committed by the
+        // main one: who gets past that has fenced both producers of the relay before it, and nobody has fenced either of
+        // its own.
+        for (client, id) in &gone {
+            initialise(client, id)?;
+        }
+        tokio::task::spawn_blocking(move || drop(gone));
+        initialise(&main, &first)?;
+        fail::fail_point!("eos-half-initialised", |_| std::process::abort());
+        initialise(&relief, &second)?;
         fail::fail_point!("eos-initialised", |_| std::process::abort());
-        let cluster = client.client().fetch_cluster_id(WITHIN).unwrap_or_default();
-        let positions = read(&settings, &topic, &unit)?;
-        begin(&client)?;
-        Ok(Some(Found { cluster, positions }))
+        let cluster = main.client().fetch_cluster_id(WITHIN).unwrap_or_default();
+        let positions = read(&settings, &topic, &units.all, &given_up)?;
+        begin(&main)?;
+        begin(&relief)?;
+        Ok(Some(Found { cluster, positions, was_fenced }))
     })
     .await
+}
+
+/// Fences whoever produced as this before, and has what it left open dropped.
+fn initialise(client: &Client, id: &str) -> Result<(), String> {
+    let begun = until_done(|left| client.init_transactions(left));
+    begun.map_err(|error| match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed) => format!(
+            "the transactional id {id} may not be used: allow Describe and Write for all that begin with whippet-, or \
+             with what all of this source begin with (the column `unit` of the relay's own table `positions`, where \
+             `part` is -1)"
+        ),
+        _ => format!("cannot begin as the one producer of a delivery unit ({id}): {error}"),
+    })
 }
 
 fn begin(client: &Client) -> Result<(), String> {
@@ -173,17 +231,23 @@ async fn look_at_topic(kafka: &Kafka, topic: &str, may_create: bool) -> Result<b
     }
 }
 
-/// The unit's last position records, to the end of the topic as it is now.
-fn read(settings: &Settings, topic: &str, unit: &str) -> Result<HashMap<String, Vec<u8>>, String> {
-    let consumer = |isolation: &str| -> Result<BaseConsumer, KafkaError> {
+/// The last position records of all units whose ids begin with this, to the end of the topic as it is now.
+pub(super) fn read(
+    settings: &Settings,
+    topic: &str,
+    units: &str,
+    given_up: &CancellationToken,
+) -> Result<HashMap<String, Vec<u8>>, String> {
+    let consumer = |isolation: &str| -> Result<Fed<BaseConsumer>, KafkaError> {
         let mut config = settings.client();
-        config
-            .set("group.id", unit)
+        let consumer: BaseConsumer = config
+            .set("group.id", units)
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
             .set("fetch.wait.max.ms", "10")
             .set("isolation.level", isolation)
-            .create()
+            .create()?;
+        Ok(Fed::new(settings.tokens.as_ref(), consumer, |consumer| consumer.client()))
     };
     let said = |error: KafkaError| format!("cannot read topic {topic}: {error}");
     let end = {
@@ -194,7 +258,8 @@ fn read(settings: &Settings, topic: &str, unit: &str) -> Result<HashMap<String, 
     let deadline = Instant::now() + END_WITHIN;
     // What others have open ends, or is ended by the broker.
     while committed.fetch_watermarks(topic, 0, WITHIN).map_err(said)?.1 < end {
-        if Instant::now() > deadline {
+        // That of a relay that is gone ends at once with the next takeover, if this relay has inherited meanwhile.
+        if given_up.is_cancelled() || Instant::now() > deadline {
             return Err(format!("a transaction in topic {topic} does not end"));
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -207,7 +272,8 @@ fn read(settings: &Settings, topic: &str, unit: &str) -> Result<HashMap<String, 
         match committed.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
                 let key = message.key().and_then(|key| std::str::from_utf8(key).ok()).unwrap_or_default();
-                if key.strip_prefix(unit).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+                if key.strip_prefix(units).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '/']))
+                {
                     match message.payload() {
                         Some(value) => found.insert(key.to_owned(), value.to_vec()),
                         None => found.remove(key),
@@ -227,19 +293,21 @@ pub(super) fn commit(
     kafka: &Kafka,
     position: Vec<PositionRecord>,
 ) -> impl Future<Output = Result<(), String>> + Send + 'static {
-    let (client, mailbox) = (kafka.main(), kafka.mailbox.clone());
+    let (client, mailbox) = (kafka.relieved(), kafka.mailbox.clone());
     let topic = kafka.settings.position_topic.clone().unwrap_or_default();
     blocking(move || {
         fail::fail_point!("eos-before-position", |_| std::process::abort());
         send(&client, &mailbox, &topic, &position)?;
         fail::fail_point!("eos-before-commit", |_| std::process::abort());
-        until_done("cannot commit", |left| client.commit_transaction(left))?;
+        let committed = until_done(|left| client.commit_transaction(left));
+        committed.map_err(|error| failed(&client, "cannot commit", &error))?;
         fail::fail_point!("eos-committed", |_| std::process::abort());
         begin(&client)
     })
 }
 
-/// Waits for the acknowledgements here: the client's own flush waits in steps of 100 ms.
+/// Waits for the acknowledgements here, and until the client has forgotten the records, which it does a moment after it
+/// has reported on the last: its own flush, which comes with the commit, waits in steps of 100 ms.
 fn send(
     client: &Client,
     mailbox: &Arc<Mailbox>,
@@ -254,13 +322,19 @@ fn send(
             (Some(key.as_str()), Some(value.as_slice()), Some(0));
         client.send(record).map_err(|(error, _)| format!("the position was not taken: {error}"))?;
     }
-    mailbox.positions.wait(position.len())
+    mailbox.positions.wait(position.len())?;
+    let deadline = Instant::now() + WITHIN;
+    while client.in_flight_count() > 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    Ok(())
 }
 
 pub(super) fn abort(kafka: &Kafka) -> impl Future<Output = Result<(), String>> + Send + 'static {
     let client = kafka.main();
     blocking(move || {
-        until_done("cannot drop the transaction", |left| client.abort_transaction(left))?;
+        let dropped = until_done(|left| client.abort_transaction(left));
+        dropped.map_err(|error| failed(&client, "cannot drop the transaction", &error))?;
         info!("a transaction was dropped");
         begin(&client)
     })

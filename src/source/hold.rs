@@ -300,6 +300,14 @@ pub struct Held {
     pub payload: Option<String>,
 }
 
+/// The bytes of a key that is no text.
+pub fn key_from_hex(hex: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> =
+        hex.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
+    let (pairs, rest) = digits.as_deref()?.as_chunks::<2>();
+    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+}
+
 /// A key for a person: its text, and its bytes where it is none.
 pub fn key_for_people(key: Option<Vec<u8>>) -> (Option<String>, Option<String>) {
     match key.map(String::from_utf8) {
@@ -310,5 +318,17 @@ pub fn key_for_people(key: Option<Vec<u8>>) -> (Option<String>, Option<String>) 
             let hex = bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
             (Some(String::from_utf8_lossy(&bytes).into_owned()), Some(hex))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hex_is_read_in_pairs() {
+        assert_eq!(key_from_hex("00ff7A"), Some(vec![0, 255, 0x7a]));
+        assert_eq!(key_from_hex("0"), None);
+        assert_eq!(key_from_hex("zz"), None);
     }
 }

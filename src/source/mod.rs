@@ -12,6 +12,8 @@
 //! - After a release it reads again from the start of the table, before anything that is new.
 
 pub mod database;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod dial;
 pub mod hold;
 pub mod kept;
 pub mod log;
@@ -22,6 +24,7 @@ mod password;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod table;
+pub mod times;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod tls;
 
@@ -32,6 +35,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::hold::{Cause, Hold};
 use self::hold::{Counts, Outcome, Over, Request, Scope};
 use crate::{
+    coordinate::Claim,
     event::{Event, Place, TableIx},
     sink::Ticket,
 };
@@ -88,8 +92,8 @@ pub enum Command {
     Halt,
     /// Release what is held for this.
     Release(Over),
-    /// An operator's verb, and where its outcome goes.
-    Verb(Request, oneshot::Sender<Result<Outcome, Refusal>>),
+    /// An operator's verb.
+    Verb(Asked),
     /// Read no more; record what still comes and end when the channel closes.
     Stop,
 }
@@ -97,10 +101,51 @@ pub enum Command {
 /// The delivery unit was taken over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// The membership under which that was.
-    pub epoch: i64,
+    /// Under which membership, and with which slots.
+    pub claim: Claim,
     /// Published, and perhaps not recorded.
     pub doubts: Vec<Place>,
+}
+
+/// A verb on its way to a table. Either it begins, or whoever asked takes it back: never both, so that the answer is
+/// true.
+#[derive(Debug)]
+pub struct Asked {
+    request: Request,
+    begins: oneshot::Sender<()>,
+    answer: oneshot::Sender<Result<Outcome, Refusal>>,
+}
+
+/// Where the outcome of a verb comes.
+#[derive(Debug)]
+pub struct Answer {
+    begun: oneshot::Receiver<()>,
+    pub outcome: oneshot::Receiver<Result<Outcome, Refusal>>,
+}
+
+impl Asked {
+    pub fn new(request: Request) -> (Asked, Answer) {
+        let ((begins, begun), (answer, outcome)) = (oneshot::channel(), oneshot::channel());
+        (Asked { request, begins, answer }, Answer { begun, outcome })
+    }
+
+    /// `None`: it was taken back, and whoever asked was told so.
+    pub fn begin(self) -> Option<(Request, oneshot::Sender<Result<Outcome, Refusal>>)> {
+        self.begins.send(()).ok().map(|()| (self.request, self.answer))
+    }
+
+    pub fn refuse(self, refusal: Refusal) {
+        // Whoever asked may be gone.
+        self.answer.send(Err(refusal)).ok();
+    }
+}
+
+impl Answer {
+    /// Whether it is taken back: it had not begun, and will not.
+    pub fn take_back(&mut self) -> bool {
+        self.begun.close();
+        self.begun.try_recv().is_err()
+    }
 }
 
 /// Why a verb was not carried out.
@@ -110,8 +155,13 @@ pub enum Refusal {
     NotOwner,
     #[error("{0}")]
     Wrong(String),
-    #[error("{0}")]
+    #[error("{0}; nothing was changed")]
     Failed(String),
+    /// The database may have done it without being able to say so.
+    #[error(
+        "{0}; it may have been carried out or not: look at what is so now (whippet parked, whippet status)"
+    )]
+    Unknown(String),
 }
 
 /// A source's two ends of its channels.

@@ -1,26 +1,38 @@
-//! The password of the database as it is now: from a file, or printed by a command. Asked for whenever a
-//! connection is made, so that one that is rotated, or lives for minutes, is taken up.
+//! The password of the database as it is now: from a file, or printed by a command. One that is rotated, or lives for
+//! minutes, is taken up: a file is looked at all the time, so that no connection is tried with what it had before; a
+//! command is asked whenever the server has refused a login.
 
 use std::{
     fmt,
-    io::Read as _,
     path::PathBuf,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-use super::database::Error;
-use crate::config;
+use tracing::warn;
 
-/// A command that takes longer hangs.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+use super::database::Error;
+use crate::{
+    command::{ANSWER_WITHIN, ask},
+    config,
+};
+
+/// How often the files that connections are made of are looked at. They are few and small.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub(super) enum Password {
     /// What the URL or the environment says.
     Fixed,
     File(PathBuf),
-    Command(Vec<String>),
+    Command {
+        command: Vec<String>,
+        /// Whether it runs because a login was refused.
+        asking: Arc<AtomicBool>,
+    },
 }
 
 /// A command may have a secret among its arguments.
@@ -29,7 +41,7 @@ impl fmt::Debug for Password {
         f.write_str(match self {
             Password::Fixed => "Fixed",
             Password::File(_) => "File",
-            Password::Command(_) => "Command",
+            Password::Command { .. } => "Command",
         })
     }
 }
@@ -39,7 +51,7 @@ impl Password {
         match (&source.password_file, source.password_command.as_slice()) {
             (Some(file), _) => Password::File(file.clone()),
             (None, []) => Password::Fixed,
-            (None, command) => Password::Command(command.to_vec()),
+            (None, command) => Password::Command { command: command.to_vec(), asking: Arc::default() },
         }
     }
 
@@ -49,7 +61,7 @@ impl Password {
             Password::Fixed => return Ok(None),
             Password::File(file) => std::fs::read_to_string(file)
                 .map_err(|error| Error::Setup(format!("source.password_file {}: {error}", file.display())))?,
-            Password::Command(command) => {
+            Password::Command { command, .. } => {
                 let (name, asked) = (command[0].clone(), command.clone());
                 let answer = tokio::task::spawn_blocking(move || ask(&asked, ANSWER_WITHIN)).await;
                 answer
@@ -57,60 +69,35 @@ impl Password {
                     .map_err(|error| Error::Setup(format!("source.password_command {name}: {error}")))?
             }
         };
-        Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+        Ok(Some(line(&text)))
     }
-}
 
-/// What a command prints. What it says on stderr is for our own.
-fn ask(command: &[String], within: Duration) -> Result<String, String> {
-    let (program, arguments) = command.split_first().ok_or("it is empty")?;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| error.to_string())?;
-    let deadline = Instant::now() + within;
-    let status = loop {
-        match child.try_wait().map_err(|error| error.to_string())? {
-            Some(status) => break status,
-            None if Instant::now() >= deadline => {
-                child.kill().ok();
-                child.wait().ok();
-                return Err(format!("no answer within {} s", within.as_secs()));
-            }
-            None => std::thread::sleep(Duration::from_millis(10)),
+    /// What the file has now. `None` where there is none, or it is just being replaced.
+    pub fn in_file(&self) -> Option<String> {
+        let Password::File(file) = self else { return None };
+        std::fs::read_to_string(file).ok().map(|text| line(&text)).filter(|text| !text.is_empty())
+    }
+
+    /// The server refuses it: a command is asked for another one. Nobody waits for that, as it may take its time.
+    pub fn refused(&self, take_up: impl FnOnce(&str) + Send + 'static) {
+        let Password::Command { asking, .. } = self else { return };
+        if asking.swap(true, Ordering::AcqRel) {
+            return;
         }
-    };
-    if !status.success() {
-        return Err(status.to_string());
-    }
-    let mut text = String::new();
-    let mut stdout = child.stdout.take().ok_or("it has no output")?;
-    stdout.read_to_string(&mut text).map_err(|error| error.to_string())?;
-    match text.trim_end().is_empty() {
-        true => Err("it printed nothing".into()),
-        false => Ok(text),
+        let (this, asking) = (self.clone(), asking.clone());
+        tokio::spawn(async move {
+            match this.read().await {
+                Ok(password) => take_up(&password.unwrap_or_default()),
+                Err(error) => {
+                    warn!(%error, "the server refuses the password of the database, and no other is to be had");
+                }
+            }
+            asking.store(false, Ordering::Release);
+        });
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn asked(script: &str) -> Result<String, String> {
-        ask(&["sh", "-c", script].map(str::to_owned), Duration::from_millis(500))
-    }
-
-    #[test]
-    fn a_command_prints_the_password_or_it_is_told_why_not() {
-        assert_eq!(asked("echo secret"), Ok("secret\n".into()));
-        assert_eq!(asked("exit 3").unwrap_err(), "exit status: 3");
-        assert_eq!(asked("true").unwrap_err(), "it printed nothing");
-        assert_eq!(asked("exec sleep 60").unwrap_err(), "no answer within 0 s");
-        assert_eq!(
-            ask(&["no-such-program".into()], ANSWER_WITHIN).unwrap_err(),
-            "No such file or directory (os error 2)"
-        );
-    }
+/// An editor or `echo` ends it with a newline that is no part of the secret.
+fn line(text: &str) -> String {
+    text.trim_end_matches(['\r', '\n']).to_owned()
 }

@@ -1,32 +1,16 @@
 //! What S3 says of the bucket itself, which `object_store` does not ask for: lifecycle rules and versions.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use object_store::{
-    ClientOptions,
     aws::AmazonS3,
-    client::{HttpClient, HttpConnector, HttpRequest, HttpRequestBody, ReqwestConnector},
+    client::{HttpClient, HttpRequest, HttpRequestBody},
     path::Path,
     signer::{Method, SignedUrlOptions, Signer as _},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::StoreError;
-
-/// Keeps the client that a store is built with, so that both connect in the same way.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Connector(Arc<Mutex<Option<HttpClient>>>);
-
-impl HttpConnector for Connector {
-    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = ReqwestConnector::default().connect(options)?;
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
-        Ok(client)
-    }
-}
+use super::{StoreError, checked::Connector};
 
 #[derive(Debug)]
 pub(super) struct Bucket {
@@ -56,8 +40,7 @@ pub struct Rules {
 impl Bucket {
     /// `connector` is the one that `signer` was built with.
     pub fn new(signer: AmazonS3, connector: &Connector, uri: &str) -> Bucket {
-        let client = connector.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Bucket { signer, client, uri: uri.to_owned() }
+        Bucket { signer, client: connector.client(), uri: uri.to_owned() }
     }
 
     pub async fn rules(&self) -> Result<Rules, StoreError> {

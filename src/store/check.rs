@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Store, StoreError, bucket::Rules};
-use crate::doctor::Finding;
+use super::{
+    Store, StoreError,
+    bucket::Rules,
+    mend::{Action, mends},
+};
+use crate::doctor::{Finding, Fix};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -25,8 +29,9 @@ const RULES: &str = "object store: lifecycle rules";
 const VERSIONS: &str = "object store: versions";
 
 /// Puts, reads and deletes an object, and looks at the bucket's rules.
-pub async fn check(store: &Store, topics: &[Topic]) -> Vec<Finding> {
-    let mut findings = probe(store).await;
+/// `endpoint` is that of the store's options.
+pub async fn check(store: &Store, endpoint: Option<&str>, topics: &[Topic]) -> Vec<Finding> {
+    let mut findings = probe(store, endpoint).await;
     if let Some(bucket) = &store.bucket
         && !findings.iter().any(Finding::is_fail)
     {
@@ -49,27 +54,31 @@ pub async fn check(store: &Store, topics: &[Topic]) -> Vec<Finding> {
     findings
 }
 
-async fn probe(store: &Store) -> Vec<Finding> {
+async fn probe(store: &Store, endpoint: Option<&str>) -> Vec<Finding> {
+    let fix = |action, error: &StoreError| mends(store, endpoint, action, error);
     let key = format!(".whippet-probe/{}", uuid::Uuid::new_v4());
     let uri = store.uri(&key);
     let content = Bytes::from_static(b"put by whippet to see whether it can\n");
     if let Err(error) = store.put(&key, content.clone(), "text/plain").await {
-        return vec![Finding::fail(PUT, error)];
+        return vec![Finding::fail(PUT, &error).mended_by(fix(Action::Put, &error))];
     }
     let got = match store.get(&uri, content.len() as u64).await {
         Ok(got) if got == content => Finding::ok(GET, format!("{uri} came back as it went")),
-        Ok(_) => Finding::fail(GET, format!("{uri} came back as something else; this is no object store")),
+        Ok(_) => Finding::fail(GET, format!("{uri} came back as something else; this is no object store"))
+            .mended_by(Fix::Config("object_store.url: (an object store)".into())),
         Err(error @ StoreError::Denied(_)) => {
             Finding::warn(GET, format!("{error}; the relay does without, those who read the payloads do not"))
+                .mended_by(fix(Action::Get, &error))
         }
-        Err(error) => Finding::fail(GET, error),
+        Err(error) => Finding::fail(GET, &error).mended_by(fix(Action::Get, &error)),
     };
     let deleted = match store.delete(&key).await {
         Ok(()) => Finding::ok(DELETE, format!("{uri} is gone again")),
         Err(error @ StoreError::Denied(_)) => {
             Finding::warn(DELETE, format!("{error}; the relay does without, `whippet purge` does not"))
+                .mended_by(fix(Action::Delete, &error))
         }
-        Err(error) => Finding::fail(DELETE, error),
+        Err(error) => Finding::fail(DELETE, &error).mended_by(fix(Action::Delete, &error)),
     };
     vec![Finding::ok(PUT, format!("{store} takes objects")), got, deleted]
 }

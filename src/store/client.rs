@@ -3,20 +3,19 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use object_store::ObjectStore;
 use tracing::{info, warn};
 
-use super::{StoreError, open::Options};
+use super::{StoreError, checked::Objects, open::Options};
 
 /// The files are small, and looked at before a request.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 type Read = Box<dyn Fn() -> Result<Options, StoreError> + Send + Sync>;
-type Connect = Box<dyn Fn(&Options) -> Result<Arc<dyn ObjectStore>, StoreError> + Send + Sync>;
+type Connect = Box<dyn Fn(&Options) -> Result<Objects, StoreError> + Send + Sync>;
 
 pub(super) struct Client {
     read: Read,
@@ -25,7 +24,7 @@ pub(super) struct Client {
 }
 
 struct Current {
-    objects: Arc<dyn ObjectStore>,
+    objects: Objects,
     /// What it was made of, or would have been, had that been good.
     options: Options,
     looked: Instant,
@@ -39,13 +38,13 @@ impl fmt::Debug for Client {
 
 impl Client {
     /// `objects` is what `connect` made of `options`, which `read` gave.
-    pub fn new(objects: Arc<dyn ObjectStore>, options: Options, read: Read, connect: Connect) -> Client {
+    pub fn new(objects: Objects, options: Options, read: Read, connect: Connect) -> Client {
         let current = Mutex::new(Current { objects, options, looked: Instant::now() });
         Client { read, connect, current }
     }
 
     /// As the files are now. Options that are no good leave what there is.
-    pub fn objects(&self) -> Arc<dyn ObjectStore> {
+    pub fn objects(&self) -> Objects {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.looked.elapsed() >= LOOK_EVERY {
             current.looked = Instant::now();

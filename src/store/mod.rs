@@ -4,14 +4,18 @@
 //! [`Store::put`] returns once the object is there as a whole, or not at all: the record that refers
 //! to it is produced after that. Nothing here tries for ever: a [`StoreError`] says whether trying
 //! again helps, and the relay decides when. `open` reads the configuration, `key` makes keys and URIs
-//! that every reader takes, `multipart` uploads what is large, `purge` deletes what is below a prefix, `check`
+//! that every reader takes, `crypto` is how requests are signed, `checked` whether
+//! their content is, `multipart` uploads what is large, `purge` deletes what is below a prefix, `check`
 //! tries everything and `bucket` asks S3 about its rules, `error` sorts what went wrong.
 
 mod bucket;
 mod check;
+mod checked;
 mod client;
+mod crypto;
 mod error;
 mod key;
+mod mend;
 mod multipart;
 mod open;
 mod purge;
@@ -22,14 +26,16 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use object_store::{
     Attribute, Attributes, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutOptions,
-    PutPayload, path::Path,
+    path::Path,
 };
 
 use self::{bucket::Bucket, client::Client};
 pub use self::{
     check::{Topic, check},
+    crypto::Hashed,
     error::StoreError,
     key::{is_safe_key, safe_key},
+    open::is_in_the_clear,
     purge::Tally,
 };
 
@@ -117,11 +123,17 @@ impl Store {
         };
         let done = if content.len() <= PUT_AT_ONCE {
             let options = PutOptions { attributes, ..PutOptions::default() };
-            self.objects().put_opts(&path, PutPayload::from_bytes(content), options).await.map(drop)
+            self.client.objects().put(&path, content, options).await.map(drop)
         } else {
             multipart::put(&self.objects(), &path, content, attributes).await
         };
         done.map_err(|error| StoreError::of(&error, &self.uri(key)))
+    }
+
+    /// The same for a content whose hash is known: what S3 is sent of it is not made once more.
+    pub async fn put_hashed(&self, key: &str, hashed: Hashed, content_type: &str) -> Result<(), StoreError> {
+        let content = hashed.content.clone();
+        crypto::knowing(hashed, self.put(key, content, content_type)).await
     }
 
     /// The object that `uri` refers to, unless it has more than `at_most` bytes.
@@ -186,7 +198,7 @@ impl Store {
     }
 
     fn objects(&self) -> Arc<dyn ObjectStore> {
-        self.client.objects()
+        self.client.objects().all
     }
 
     fn object(&self, meta: &ObjectMeta) -> Option<Object> {

@@ -14,8 +14,10 @@ use url::{Host, Url};
 
 use super::{
     Store, StoreError,
-    bucket::{Bucket, Connector},
+    bucket::Bucket,
+    checked::{Connector, Objects},
     client::Client,
+    crypto::Crypto,
     key,
 };
 
@@ -28,7 +30,7 @@ const TIMEOUTS: [(ClientConfigKey, &str); 2] =
 /// Options that a user is likely to mean, for messages: of every store, and of each.
 const COMMON: &[&str] =
     &["allow_http", "connect_timeout", "timeout", "proxy_url", "proxy_ca_certificate", "proxy_excludes"];
-const S3: &[&str] = &[
+const S3_OPTIONS: &[&str] = &[
     "access_key_id",
     "secret_access_key",
     "session_token",
@@ -53,9 +55,9 @@ const S3: &[&str] = &[
     "sse_bucket_key_enabled",
     "sse_customer_key_base64",
 ];
-const GCS: &[&str] =
+const GCS_OPTIONS: &[&str] =
     &["service_account", "service_account_key", "application_credentials", "base_url", "skip_signature"];
-const AZURE: &[&str] = &[
+const AZURE_OPTIONS: &[&str] = &[
     "account_name",
     "access_key",
     "sas_token",
@@ -111,25 +113,40 @@ pub(super) fn open(
     Ok(Store { client, base, prefix, folder, bucket })
 }
 
-type Connected = (Arc<dyn ObjectStore>, Option<Arc<Bucket>>);
+type Connected = (Objects, Option<Arc<Bucket>>);
 
 fn connect(scheme: &str, base: &str, prefix: &Path, options: &Options) -> Result<Connected, StoreError> {
     Ok(match scheme {
         "s3" => {
-            let (s3, connector) = s3(base, options)?;
-            let bucket = Bucket::new(s3.clone(), &connector, base);
-            (Arc::new(s3), Some(Arc::new(bucket)))
+            let S3 { signed, unsigned, connector } = s3(base, options)?;
+            let bucket = Bucket::new(signed.clone(), &connector, base);
+            let objects = Objects::new(Arc::new(signed));
+            let objects = match unsigned {
+                Some(unsigned) => objects.with_unsigned(Arc::new(unsigned), connector.checks),
+                None => objects,
+            };
+            (objects, Some(Arc::new(bucket)))
         }
-        "gs" => (gcs(base, options)?, None),
-        "az" | "abfss" => (azure(base, options)?, None),
-        _ => (folder(prefix, options)?, None),
+        "gs" => (Objects::new(gcs(base, options)?), None),
+        "az" | "abfss" => (Objects::new(azure(base, options)?), None),
+        _ => (Objects::new(folder(prefix, options)?), None),
     })
 }
 
-fn s3(base: &str, options: &Options) -> Result<(AmazonS3, Connector), StoreError> {
+struct S3 {
+    signed: AmazonS3,
+    /// The same for what is sent with its sha256 as a checksum, unless an option says how that is to be.
+    unsigned: Option<AmazonS3>,
+    connector: Connector,
+}
+
+fn s3(base: &str, options: &Options) -> Result<S3, StoreError> {
     type Key = AmazonS3ConfigKey;
     let connector = Connector::default();
-    let mut builder = AmazonS3Builder::from_env().with_retry(retry()).with_http_connector(connector.clone());
+    let mut builder = AmazonS3Builder::from_env()
+        .with_retry(retry())
+        .with_http_connector(connector.clone())
+        .with_crypto_provider(Arc::new(Crypto));
     for (key, value) in TIMEOUTS {
         builder = builder.with_config(Key::Client(key), value);
     }
@@ -138,21 +155,31 @@ fn s3(base: &str, options: &Options) -> Result<(AmazonS3, Connector), StoreError
     if builder.get_config_value(&Key::Checksum).is_none() {
         builder = builder.with_config(Key::Checksum, "sha256");
     }
-    for (key, value) in keys::<Key>(options, S3)? {
+    let mut says_what_is_signed = false;
+    for (key, value) in keys::<Key>(options, S3_OPTIONS)? {
         match key {
             Key::Bucket => return Err(wrong("options", "the bucket stands in object_store.url")),
             // What the environment says for S3 alone would win over the option.
             Key::Endpoint => builder = builder.with_config(Key::S3Endpoint, value.clone()),
+            Key::UnsignedPayload | Key::SkipSignature => says_what_is_signed = true,
             _ => {}
         }
         builder = builder.with_config(key, value);
     }
     let endpoint = builder.get_config_value(&Key::S3Endpoint).or(builder.get_config_value(&Key::Endpoint));
     let allowed = builder.get_config_value(&Key::Client(ClientConfigKey::AllowHttp));
-    if is_plain(endpoint.as_deref(), allowed.as_deref())? {
+    if is_plain(endpoint.as_deref(), allowed.as_deref(), options)? {
         builder = builder.with_allow_http(true);
     }
-    Ok((built(builder.with_url(base).build(), options)?, connector))
+    let builder = builder.with_url(base);
+    let has_sha256 =
+        builder.get_config_value(&Key::Checksum).is_some_and(|name| name.eq_ignore_ascii_case("sha256"));
+    let signed = built(builder.clone().build(), options)?;
+    let unsigned = (has_sha256 && !says_what_is_signed).then(|| {
+        let builder = builder.with_unsigned_payload(true).with_credentials(signed.credentials().clone());
+        built(builder.build(), options)
+    });
+    Ok(S3 { signed, unsigned: unsigned.transpose()?, connector })
 }
 
 fn gcs(base: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreError> {
@@ -162,7 +189,7 @@ fn gcs(base: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreError
         builder = builder.with_config(Key::Client(key), value);
     }
     let mut allowed = None;
-    for (key, value) in keys::<Key>(options, GCS)? {
+    for (key, value) in keys::<Key>(options, GCS_OPTIONS)? {
         match key {
             Key::Bucket => return Err(wrong("options", "the bucket stands in object_store.url")),
             Key::Client(ClientConfigKey::AllowHttp) => allowed = Some(value.clone()),
@@ -170,7 +197,9 @@ fn gcs(base: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreError
         }
         builder = builder.with_config(key, value);
     }
-    is_plain(builder.get_config_value(&Key::BaseUrl).as_deref(), allowed.as_deref())?;
+    if is_plain(builder.get_config_value(&Key::BaseUrl).as_deref(), allowed.as_deref(), options)? {
+        builder = builder.with_config(Key::Client(ClientConfigKey::AllowHttp), "true");
+    }
     Ok(Arc::new(built(builder.with_url(base).build(), options)?))
 }
 
@@ -180,7 +209,7 @@ fn azure(base: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreErr
     for (key, value) in TIMEOUTS {
         builder = builder.with_config(Key::Client(key), value);
     }
-    for (key, value) in keys::<Key>(options, AZURE)? {
+    for (key, value) in keys::<Key>(options, AZURE_OPTIONS)? {
         if key == Key::ContainerName {
             return Err(wrong("options", "the container stands in object_store.url"));
         }
@@ -188,7 +217,7 @@ fn azure(base: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreErr
     }
     let endpoint = builder.get_config_value(&Key::Endpoint);
     let allowed = builder.get_config_value(&Key::Client(ClientConfigKey::AllowHttp));
-    if is_plain(endpoint.as_deref(), allowed.as_deref())? {
+    if is_plain(endpoint.as_deref(), allowed.as_deref(), options)? {
         builder = builder.with_allow_http(true);
     }
     Ok(Arc::new(built(builder.with_url(base).build(), options)?))
@@ -209,6 +238,18 @@ fn folder(path: &Path, options: &Options) -> Result<Arc<dyn ObjectStore>, StoreE
 fn retry() -> RetryConfig {
     let backoff = BackoffConfig { max_backoff: Duration::from_secs(2), ..BackoffConfig::default() };
     RetryConfig { backoff, max_retries: 2, retry_timeout: Duration::from_secs(10) }
+}
+
+/// Whether what goes to this URL can be read by anybody on the way: plain HTTP to another machine.
+pub fn is_in_the_clear(url: &str) -> bool {
+    let Ok(url) = Url::parse(url) else { return false };
+    let is_loopback = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    };
+    url.scheme() == "http" && !is_loopback
 }
 
 /// The options as `object_store` knows them; `likely` are the names for messages.
@@ -259,28 +300,20 @@ fn with_files_read(options: &Options) -> Result<Options, StoreError> {
     options.iter().map(read).collect()
 }
 
-/// Whether requests go out in the clear: to this machine itself, or because an option allows it.
-fn is_plain(endpoint: Option<&str>, allowed: Option<&str>) -> Result<bool, StoreError> {
+/// Whether requests go out in the clear, because the endpoint says so.
+fn is_plain(endpoint: Option<&str>, allowed: Option<&str>, options: &Options) -> Result<bool, StoreError> {
     let Some(endpoint) = endpoint else { return Ok(false) };
     let url = Url::parse(endpoint).ok().filter(Url::has_host);
     let url = url.ok_or_else(|| wrong("options.endpoint", "not a URL such as https://host"))?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err(wrong("options.endpoint", "it has credentials in it; use options for them"));
     }
-    let is_loopback = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    };
     let is_allowed = allowed.is_some_and(|value| matches!(value, "true" | "1" | "on" | "yes" | "y"));
+    let is_forbidden = !is_allowed && options.keys().any(|name| name.ends_with("allow_http"));
     match url.scheme() {
         "https" => Ok(false),
-        "http" if is_loopback || is_allowed => Ok(true),
-        "http" => Err(wrong(
-            "options.endpoint",
-            "anybody on the way reads what goes over http://; use https://, or set the option allow_http: true",
-        )),
+        "http" if is_forbidden => Err(wrong("options.endpoint", "it is http://, and allow_http is false")),
+        "http" => Ok(true),
         _ => Err(wrong("options.endpoint", "not a URL such as https://host")),
     }
 }
@@ -317,13 +350,13 @@ mod tests {
     #[test]
     fn every_likely_option_is_one() {
         let common = COMMON.iter().copied();
-        for name in S3.iter().copied().chain(common.clone()) {
+        for name in S3_OPTIONS.iter().copied().chain(common.clone()) {
             assert!(name.parse::<AmazonS3ConfigKey>().is_ok(), "{name}");
         }
-        for name in GCS.iter().copied().chain(common.clone()) {
+        for name in GCS_OPTIONS.iter().copied().chain(common.clone()) {
             assert!(name.parse::<GoogleConfigKey>().is_ok(), "{name}");
         }
-        for name in AZURE.iter().copied().chain(common) {
+        for name in AZURE_OPTIONS.iter().copied().chain(common) {
             assert!(name.parse::<AzureConfigKey>().is_ok(), "{name}");
         }
     }
@@ -335,8 +368,10 @@ mod tests {
             ("s3://bucket/a/b", &[("region", "eu-west-1")][..], "s3://bucket/a/b/k"),
             ("s3://bucket", &[("aws_endpoint", "http://127.0.0.1:9000")], "s3://bucket/k"),
             ("s3://bucket/", &[("endpoint", "http://minio:9000"), ("allow_http", "true")], "s3://bucket/k"),
+            ("s3://bucket/", &[("endpoint", "http://minio:9000")], "s3://bucket/k"),
             ("s3://bucket/t=1/", &[("checksum_algorithm", "CRC64NVME")], "s3://bucket/t%3D1/k"),
             ("gs://bucket/a", &[("skip_signature", "true")], "gs://bucket/a/k"),
+            ("gs://bucket", &[("base_url", "http://gcs:1"), ("skip_signature", "true")], "gs://bucket/k"),
             ("az://container/a", &azure, "az://container/a/k"),
             (
                 "abfss://files@shop.dfs.core.windows.net/a",
@@ -391,11 +426,13 @@ mod tests {
                 "object_store.options.flavour: unknown option; expected one of",
             ),
             ("s3://bucket", &[("bucket", "x")], "the bucket stands in object_store.url"),
-            ("s3://bucket", &[("endpoint", "http://minio:9000")], "or set the option allow_http: true"),
+            (
+                "s3://bucket",
+                &[("endpoint", "http://minio:9000"), ("allow_http", "false")],
+                "it is http://, and allow_http is false",
+            ),
             ("s3://bucket", &[("endpoint", "minio:9000")], "object_store.options.endpoint: not a URL"),
             ("s3://bucket", &[("endpoint", "https://a:hunter2@minio")], "has credentials in it"),
-            ("gs://bucket", &[("base_url", "http://gcs:1")], "or set the option allow_http: true"),
-            ("az://c", &[("endpoint", "http://azure:1"), ("account_name", "a")], "option allow_http: true"),
             ("s3://bucket", &[("timeout", "hunter2")], "object_store.options.timeout: "),
             ("s3://bucket", &[("access_key_id", "hunter2")], "Missing SecretAccessKey"),
             ("s3://bucket", &[("secret_access_key_file", "/nowhere")], "/nowhere cannot be read"),

@@ -16,7 +16,7 @@ use opentelemetry::{
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
 use super::Spans;
-use crate::record::w3c::Parent;
+use crate::record::{Landed, w3c::Parent};
 
 /// An event on its way to Kafka, from the outbox to the answer.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,8 @@ pub struct Sending<'a> {
     pub created_ms: Option<i64>,
     pub sent: SystemTime,
     pub answered: SystemTime,
+    /// Where Kafka has it, where it took it.
+    pub landed: Option<Landed>,
     /// What Kafka said, where it took nothing.
     pub error: Option<&'a str>,
 }
@@ -52,6 +54,11 @@ pub(super) fn of(
         span(parent, name.into(), SpanKind::Internal, times, attributes, scope)
     });
     let mut attributes = messaging("send", "send", sending.topic, sending.event_id, server);
+    if let Some(Landed { partition, offset }) = sending.landed {
+        // A name, in OpenTelemetry's conventions.
+        attributes.push(KeyValue::new("messaging.destination.partition.id", partition.to_string()));
+        attributes.extend(offset.map(|offset| KeyValue::new("messaging.kafka.offset", offset)));
+    }
     attributes.extend(sending.error.map(|error| KeyValue::new("error.type", error.to_owned())));
     let times = (sending.sent, sending.answered);
     let name = format!("send {}", sending.topic);
@@ -188,6 +195,7 @@ mod tests {
         created_ms: Some(1_000),
         sent: SystemTime::UNIX_EPOCH,
         answered: SystemTime::UNIX_EPOCH,
+        landed: None,
         error: None,
     };
 
@@ -221,6 +229,19 @@ mod tests {
         assert_eq!(attribute(sent, "server.address").as_deref(), Some("k1"));
         assert_eq!(attribute(sent, "server.port").as_deref(), Some("9092"));
         assert_eq!(sent.status, Status::Unset);
+        assert_eq!(attribute(sent, "messaging.destination.partition.id"), None);
+    }
+
+    #[test]
+    fn what_kafka_took_is_found_by_partition_and_offset() {
+        let sent = |offset| {
+            let landed = Some(Landed { partition: 3, offset });
+            spans(Sending { created_ms: None, landed, ..SENDING }).remove(0)
+        };
+        let known = sent(Some(17));
+        assert_eq!(attribute(&known, "messaging.destination.partition.id").as_deref(), Some("3"));
+        assert_eq!(attribute(&known, "messaging.kafka.offset").as_deref(), Some("17"));
+        assert_eq!(attribute(&sent(None), "messaging.kafka.offset"), None);
     }
 
     #[test]

@@ -168,3 +168,45 @@ async fn an_unreachable_database_or_broker_at_start_is_waited_for() {
     assert!(log.contains("stays in the outbox"), "{log}");
     assert_eq!(world.number("SELECT count(*) FROM outbox").await, 1);
 }
+
+/// Whoever looks at the status sees what is wrong now, and since when; not what was wrong last week.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_error_of_a_table_that_is_mended_is_gone() {
+    let world = World::new("mended").await;
+    let tables = "[{ name: outbox, columns: { key: at }, retry: { max: 1s } }, { name: late }]";
+    let config = world.config(tables, "");
+    world.install(&world.config("[{ name: outbox }]", "")).await;
+    // It is found, and cannot be read.
+    world
+        .sql(
+            "ALTER TABLE outbox RENAME TO written;
+             CREATE VIEW outbox AS SELECT *, 1 / (seq - seq) AS at FROM written;
+             INSERT INTO written (topic) VALUES ('none')",
+        )
+        .await;
+    let relay = world.relay(&config);
+    for (table, says) in [(0, "division by zero"), (1, "table late does not exist")] {
+        relay
+            .until(|status| {
+                let table = &status["tables"][table];
+                let said = table["last_error"].as_str().unwrap_or_default();
+                table["state"] == "failing" && said.contains(says) && table["last_error_at"].is_string()
+            })
+            .await;
+    }
+    // Each try waits for longer than the last, although the table is looked at and found good each time.
+    let tried = |line: &str| line.contains("division by zero") && line.contains("\"attempt\":4");
+    relay.until(|_| relay.log().lines().any(tried)).await;
+    world.sql("DELETE FROM written").await;
+    world.install(&world.config("[{ name: late }]", "")).await;
+    for table in [0, 1] {
+        relay
+            .until(|status| {
+                let table = &status["tables"][table];
+                table["state"] == "running"
+                    && table["last_error"].is_null()
+                    && table["last_error_at"].is_null()
+            })
+            .await;
+    }
+}

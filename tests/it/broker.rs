@@ -11,7 +11,7 @@ const INSERT: &str = "INSERT INTO outbox (topic, key, payload)";
 async fn events_of_a_missing_topic_wait_and_others_flow() {
     let world = World::new("notopic").await;
     let (there, later) = (world.create_topic("there", 1, &[]).await, world.topic("later"));
-    let config = world.config("[{ name: outbox, retry: { max: 1s } }]", "");
+    let config = world.config("[{ name: outbox, retry: { max: 1s } }, { name: quiet }]", "");
     world.install(&config).await;
     let relay = world.relay(&config);
     world
@@ -20,11 +20,23 @@ async fn events_of_a_missing_topic_wait_and_others_flow() {
     world.consumer(&there).read(2);
     relay.wait_for("kafka topic cannot be written to");
     relay.until_status("/blocked_topics/0", later.as_str()).await;
+    relay.wait_for_nth("kafka topic cannot be written to", 2);
+    let status = relay.status();
+    let [error, of_another] = [0, 1].map(|table| &status["tables"][table]["last_error"]);
+    assert!(error.to_string().contains(&format!("topic {later} cannot be written to")), "{error}");
+    assert!(of_another.is_null(), "{of_another}");
+    let transient = "kind=\"transient\"";
+    assert!(relay.metric("whippet_publish_failures_total", transient) >= 2.0);
+    assert!(relay.metric("whippet_retries_total", transient) >= 1.0);
     world.create_topic("later", 1, &[]).await;
     let mut consumer = world.consumer(&later);
     assert_eq!(consumer.read(2).iter().map(super::harness::Seen::text).collect::<Vec<_>>(), ["1", "2"]);
     world.until("SELECT count(*) FROM outbox", 0).await;
     assert_eq!(world.number("SELECT count(*) FROM whippet.holds").await, 0);
+    relay.until_status("/tables/0/last_error", serde_json::Value::Null).await;
+    // Whoever stops a process and its group sends it two signals.
+    relay.signal("TERM");
+    assert_eq!(relay.stop().0, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,7 +220,8 @@ async fn a_topic_that_is_deleted_and_made_again_loses_nothing_that_was_not_there
     world.create_topic("gone", 1, &[]).await;
     world.until("SELECT count(*) FROM outbox", 0).await;
     let mut consumer = world.consumer(&gone);
-    assert_eq!(consumer.read_to_end().iter().map(super::harness::Seen::text).collect::<Vec<_>>(), ["1", "2"]);
+    let seen: Vec<&str> = consumer.read_to_end().iter().map(super::harness::Seen::text).collect();
+    assert_eq!(seen, ["1", "2"]);
 }
 
 /// What a cluster says while it is shut down, and what librdkafka never comes back from by itself.

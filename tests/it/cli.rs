@@ -10,6 +10,24 @@ fn text(bytes: &[u8]) -> &str {
 fn wrong_usage_is_2_and_a_wrong_configuration_78() {
     assert_eq!(whippet(&["fly"]).status.code(), Some(2));
     assert_eq!(whippet(&["run"]).status.code(), Some(2));
+    // What a verb is for has to be said, and is looked at before a relay is asked.
+    for verb in [
+        &["pause"][..],
+        &["resume", "--dry-run"],
+        &["redrive"],
+        &["redrive", "--table", "outbox"],
+        &["redrive", "--all", "--key", "k"],
+        &["skip", "--reason", "test"],
+        &["skip", "--key-hex", "zz", "--reason", "test"],
+        &["replay"],
+        &["replay", "--table", "outbox"],
+        &["replay", "--from", "soon"],
+        &["parked", "--payload"],
+        &["purge", "--config", "w.yaml"],
+        &["purge", "--config", "w.yaml", "--prefix", ""],
+    ] {
+        assert_eq!(whippet(verb).status.code(), Some(2), "{verb:?}");
+    }
     let missing = whippet(&["run", "--config", "/nowhere/whippet.yaml"]);
     assert_eq!(missing.status.code(), Some(78));
     assert!(text(&missing.stderr).contains("/nowhere/whippet.yaml"), "{}", text(&missing.stderr));
@@ -34,6 +52,44 @@ fn wrong_usage_is_2_and_a_wrong_configuration_78() {
             assert!(text(&said.stderr).contains(expected), "{}", text(&said.stderr));
             assert!(said.stdout.is_empty());
         }
+    }
+}
+
+/// A script that is run with one, and a configuration that is run with the other, must not miss each other.
+#[test]
+fn the_script_of_preset_debezium_says_which_configuration_it_goes_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("w.yaml");
+    let sql = |arguments: &[&str]| {
+        let said = whippet(&[&["sql"], arguments].concat());
+        assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+        text(&said.stdout).to_owned()
+    };
+    let table = |script: &str| {
+        let from = script.find("CREATE TABLE").unwrap();
+        script[from..].split(';').next().unwrap().to_owned()
+    };
+    for (dialect, url) in
+        [("postgres", "postgres://x/y"), ("mysql", "mysql://x/y"), ("sqlite", "sqlite:///y.db")]
+    {
+        let by_dialect = sql(&["--dialect", dialect, "--preset", "debezium"]);
+        let by_config = |more: &str| {
+            let yaml = format!(
+                "source: {{ url: '{url}' }}\nkafka: {{ bootstrap_servers: k }}\n\
+                 tables: [{{ name: outbox, preset: debezium{more} }}]\n"
+            );
+            std::fs::write(&file, yaml).unwrap();
+            sql(&["--config", file.to_str().unwrap()])
+        };
+        let mapped = ", columns: { sequence: seq }";
+        assert!(by_dialect.contains("preset: debezium, columns: { sequence: seq }"), "{by_dialect}");
+        assert_eq!(table(&by_dialect), table(&by_config(mapped)), "{dialect}");
+        assert!(!by_config(mapped).contains("no order column"));
+        let without = by_config("");
+        assert!(
+            without.contains("outbox has no order column") && !table(&without).contains("seq"),
+            "{without}"
+        );
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::{Relay, SOON, World};
+use crate::harness::{Relay, SOON, Seen, World};
 
 /// The log lines that have a request id anywhere, as their messages.
 fn lines_of(relay: &Relay, request: &str) -> Vec<String> {
@@ -99,6 +99,18 @@ async fn the_log_lines_of_a_request_are_found_by_its_id() {
     let context = serde_json::json!({ "x-request-id": "r-ok", "user-id": "u-r-ok" });
     assert_eq!(line["context"], context, "a header that does not go out is not told either");
     assert_eq!((&line["table"], &line["topic"]), (&"outbox".into(), &topic.as_str().into()));
+    // By partition and offset a record is found at once, also one that is published again.
+    let log = relay.log();
+    let lines = log.lines().filter(|line| line.contains("event is published"));
+    let lines: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+    let seen = world.consumer(&topic).read_to_end().to_vec();
+    let of_topic: Vec<&Value> = lines.iter().filter(|line| line["topic"] == topic.as_str()).collect();
+    assert_eq!((of_topic.len(), seen.len()), (4, 4));
+    for line in of_topic {
+        let place = |seen: &&Seen| (line["partition"] == seen.partition) && (line["offset"] == seen.offset);
+        let found = seen.iter().find(place).unwrap_or_else(|| panic!("{line}"));
+        assert_eq!(line["id"].as_str(), found.header("id"), "{line}");
+    }
 }
 
 /// Without `log.context` the log does not grow with the events.

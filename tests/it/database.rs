@@ -1,10 +1,10 @@
 //! What the database does to us, other than to go away.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::Connection as _;
 
-use crate::harness::{World, service, services};
+use crate::harness::{SOON, World, service, services};
 
 const INSERT: &str = "INSERT INTO outbox (topic, key, payload)";
 
@@ -13,6 +13,8 @@ async fn stage(name: &str, tables: &str) -> (World, crate::harness::Relay, Strin
     let topic = world.create_topic("events", 1, &[]).await;
     let config = world.config(tables, "");
     world.install(&config).await;
+    // Of a deadlock the application finds out first, or the relay: not by chance.
+    world.sql(&format!("ALTER DATABASE {} SET deadlock_timeout = '10s'", world.name)).await;
     let relay = world.relay(&config);
     relay.wait_for("this relay owns the source");
     (world, relay, topic)
@@ -161,4 +163,53 @@ async fn a_full_disk_under_the_relays_state_loses_nothing() {
     world.until_within("SELECT count(*) FROM outbox", 2, Duration::from_mins(1)).await;
     world.until("SELECT count(*) FROM whippet.holds", 2).await;
     assert_all(&world, &topic, 100);
+}
+
+/// A hold that cannot be written stops its table, and is tried ever more seldom: one line for each attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_that_cannot_be_written_is_tried_ever_more_seldom() {
+    let tables = "[{ name: outbox, retry: { initial: 100ms, jitter: none }, poll: { wake: notify } }]";
+    let (world, relay, topic) = stage("unheld", tables).await;
+    world
+        .sql(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+               $$BEGIN RAISE EXCEPTION 'No space left on device' USING ERRCODE = 'disk_full'; END$$",
+        )
+        .await;
+    let full = "CREATE TRIGGER full_disk BEFORE INSERT ON whippet.holds FOR EACH STATEMENT EXECUTE FUNCTION full_disk()";
+    let insert = |key: &str, headers: &str| {
+        format!(
+            "INSERT INTO outbox (topic, key, payload, headers) VALUES ('{topic}', '{key}', 'x', {headers})"
+        )
+    };
+    let attempts = || -> Vec<u64> {
+        let log = relay.log();
+        let lines = log.lines().filter(|line| line.contains("No space left on device"));
+        lines
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["attempt"].as_u64().unwrap())
+            .collect()
+    };
+    // One that is parked for itself, and then some that are held because an operator said so: these are read again.
+    for (round, expected) in [("bad", "parked_events"), ("paused", "held_events")] {
+        let before = attempts().len();
+        world.sql(full).await;
+        if round == "paused" {
+            relay.operate(&world, &["pause", "--topic", &topic]);
+        }
+        world.sql(&insert(round, if round == "bad" { "'7'" } else { "NULL" })).await;
+        let began = Instant::now();
+        while attempts().len() < before + 5 {
+            assert!(began.elapsed() < SOON, "{}", relay.log());
+            // Whoever is told of new rows does not try at once.
+            world.sql(&insert(round, "NULL")).await;
+            world.pause().await;
+        }
+        assert_eq!(attempts()[before..before + 5], [1, 2, 3, 4, 5], "{round}");
+        let pauses = Duration::from_millis(100 + 200 + 400 + 800);
+        assert!(began.elapsed() >= pauses, "{round}: {:?}", began.elapsed());
+        world.sql("DROP TRIGGER full_disk ON whippet.holds").await;
+        relay.until(|status| status["tables"][0][expected].as_u64() > Some(0)).await;
+        // Those behind it too: a later round begins with nothing on its way.
+        world.until("SELECT count(*) - (SELECT count(*) FROM whippet.holds) FROM outbox", 0).await;
+    }
 }

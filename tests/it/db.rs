@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use mysql_async::prelude::Queryable as _;
 use sqlx::{
-    AssertSqlSafe, Connection as _, PgConnection, PgPool,
+    AssertSqlSafe, Connection as _, PgConnection, PgPool, SqliteConnection, SqlitePool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -47,6 +47,11 @@ fn is_mysql(url: &str) -> bool {
     url.starts_with("mysql:")
 }
 
+/// A file; of a server's URL, a folder of them.
+fn is_sqlite(url: &str) -> bool {
+    url.starts_with("sqlite:")
+}
+
 /// The statements of a script; a server takes no comment alone for one.
 pub fn statements(script: &str) -> impl Iterator<Item = String> {
     let lines = script.lines().filter(|line| !line.trim_start().starts_with("--"));
@@ -60,6 +65,7 @@ pub fn statements(script: &str) -> impl Iterator<Item = String> {
 pub enum Db {
     Postgres(PgPool),
     Mysql(mysql_async::Pool),
+    Sqlite(SqlitePool),
 }
 
 impl Db {
@@ -67,12 +73,18 @@ impl Db {
         if is_mysql(url) {
             return Db::Mysql(mysql_async::Pool::from_url(url).unwrap());
         }
+        if is_sqlite(url) {
+            return Db::Sqlite(SqlitePool::connect(url).await.unwrap());
+        }
         let options: PgConnectOptions = url.parse().unwrap();
         Db::Postgres(PgPoolOptions::new().max_connections(32).connect_with(options).await.unwrap())
     }
 
     /// A database of this name on a server, as a URL.
     pub async fn create(server: &str, name: &str) -> String {
+        if is_sqlite(server) {
+            return format!("{server}/{name}.db?mode=rwc");
+        }
         let statement = format!("CREATE DATABASE {name}");
         Session::open(server).await.unwrap().run(&statement).await.unwrap();
         match is_mysql(server) {
@@ -83,6 +95,10 @@ impl Db {
 
     /// Best effort, and from where nobody can wait.
     pub fn drop(server: &str, name: &str) {
+        if is_sqlite(server) {
+            // It goes with its folder.
+            return;
+        }
         let force = if is_mysql(server) { "" } else { " WITH (FORCE)" };
         run_on(server, &[&format!("DROP DATABASE {name}{force}")]).unwrap();
     }
@@ -90,7 +106,7 @@ impl Db {
     pub fn pg(&self) -> &PgPool {
         match self {
             Db::Postgres(pool) => pool,
-            Db::Mysql(_) => panic!("this test is about PostgreSQL"),
+            Db::Mysql(_) | Db::Sqlite(_) => panic!("this test is about PostgreSQL"),
         }
     }
 
@@ -105,6 +121,9 @@ impl Db {
                     connection.query_drop(statement).await?;
                 }
             }
+            Db::Sqlite(pool) => {
+                sqlx::raw_sql(AssertSqlSafe(script)).execute(pool).await?;
+            }
         }
         Ok(())
     }
@@ -113,6 +132,7 @@ impl Db {
         Ok(match self {
             Db::Postgres(pool) => sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(pool).await?,
             Db::Mysql(pool) => pool.get_conn().await?.query_first(sql).await?.unwrap(),
+            Db::Sqlite(pool) => sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(pool).await?,
         })
     }
 }
@@ -121,10 +141,14 @@ impl Db {
 pub enum Session {
     Postgres(PgConnection),
     Mysql(mysql_async::Conn),
+    Sqlite(SqliteConnection),
 }
 
 impl Session {
     pub async fn open(url: &str) -> Result<Session, Failed> {
+        if is_sqlite(url) {
+            return Ok(Session::Sqlite(SqliteConnection::connect(url).await?));
+        }
         Ok(match is_mysql(url) {
             true => Session::Mysql(mysql_async::Conn::from_url(url).await?),
             false => Session::Postgres(PgConnection::connect(url).await?),
@@ -141,7 +165,42 @@ impl Session {
                 connection.query_drop(statement).await?;
                 connection.affected_rows()
             }
+            Session::Sqlite(connection) => {
+                sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await?.rows_affected()
+            }
         })
+    }
+
+    /// One writer at a time where rows have no locks: nobody is refused in the middle then.
+    pub fn begin(&self) -> &'static str {
+        match self {
+            Session::Postgres(_) | Session::Mysql(_) => "BEGIN",
+            Session::Sqlite(_) => "BEGIN IMMEDIATE",
+        }
+    }
+
+    /// A file has no queue of writers: one that never rests leaves no room for others.
+    pub async fn lets_others(&self) {
+        if matches!(self, Session::Sqlite(_)) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    pub fn for_update(&self) -> &'static str {
+        match self {
+            Session::Postgres(_) | Session::Mysql(_) => "FOR UPDATE",
+            Session::Sqlite(_) => "",
+        }
+    }
+
+    /// How many rows a statement of MySQL shows.
+    pub async fn rows(&mut self, statement: &str) -> usize {
+        match self {
+            Session::Postgres(_) | Session::Sqlite(_) => panic!("this is about MySQL"),
+            Session::Mysql(connection) => {
+                connection.query::<mysql_async::Row, _>(statement).await.unwrap().len()
+            }
+        }
     }
 
     /// Bytes as a literal.
@@ -152,21 +211,21 @@ impl Session {
         });
         match self {
             Session::Postgres(_) => format!("decode('{hex}', 'hex')"),
-            Session::Mysql(_) => format!("x'{hex}'"),
+            Session::Mysql(_) | Session::Sqlite(_) => format!("x'{hex}'"),
         }
     }
 
     /// The columns of an outbox that the writers fill.
     pub fn columns(&self) -> &'static str {
         match self {
-            Session::Postgres(_) => "id, topic, key, payload, headers",
+            Session::Postgres(_) | Session::Sqlite(_) => "id, topic, key, payload, headers",
             Session::Mysql(_) => "id, topic, `key`, payload, headers",
         }
     }
 
     pub fn or_nothing(&self) -> &'static str {
         match self {
-            Session::Postgres(_) => "ON CONFLICT DO NOTHING",
+            Session::Postgres(_) | Session::Sqlite(_) => "ON CONFLICT DO NOTHING",
             Session::Mysql(_) => "ON DUPLICATE KEY UPDATE number = number",
         }
     }

@@ -12,10 +12,10 @@ use whippet::cli::Cli;
 use crate::harness::{path, whippet};
 
 /// Every page, and its text.
-fn pages() -> Vec<(PathBuf, String)> {
+pub fn pages() -> Vec<(PathBuf, String)> {
     let mut pages: Vec<PathBuf> =
         ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"].map(path).to_vec();
-    for folder in ["docs", "docs/decisions"] {
+    for folder in ["docs", "docs/decisions", "docs/runbooks"] {
         let entries = std::fs::read_dir(path(folder)).unwrap().map(|entry| entry.unwrap().path());
         pages.extend(entries.filter(|path| path.extension().is_some_and(|kind| kind == "md")));
     }
@@ -24,7 +24,7 @@ fn pages() -> Vec<(PathBuf, String)> {
 }
 
 /// Lines outside of blocks of code, and the blocks with their language.
-fn prose_and_blocks(text: &str) -> (String, Vec<(String, String)>) {
+pub fn prose_and_blocks(text: &str) -> (String, Vec<(String, String)>) {
     let (mut prose, mut blocks) = (String::new(), Vec::new());
     let mut block: Option<(String, String, usize)> = None;
     for line in text.lines() {
@@ -51,7 +51,7 @@ fn prose_and_blocks(text: &str) -> (String, Vec<(String, String)>) {
 }
 
 /// What stands in backquotes, over the ends of lines too.
-fn quoted(prose: &str) -> Vec<String> {
+pub fn quoted(prose: &str) -> Vec<String> {
     let parts = prose.split('`').skip(1).step_by(2);
     parts.map(|part| part.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
 }
@@ -230,7 +230,7 @@ fn commands_in_the_docs_are_commands() {
 }
 
 /// As a shell splits a line, up to a comment or what is done with the output.
-fn words(line: &str) -> Vec<String> {
+pub fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut quote = None;
     for c in line.chars() {

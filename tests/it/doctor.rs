@@ -1,10 +1,12 @@
 //! `whippet doctor`, and what a relay finds when it starts.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::{
     bucket::Bucket,
-    harness::{Relay, World, whippet},
+    harness::{Relay, World, path, whippet},
 };
 
 fn doctor(config: &str) -> (Option<i32>, String) {
@@ -98,4 +100,49 @@ async fn a_rule_that_takes_objects_before_their_records_is_a_warning() {
     relay.wait_for("keeps old versions");
     relay.until_status("/tables/0/state", "running").await;
     assert_eq!(relay.stop().0, Some(0));
+}
+
+/// Every check that can fail, by the sources, is broken by a test, which names it.
+#[test]
+fn every_check_that_fails_is_broken_by_a_test() {
+    fn sources(folder: &Path, all: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            match entry.is_dir() {
+                true => sources(&entry, all),
+                false => all.push(std::fs::read_to_string(entry).unwrap()),
+            }
+        }
+    }
+    let mut files = Vec::new();
+    sources(&path("src"), &mut files);
+    files.retain(|file| file.contains("Finding::"));
+    let tests = [
+        include_str!("doctor_fixes.rs"),
+        include_str!("doctor_servers.rs"),
+        include_str!("doctor_mysql.rs"),
+        include_str!("doctor_positions.rs"),
+        include_str!("doctor_stores.rs"),
+    ]
+    .concat();
+    let mut checks = Vec::new();
+    for file in &files {
+        let fails =
+            ["Finding::fail(", "self.failed("].map(|call| file.split(call).skip(1)).into_iter().flatten();
+        for call in fails {
+            let name = call.split([',', ')']).next().unwrap().trim();
+            let named = || file.split_once(&format!("const {name}: &str = \"")).map(|(_, rest)| rest);
+            match name.strip_prefix('"').or_else(named).and_then(|rest| rest.split('"').next()) {
+                Some(check) => checks.push(check.to_owned()),
+                // A function that is given the check.
+                None => assert!(name.starts_with("check"), "{name} is no check"),
+            }
+        }
+    }
+    checks.sort_unstable();
+    checks.dedup();
+    assert!(checks.len() > 20, "{checks:?}");
+    // Of a configuration that is good: a build without this source, or a file that has gone since it was read.
+    checks.retain(|check| !["source", "object store"].contains(&check.as_str()));
+    checks.retain(|check| !tests.contains(&format!("\"{check}\"")));
+    assert!(checks.is_empty(), "no test breaks {checks:?}");
 }

@@ -127,12 +127,12 @@ async fn the_network_to_the_database_breaks_in_every_way() {
     stage.end(relay).await;
 }
 
-fn signal(pid: u32, name: &str) {
+pub fn signal(pid: u32, name: &str) {
     let sent = Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap();
     assert!(sent.success());
 }
 
-fn kafka_pid() -> u32 {
+pub fn kafka_pid() -> u32 {
     let file = service("WHIPPET_TEST_KAFKA_PID");
     std::fs::read_to_string(file).unwrap().trim().parse().unwrap()
 }
@@ -144,7 +144,7 @@ async fn a_broker_that_hangs_longer_than_a_request_is_survived() {
     let stage = Stage::set("hang", PLAN, |world| {
         world.config("[{ name: outbox }]", "").replace(
             "kafka: {",
-            "kafka: { properties: { socket.timeout.ms: 3000, request.timeout.ms: 2000 },",
+            "kafka: { properties: { socket.timeout.ms: 1500, request.timeout.ms: 1000 },",
         )
     })
     .await;
@@ -153,7 +153,7 @@ async fn a_broker_that_hangs_longer_than_a_request_is_survived() {
     for _ in 0..2 {
         signal(kafka_pid(), "STOP");
         // Longer than both, and short enough for the controller, which hangs with it, not to give it up.
-        stage.carry_on(Duration::from_secs(5)).await;
+        stage.carry_on(Duration::from_millis(2_500)).await;
         signal(kafka_pid(), "CONT");
         stage.flows_again(&relay).await;
     }
@@ -234,7 +234,7 @@ async fn a_poison_row_at_the_head_of_every_batch_stops_nobody_else() {
     world.sql(&format!("INSERT INTO outbox (topic, key, payload) VALUES ('{topic}', 'warm', '0')")).await;
     world.until("SELECT count(*) FROM outbox", 0).await;
     // Half of them the relay can tell by itself, and half only the broker.
-    world.alter_topic(&topic, "max.message.bytes", "20000").await;
+    world.lower_limit(&topic, 3, 20_000).await;
     world
         .sql(&format!(
             "INSERT INTO outbox (topic, key, payload, headers)

@@ -161,8 +161,9 @@ async fn what_is_on_the_disk_survives_its_relay() {
     assert_eq!(again.code, 202, "its caller tries again");
     assert_eq!(relay.stop().0, Some(0));
     let ids = ids(consumer.read_to_end());
+    let mut first = std::collections::HashSet::new();
     let mut distinct = ids.clone();
-    distinct.dedup();
+    distinct.retain(|id| first.insert(*id));
     assert_eq!(ids.iter().filter(|id| **id == "3").count(), 1, "{ids:?}");
     assert_eq!(distinct, ["1", "2", "3"], "{ids:?}");
 }
@@ -176,7 +177,7 @@ async fn an_id_is_taken_once_while_it_waits_and_for_a_while_after() {
     let world = World::new("ingestids").await;
     let topic = world.create_topic("events", 1, &[]).await;
     let other = world.create_topic("others", 1, &[]).await;
-    let config = config(&world, &format!("{topic}, {other}"), "dedup: 3s", "");
+    let config = config(&world, &format!("{topic}, {other}"), "dedup: 6s", "");
     let relay = world.relay(&config);
     let ingest = address(&relay);
     relay.operate(&world, &["pause", "--table", "ingest"]);
@@ -214,6 +215,42 @@ async fn an_id_is_taken_once_while_it_waits_and_for_a_while_after() {
     send(&ingest, &topic);
     assert_eq!(ids(consumer.read(3)), ["once", "twice", "once"], "forgotten after ingest.dedup");
     assert_eq!(ids(world.consumer(&other).read_to_end()), ["once"]);
+}
+
+/// Whoever has not heard the answer may be told it again at any time: nothing more is stored for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_spool_knows_what_it_has_taken() {
+    let world = World::new("ingestfull").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let relay = world.relay(&config(&world, &topic, "max_bytes: 1MiB", ""));
+    let ingest = address(&relay);
+    relay.operate(&world, &["pause", "--table", "ingest"]);
+    let large = "x".repeat(200 << 10);
+    let send = |id: usize| {
+        post(&ingest, &topic, &format!("Whippet-Id: {id}\r\nWhippet-Key: k\r\n"), large.as_bytes()).code
+    };
+    let mut taken = 0;
+    while send(taken) == 202 {
+        taken += 1;
+    }
+    assert!(taken > 1, "{taken}");
+    assert_eq!((send(0), send(taken), send(taken - 1)), (202, 429, 202));
+    let batch = |ids: [usize; 2]| {
+        let lines =
+            ids.map(|id| format!("{{\"id\":\"{id}\",\"key\":\"k\",\"payload\":\"{large}\"}}\n")).concat();
+        post(&ingest, &topic, "Content-Type: application/x-ndjson\r\n", lines.as_bytes())
+    };
+    let known = batch([1, 0]);
+    assert_eq!((known.code, known.body), (202, json!({ "ids": ["1", "0"] })));
+    assert_eq!(batch([0, taken]).code, 429, "all of them, or none");
+    assert_eq!(post(&ingest, &topic, "", large.as_bytes()).code, 429, "what has no id is new");
+    assert_eq!(relay.metric("whippet_ingest_repeated_total", ""), 4.0);
+    relay.operate(&world, &["resume", "--table", "ingest"]);
+    let mut consumer = world.consumer(&topic);
+    consumer.read(taken);
+    relay.until_status("/tables/0/pending", 0).await;
+    let seen: Vec<String> = ids(consumer.read_to_end()).into_iter().map(str::to_owned).collect();
+    assert_eq!(seen, (0..taken).map(|id| id.to_string()).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]

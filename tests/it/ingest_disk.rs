@@ -56,6 +56,7 @@ async fn a_full_disk_refuses_and_recovers() {
     assert_eq!(refused.code, 507, "{}", refused.body);
     assert!(refused.body["detail"].as_str().unwrap().contains("MiB are free"), "{}", refused.body);
     assert!(taken > 20, "{taken}");
+    assert_eq!(send(0).code, 202, "it was taken before, and needs no room");
     // Somebody else takes the rest, but for what the relay needs.
     let filler = format!("{disk}/filler");
     std::fs::write(&filler, vec![0; 8 << 20]).unwrap();

@@ -31,6 +31,8 @@ struct Shared {
     url: String,
     topic: String,
     plan: Plan,
+    /// Whether a row is deleted by the transaction that inserts it.
+    deletes: bool,
     left: AtomicU64,
     transactions: AtomicU64,
     stop: AtomicBool,
@@ -45,6 +47,15 @@ pub struct Load {
 
 impl Load {
     pub async fn start(world: &World, topic: &str, plan: Plan, seed: u64) -> Load {
+        Load::begin(world, topic, plan, seed, false).await
+    }
+
+    /// Rows of which only the log knows. MySQL's only: they are deleted by their number.
+    pub async fn transient(world: &World, topic: &str, plan: Plan, seed: u64) -> Load {
+        Load::begin(world, topic, plan, seed, true).await
+    }
+
+    async fn begin(world: &World, topic: &str, plan: Plan, seed: u64, deletes: bool) -> Load {
         let keys = plan.keys;
         world.sql("CREATE TABLE turns (number integer PRIMARY KEY)").await;
         let numbers: Vec<String> = (0..keys).map(|key| format!("({key})")).collect();
@@ -54,6 +65,7 @@ impl Load {
             url: world.url.clone(),
             topic: topic.to_owned(),
             plan,
+            deletes,
             left: AtomicU64::new(plan.rows),
             transactions: AtomicU64::new(0),
             stop: AtomicBool::new(false),
@@ -130,6 +142,7 @@ async fn write(shared: Arc<Shared>, seed: u64) {
                 has_committed(&mut session, number).await.then(Instant::now)
             }
         };
+        session.lets_others().await;
         written.iter_mut().for_each(|row| row.committed = committed);
         shared.history.lock().unwrap().extend(written);
     }
@@ -146,13 +159,14 @@ async fn transact(
     written: &mut Vec<Written>,
 ) -> Result<Option<Instant>, Failed> {
     let Plan { pause_ms, poison, .. } = shared.plan;
-    session.run("BEGIN").await?;
+    session.run(session.begin()).await?;
     session.run(&format!("INSERT INTO transactions VALUES ({number})")).await?;
     if locks {
         let mut distinct = keys.to_vec();
         distinct.dedup();
         for key in distinct {
-            session.run(&format!("SELECT 1 FROM turns WHERE number = {key} FOR UPDATE")).await?;
+            let alone = session.for_update();
+            session.run(&format!("SELECT 1 FROM turns WHERE number = {key} {alone}")).await?;
         }
     }
     for (nth, key) in keys.iter().enumerate() {
@@ -171,6 +185,9 @@ async fn transact(
         let (columns, values) =
             (session.columns(), format!("'{id}', '{topic}', '{key}', {payload}, {headers}"));
         session.run(&format!("INSERT INTO outbox ({columns}) VALUES ({values})")).await?;
+        if shared.deletes {
+            session.run("DELETE FROM outbox WHERE seq = LAST_INSERT_ID()").await?;
+        }
         written.push(row);
     }
     // Mostly short, sometimes long: rows with lower numbers commit after higher ones.

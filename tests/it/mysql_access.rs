@@ -96,7 +96,8 @@ async fn the_log_is_read_with_a_password_and_over_tls(server: &str) {
             "SELECT count(*) FROM information_schema.processlist \
              WHERE command LIKE 'Binlog Dump%' AND user = '{user}'"
         );
-        assert_eq!(world.number(&readers).await, 1, "{user}");
+        // One that was left behind goes a heartbeat later.
+        world.until(&readers, 1).await;
         let (code, log) = relay.stop();
         assert_eq!(code, Some(0), "{log}");
     }
@@ -158,7 +159,7 @@ async fn the_doctor_finds_what_is_wrong(server: &str) {
         .sql(
             "CREATE TABLE marked (seq BIGINT AUTO_INCREMENT PRIMARY KEY, id CHAR(36), topic TEXT, payload TEXT, published_at DATETIME);
              CREATE TABLE myisam (seq BIGINT AUTO_INCREMENT PRIMARY KEY, id CHAR(36), topic TEXT, payload TEXT) ENGINE = MyISAM;
-             CREATE TABLE unindexed (seq BIGINT NOT NULL, id CHAR(36), topic TEXT, payload TEXT);
+             CREATE TABLE unindexed (seq BIGINT NOT NULL, id CHAR(36) NOT NULL UNIQUE, topic TEXT, payload TEXT);
              CREATE TABLE other (seq BIGINT AUTO_INCREMENT PRIMARY KEY, id CHAR(36), topic TEXT, body TEXT)",
         )
         .await;
@@ -192,10 +193,6 @@ async fn the_doctor_finds_what_is_wrong(server: &str) {
     let own = "SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name LIKE 'whippet%'";
     assert_eq!(world.number(own).await, 0);
     assert_eq!(world.number("SELECT count(*) FROM outbox").await, 0);
-    let transient = world.config("[{ name: outbox, capture: stream, rows: transient }]", "");
-    let refused = whippet(&["validate", "--config", &world.write("stream.yaml", &transient)]);
-    assert_eq!(refused.status.code(), Some(78));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("still to come"), "{refused:?}");
 }
 
 /// What statements are told as, and several primaries: not even polling is safe there.

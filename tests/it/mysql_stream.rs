@@ -9,7 +9,11 @@ use crate::{
     mysql::{on_both, world},
 };
 
-on_both!(rows_come_from_the_log_once_and_in_order, a_stream_loses_nothing_through_kills_of_either_end,);
+on_both!(
+    rows_come_from_the_log_once_and_in_order,
+    rows_are_published_while_others_wait_to_be_deleted,
+    a_stream_loses_nothing_through_kills_of_either_end,
+);
 
 const INSERT: &str = "INSERT INTO outbox (topic, `key`, payload)";
 pub const PLAN: Plan = Plan { writers: 4, keys: 50, rows: 1_000_000, pause_ms: 30, poison: None };
@@ -23,13 +27,17 @@ pub fn streamed(world: &World, table: &str) -> String {
 }
 
 pub async fn follows(relay: &Relay) {
-    relay.until_status("/tables/0/capture", "stream").await;
+    relay.until_status("/tables/0/capture_reason", "the log is read").await;
 }
 
 pub async fn until_published(relay: &Relay, more: f64) {
-    let before = relay.metric("whippet_events_published_total", "outbox");
+    until_published_in_all(relay, relay.metric("whippet_events_published_total", "outbox") + more).await;
+}
+
+/// Since the relay's start.
+pub async fn until_published_in_all(relay: &Relay, events: f64) {
     let deadline = Instant::now() + Duration::from_secs(30);
-    while relay.metric("whippet_events_published_total", "outbox") < before + more {
+    while relay.metric("whippet_events_published_total", "outbox") < events {
         assert!(Instant::now() < deadline, "it does not flow: {}", relay.status());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -106,6 +114,55 @@ pub async fn end_readers(world: &World) {
         // It may have ended by itself.
         session.run(&format!("KILL {id}")).await.ok();
     }
+}
+
+/// The statement that deletes runs beside the log.
+async fn rows_are_published_while_others_wait_to_be_deleted(server: &str) {
+    let world = world(server).await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let config = streamed(&world, "{ name: outbox }");
+    world.install(&config).await;
+    let relay = world.relay(&config);
+    follows(&relay).await;
+    // The one has inserted a row, and the other has it locked from its commit on.
+    let mut one = Session::open(&world.url).await.unwrap();
+    let mut other = Session::open(&world.url).await.unwrap();
+    one.run("BEGIN").await.unwrap();
+    one.run(&batch(&topic, 1, 1)).await.unwrap();
+    let locked = tokio::spawn(async move {
+        // It locks no gaps, so others may insert.
+        other.run("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await.unwrap();
+        other.run("BEGIN").await.unwrap();
+        other.run("SELECT * FROM outbox FOR UPDATE").await.unwrap();
+        other
+    });
+    let runs = |statement: &str| {
+        format!(
+            "SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE '{statement}'"
+        )
+    };
+    world.until(&runs("SELECT%FOR UPDATE"), 1).await;
+    one.run("COMMIT").await.unwrap();
+    let mut other = locked.await.unwrap();
+    let mut consumer = world.consumer(&topic);
+    consumer.read(1);
+    world.until(&runs("DELETE%"), 1).await;
+    let began = Instant::now();
+    for n in 2..=20 {
+        world.sql(&batch(&topic, n, n)).await;
+        consumer.read(n as usize);
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "longer than the lease may wait: {:?}",
+        began.elapsed()
+    );
+    world.until(&runs("DELETE%"), 1).await;
+    other.run("COMMIT").await.unwrap();
+    world.until("SELECT count(*) FROM outbox", 0).await;
+    let (code, log) = relay.stop();
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(numbers(consumer.read_to_end()), (1..=20).collect::<Vec<_>>());
 }
 
 /// kill -9 again and again, and the server's end of the connection too, under load.

@@ -2,15 +2,13 @@
 
 use crate::{
     harness::{run_on, service, whippet},
-    mysql::{on_both, world},
+    mysql::{on_both, on_both_at_once, world},
     mysql_stream::{batch, follows, streamed},
     mysql_stream_faults::{distinct, in_order},
 };
 
-on_both!(
-    a_log_that_cannot_be_followed_says_why_and_the_table_is_polled,
-    settings_that_forbid_to_follow_are_found_before_and_while_the_log_is_read,
-);
+on_both!(a_log_that_cannot_be_followed_says_why_and_the_table_is_polled);
+on_both_at_once!(settings_that_forbid_to_follow_are_found_before_and_while_the_log_is_read);
 
 async fn a_log_that_cannot_be_followed_says_why_and_the_table_is_polled(server: &str) {
     let world = world(server).await;

@@ -85,6 +85,32 @@ async fn redrive_all(stage: &Large, relay: &Relay) {
     }
 }
 
+/// A broker that does not say in time what its topic is like has not said that it is another.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_are_refused_while_the_broker_does_not_say_that_the_topic_has_changed() {
+    let proxy = Proxy::kafka();
+    let mut stage = Large::set("compactlate", &[("cleanup.policy", "compact")]).await;
+    let proxied = service("WHIPPET_TEST_KAFKA_PROXIED");
+    let config = stage.config(CHUNKS, &[], "").replace(&crate::harness::kafka(), &proxied);
+    let relay = stage.relay(&config).await;
+    let known = stage.insert("small", 10).await;
+    stage.until_seen(&[&known]);
+    // Longer than what was said is taken for known.
+    let began = Instant::now();
+    proxy.latency(1_500);
+    while began.elapsed() < Duration::from_secs(3) {
+        let small = stage.insert("small", 10).await;
+        stage.until_seen(&[&small]);
+    }
+    stage.insert("large", 2 * MIB).await;
+    stage.until_held(1, "rejected", COMPACTED).await;
+    assert_eq!(stage.seen().iter().filter(|record| record.header(wire::CHUNK_ID).is_some()).count(), 0);
+    proxy.heal();
+    stage.world.alter_topic(&stage.topic, "cleanup.policy", "delete").await;
+    redrive_all(&stage, &relay).await;
+    stage.end(relay).await;
+}
+
 /// The topic is made after the start, then it is changed while the relay runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn chunks_are_refused_by_a_topic_that_becomes_compacted() {

@@ -12,7 +12,7 @@ use whippet::{
 
 use crate::{
     bucket::Bucket,
-    harness::{Seen, World},
+    harness::{Seen, World, calm},
 };
 
 const MIB: usize = 1 << 20;
@@ -106,7 +106,7 @@ async fn sizes(name: &str, table: &str, bucket: Option<&Bucket>) -> (World, Vec<
     let world = World::new(name).await;
     let topic = world.create_topic("events", 3, &[]).await;
     let store = bucket.map_or_else(String::new, |bucket| bucket.config("payloads", &[]));
-    let config = world.config(table, &store);
+    let config = calm(&world.config(table, &store));
     world.install(&config).await;
     let mut number = 0;
     // Around what fits with the headers that these records have.

@@ -1,6 +1,5 @@
-//! A real Prometheus that scrapes running relays with the rules that are shipped: each alert that can be had in
-//! seconds is fired on purpose, and every query of the dashboard is run. tests/prometheus has the others, which need
-//! gigabytes or hours.
+//! A real Prometheus that scrapes running relays with the rules that are shipped: each alert is fired on purpose, and
+//! every query of the dashboard is run. How long each one waits before it fires is in tests/prometheus.
 
 use std::{
     collections::BTreeSet,
@@ -10,11 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rdkafka::{
+    ClientConfig,
+    producer::{BaseProducer, Producer as _},
+};
 use serde_json::Value;
 
 use crate::{
-    harness::{Relay, World, path},
+    exactly_once::{LEFT, one_table},
+    harness::{Relay, SOON, World, kafka, path},
     ingest,
+    stream::{drop_slot, follows, streamed},
+    stream_faults::Setting,
 };
 
 /// Where nobody listens.
@@ -61,6 +67,15 @@ impl Prometheus {
         Prometheus { child, address }
     }
 
+    /// Waits until so many relays were scraped.
+    async fn scrapes(&self, relays: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.count("count by (job) (whippet_build_info)").ok() != Some(relays) {
+            assert!(Instant::now() < deadline, "nothing is scraped");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     fn get(&self, path: &str) -> Option<Value> {
         let mut answer = ureq::get(format!("http://{}{path}", self.address)).call().ok()?;
         serde_json::from_str(&answer.body_mut().read_to_string().ok()?).ok()
@@ -82,6 +97,15 @@ impl Prometheus {
             format!("{} {} {}", label("alertname"), label("job"), label("table"))
         });
         firing.collect()
+    }
+
+    /// Until every relay is taken to be there: a busy machine may miss a scrape.
+    async fn until_none_is_down(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.firing().iter().any(|firing| firing.starts_with("WhippetDown")) {
+            assert!(Instant::now() < deadline, "{:?}", self.firing());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     async fn until_firing(&self, wanted: &[&str]) {
@@ -173,16 +197,11 @@ async fn alerts_fire_and_the_dashboard_has_something_to_show() {
     let spooling = Relay::start(&world.write("spool.yaml", &spool));
     let prometheus =
         Prometheus::start(world.folder.path(), &[("relay", &relay), ("lost", &lost), ("spool", &spooling)]);
-    let scraped = Instant::now() + Duration::from_secs(20);
-    while prometheus.count("count by (job) (whippet_build_info)").ok() != Some(3) {
-        assert!(Instant::now() < scraped, "nothing is scraped");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    prometheus.scrapes(3).await;
     // Nothing of that fires by itself.
+    prometheus.until_none_is_down().await;
     let calm = prometheus.firing();
-    for alert in
-        ["WhippetStalled", "WhippetParkedKeys", "WhippetTableHalted", "WhippetSlotInactive", "WhippetDown"]
-    {
+    for alert in ["WhippetStalled", "WhippetParkedKeys", "WhippetTableHalted", "WhippetSlotInactive"] {
         assert!(!calm.iter().any(|firing| firing.starts_with(alert)), "{calm:?}");
     }
 
@@ -242,4 +261,105 @@ async fn alerts_fire_and_the_dashboard_has_something_to_show() {
         .until(&format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active"), 0)
         .await;
     world.sql(&format!("SELECT pg_drop_replication_slot('{slot}')")).await;
+}
+
+/// The log is kept while Kafka is away, a file is wrong, and the process gets no time again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_of_the_log_the_membership_and_the_configuration_fire() {
+    let world = World::new("alerts").await;
+    let config = streamed(&world, "{ name: outbox, capture: auto }")
+        .replace(&format!("'{}'", kafka()), &format!("'{NOBODY}'"))
+        .replace("stream: {", "stream: { max_retained_wal: 64MiB,")
+        .replace("lease: 2s", "lease: 1s");
+    world.install(&config).await;
+    let _limit = Setting::new(&world, "max_slot_wal_keep_size", "64MB").await;
+    let relay = world.relay(&config);
+    follows(&relay).await;
+    let prometheus = Prometheus::start(world.folder.path(), &[("relay", &relay)]);
+    prometheus.scrapes(1).await;
+    world.sql("INSERT INTO outbox (topic, payload) VALUES ('waits', 'x')").await;
+    // The limit alone, small as it is, is nothing to be woken for.
+    let safe = format!("whippet_slot_safe_bytes < {}", 100 << 20);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while prometheus.count(&safe) != Ok(1) {
+        assert!(Instant::now() < deadline, "{}", relay.metric("whippet_slot_safe_bytes", ""));
+        world.pause().await;
+    }
+    let calm = prometheus.firing();
+    for alert in
+        ["WhippetSlotRetainsMuch", "WhippetSlotNearItsEnd", "WhippetReloadFailed", "WhippetMembershipLost"]
+    {
+        assert!(!calm.iter().any(|firing| firing.starts_with(alert)), "{calm:?}");
+    }
+    // A segment each, with hardly anything in it.
+    for _ in 0..3 {
+        world.sql("SELECT pg_logical_emit_message(false, 'noise', 'x')").await;
+        world.sql("SELECT pg_switch_wal()").await;
+    }
+    world.write("whippet.yaml", &config.replace("tables:", "tabels:"));
+    relay.signal("HUP");
+    prometheus
+        .until_firing(&[
+            "WhippetSlotRetainsMuch relay -",
+            "WhippetSlotNearItsEnd relay -",
+            "WhippetReloadFailed relay -",
+        ])
+        .await;
+    let members = "SELECT count(*) FROM whippet.members WHERE expires_at > clock_timestamp()";
+    for nth in 1..=3 {
+        world.until(members, 1).await;
+        relay.signal("STOP");
+        world.until(members, 0).await;
+        relay.signal("CONT");
+        relay.wait_for_nth("the lease ran out before it was renewed", nth);
+    }
+    prometheus.until_firing(&["WhippetMembershipLost relay -"]).await;
+    drop(prometheus);
+    relay.kill();
+    drop_slot(&world).await;
+}
+
+/// The relay of a copy of the source produces as the same unit.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_alert_of_two_relays_that_fence_each_other_fires() {
+    let (world, topic, config) = one_table("fencing").await;
+    let relay = world.relay(&config);
+    let prometheus = Prometheus::start(world.folder.path(), &[("relay", &relay)]);
+    prometheus.scrapes(1).await;
+    for fenced in 0..5 {
+        // It produces by two ids in turn, one of which is fenced.
+        let deadline = Instant::now() + SOON;
+        loop {
+            world
+                .sql(&format!("INSERT INTO outbox (topic, key, payload) VALUES ('{topic}', 'k', 'x')"))
+                .await;
+            world.until(LEFT, 0).await;
+            if relay.metric("whippet_unit_fenced_total", "") >= f64::from(fenced) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{}", relay.log());
+        }
+        let unit =
+            sqlx::query_scalar("SELECT unit FROM whippet.positions WHERE part < -1").fetch_one(world.db.pg());
+        let unit: String = unit.await.unwrap();
+        let other: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", kafka())
+            .set("transactional.id", unit)
+            .create()
+            .unwrap();
+        other.init_transactions(Duration::from_secs(20)).unwrap();
+    }
+    prometheus.until_firing(&["WhippetUnitFenced relay -"]).await;
+    drop(prometheus);
+    relay.kill();
+}
+
+#[test]
+fn every_alert_is_fired() {
+    let rules = std::fs::read_to_string(path("helm/whippet-sidecar/files/whippet.rules.yaml")).unwrap();
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() > 15, "{alerts:?}");
+    for alert in alerts {
+        assert!(include_str!("prometheus.rs").contains(&format!("\"{alert} ")), "{alert} is not fired here");
+    }
 }

@@ -84,6 +84,11 @@ impl Proxy {
         self.toxic_on("upstream", "bandwidth", &json!({ "rate": bytes >> 10 }));
     }
 
+    /// The same from the service.
+    pub fn limit_from(&self, bytes: usize) {
+        self.toxic_on("downstream", "bandwidth", &json!({ "rate": bytes >> 10 }));
+    }
+
     /// As if nothing had been.
     pub fn heal(&self) {
         reset();

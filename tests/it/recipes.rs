@@ -1,11 +1,21 @@
 //! The recipes of docs/context.md, as they stand there. What is SQL is run; of each program its statement is.
-//! `scripts/recipes` runs the programs themselves, with drivers that the tests do without.
+//! `scripts/recipes` runs the programs themselves, with drivers that the tests do without; those in Rust are here.
 
-use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
+use rdkafka::{
+    ClientConfig,
+    message::{Header, OwnedHeaders},
+    producer::{FutureProducer, FutureRecord},
+};
+use sqlx::{AssertSqlSafe, Connection as _, PgPool, Postgres, SqliteConnection, Transaction};
+use whippet::{
+    consume::{Consumer, Onward, Settings, Start},
+    telemetry::Telemetry,
+};
 
 use crate::{
+    collector::{Collector, hex},
     db::{Session, statements},
-    harness::{World, path, service, whippet},
+    harness::{SOON, World, kafka, path, service, whippet},
 };
 
 /// The code of the page in a language, block by block.
@@ -107,4 +117,84 @@ async fn what_the_page_says_of_sqlite_is_so() {
             .await
             .unwrap();
     assert_eq!(requests, ["r-17", "r-18"]);
+}
+
+/// Of a program in Rust, what matters: no spaces, and no comments.
+fn squeezed(code: &str) -> String {
+    let code = code.lines().map(|line| line.split("//").next().unwrap());
+    code.flat_map(str::chars).filter(|c| !c.is_whitespace()).collect()
+}
+
+/// This file has the program as the page has it, line after line; what a test asks may be between.
+fn is_here(program: &str) {
+    let here = squeezed(include_str!("recipes.rs"));
+    program.lines().map(squeezed).filter(|line| !line.is_empty()).fold(&*here, |rest, line| {
+        let (_, rest) =
+            rest.split_once(&*line).unwrap_or_else(|| panic!("{line} is not here, after the others"));
+        rest
+    });
+}
+
+async fn begin(pool: &PgPool, context: &str) -> sqlx::Result<Transaction<'static, Postgres>> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query("SELECT set_config('whippet.context', $1, true)")
+        .bind(context)
+        .execute(&mut *transaction)
+        .await?;
+    Ok(transaction)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_in_rust_carries_the_context() {
+    is_here(&blocks("rust")[0]);
+    let world = World::new("recipe_rust").await;
+    world.install(&world.config("[{ name: outbox }]", "")).await;
+    let mut transaction = begin(world.db.pg(), r#"{"x-request-id": "r-17"}"#).await.unwrap();
+    for _ in 0..2 {
+        sqlx::query("INSERT INTO outbox (topic) VALUES ('t')").execute(&mut *transaction).await.unwrap();
+    }
+    transaction.commit().await.unwrap();
+    world.sql("INSERT INTO outbox (topic) VALUES ('later')").await;
+    let with = "SELECT count(*) FROM outbox WHERE headers->>'x-request-id' = 'r-17' AND topic = 't'";
+    assert_eq!(world.number(with).await, 2);
+    assert_eq!(world.number("SELECT count(*) FROM outbox WHERE headers IS NULL").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_consumer_does_next_is_of_the_same_trace() {
+    is_here(&blocks("rust")[1]);
+    let world = World::new("recipe_onward").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let (collector, otlp) = Collector::grpc().await;
+    let telemetry = Telemetry::open(&format!("http://{otlp}"), "billing", "billing-1", &kafka()).unwrap();
+    let producer: FutureProducer = ClientConfig::new().set("bootstrap.servers", kafka()).create().unwrap();
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let mut headers = OwnedHeaders::new();
+    for (key, value) in [
+        ("id", "e-1"),
+        ("traceparent", &*format!("00-{trace}-00f067aa0ba902b7-01")),
+        ("x-request-id", "r-17"),
+        ("x-secret-a", "hush"),
+    ] {
+        headers = headers.insert(Header { key, value: Some(value) });
+    }
+    let record = FutureRecord::to(&topic).key("k").payload("x").headers(headers);
+    producer.send(record, SOON).await.unwrap();
+    let mut settings = Settings::new(&kafka(), &[&topic]);
+    settings.start = Start::Beginning;
+    let event = Consumer::open(&settings, None).await.unwrap().recv().await.unwrap();
+
+    let onward = Onward::new(&["*"], &["x-secret-*"], 16 << 10).traced(&telemetry.spans, Some("billing"));
+    let work = onward.begin(&event);
+    let headers = work.context();
+    let json = work.context().json();
+    assert_eq!((headers.text("x-request-id"), headers.text("x-secret-a")), (Some("r-17"), None));
+    drop(work);
+    drop(onward);
+    telemetry.flush(SOON).await;
+    let context: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let seen = collector.seen();
+    let [span] = &seen[..] else { panic!("{seen:#?}") };
+    assert_eq!(span.span.name, format!("process {topic}"));
+    assert_eq!(context["traceparent"], format!("00-{trace}-{}-01", hex(&span.span.span_id)));
 }

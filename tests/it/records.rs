@@ -266,6 +266,27 @@ async fn large_rows_travel_within_the_window_and_a_giant_is_parked_unread() {
     assert!(seen[..300].iter().all(|record| record.payload.as_ref().unwrap().len() == 700_000));
 }
 
+/// However many bytes a read brings with its rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longest_payload_is_published_and_one_byte_more_is_parked_unread() {
+    let world = World::new("longest").await;
+    let topic = world.create_topic("events", 1, &[]).await;
+    let config = world.config("[{ name: outbox, payload: { max_bytes: 1KiB }, poll: { batch: 10 } }]", "");
+    world.install(&config).await;
+    let _relay = world.relay(&config);
+    world
+        .sql(&format!(
+            "INSERT INTO outbox (topic, key, payload) SELECT '{topic}', 'k' || i, convert_to(repeat('x', i), 'UTF8') \
+             FROM unnest('{{0,1023,1024,1025,1500,100000}}'::int[]) i"
+        ))
+        .await;
+    world.until("SELECT count(*) FROM whippet.holds WHERE reason LIKE '%max_bytes%'", 3).await;
+    world.until("SELECT count(*) FROM outbox", 3).await;
+    let mut consumer = world.consumer(&topic);
+    let sizes: Vec<usize> = consumer.read_to_end().iter().map(|record| record.text().len()).collect();
+    assert_eq!(sizes, [0, 1023, 1024]);
+}
+
 /// VmHWM of proc(5), in bytes.
 pub fn peak_resident(id: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();

@@ -15,7 +15,9 @@ use tokio::task::JoinHandle;
 use crate::{
     checker::{Written, check},
     db::Session,
-    harness::{Relay, Seen, World, whippet},
+    exactly_once::exactly,
+    harness::{Relay, Seen, World, calm, service, whippet},
+    proxy::Proxy,
     stream::streamed,
 };
 
@@ -90,24 +92,33 @@ async fn write(
     all
 }
 
-/// Every row is in one of the topics, once, and in order within it. Returns how many are in each.
-fn check_split(world: &World, written: &[Written], topics: &[&str]) -> Vec<usize> {
-    let seen: Vec<Vec<Seen>> =
-        topics.iter().map(|topic| world.consumer(topic).read_to_end().to_vec()).collect();
-    let mut all = HashSet::new();
-    let mut counts = Vec::new();
-    for seen in &seen {
-        let ids: HashSet<&str> = seen.iter().map(|record| record.header("id").unwrap()).collect();
-        let rows: Vec<Written> =
-            written.iter().filter(|row| ids.contains(row.id.as_str())).cloned().collect();
-        let verdict = check(&rows, seen);
-        assert_eq!(verdict.repeats, 0, "{topics:?}");
-        for id in ids {
-            assert!(all.insert(id.to_owned()), "{id} is in two topics");
-        }
+/// What is in each of the topics: every row is in one of them, and in order within it.
+struct Split {
+    counts: Vec<usize>,
+    /// Within a topic, and of rows that are in another one too.
+    repeats: usize,
+}
+
+fn split(world: &World, written: &[Written], topics: &[&str]) -> Split {
+    let mut all: HashSet<String> = HashSet::new();
+    let (mut counts, mut repeats) = (Vec::new(), 0);
+    for topic in topics {
+        let seen: Vec<Seen> = world.consumer(topic).read_committed().to_vec();
+        let ids: HashSet<String> =
+            seen.iter().map(|record| record.header("id").unwrap().to_owned()).collect();
+        let rows: Vec<Written> = written.iter().filter(|row| ids.contains(&row.id)).cloned().collect();
+        repeats += check(&rows, &seen).repeats;
         counts.push(seen.len());
+        repeats += ids.into_iter().filter(|id| !all.insert(id.clone())).count();
     }
     assert_eq!(all.len(), written.len(), "{topics:?}");
+    Split { counts, repeats }
+}
+
+/// Every row is in one of the topics, once, and in order within it. Returns how many are in each.
+fn check_split(world: &World, written: &[Written], topics: &[&str]) -> Vec<usize> {
+    let Split { counts, repeats } = split(world, written, topics);
+    assert_eq!(repeats, 0, "{topics:?}");
     counts
 }
 
@@ -157,7 +168,7 @@ async fn tables_come_change_and_go_and_the_others_do_not_notice() {
     let (going, coming) = (table("gone", gone), table("new", new));
     let of = |tables: &[&String]| {
         let tables: Vec<&str> = tables.iter().map(|table| table.as_str()).collect();
-        world.config(&format!("[{}]", tables.join(", ")), "")
+        calm(&world.config(&format!("[{}]", tables.join(", ")), ""))
     };
     world.install(&of(&[&one, &moving, &going, &coming])).await;
 
@@ -201,7 +212,7 @@ async fn tables_come_change_and_go_and_the_others_do_not_notice() {
     assert_eq!(success(&relay), 1.0);
 
     // What a running relay cannot take up is named, and nothing of that file is applied.
-    let restart = of(&[&one]).replace("lease: 2s", "lease: 3s");
+    let restart = of(&[&one]).replace("lease: 10s", "lease: 3s");
     swap(&folder, "v5", &format!("{restart}limits: {{ in_flight_events: 7 }}\n"));
     relay.signal("HUP");
     relay.wait_for(
@@ -258,7 +269,7 @@ async fn a_wrong_topic_is_mended_by_a_reload_and_what_is_held_stays() {
     let world = World::new("reload_topic").await;
     let right = world.create_topic("right", 1, &[]).await;
     let wrong = world.topic("wrong");
-    let config = |topic: &str| world.config(&format!("[{{ name: outbox, topic: '{topic}' }}]"), "");
+    let config = |topic: &str| calm(&world.config(&format!("[{{ name: outbox, topic: '{topic}' }}]"), ""));
     world.install(&config(&wrong)).await;
     let relay = world.relay(&config(&wrong));
     world.sql("INSERT INTO outbox (key, payload) SELECT 'k' || n % 3, n::text::bytea FROM generate_series(1, 30) n").await;
@@ -266,7 +277,7 @@ async fn a_wrong_topic_is_mended_by_a_reload_and_what_is_held_stays() {
         .sql("INSERT INTO outbox (key, payload, headers) VALUES ('bad', 'x', '[1]'), ('bad', 'y', NULL)")
         .await;
     relay.until_status("/tables/0/in_flight", 32).await;
-    assert_eq!(relay.status()["blocked_topics"][0], wrong);
+    relay.until_status("/blocked_topics/0", wrong.as_str()).await;
 
     world.write("whippet.yaml", &config(&right));
     relay.signal("HUP");
@@ -279,9 +290,9 @@ async fn a_wrong_topic_is_mended_by_a_reload_and_what_is_held_stays() {
     world.sql("UPDATE outbox SET headers = NULL").await;
     world.write("whippet.yaml", &config(&other));
     relay.signal("HUP");
-    relay.wait_for("\"stopped\":\"outbox\"");
+    relay.wait_for_nth("\"stopped\":\"outbox\"", 2);
     relay.until_status("/tables/0/parked_events", 2).await;
-    relay.operate(&world, &["redrive", "--all"]);
+    assert_eq!(relay.operate(&world, &["redrive", "--all"])["events"], 2);
     let mut consumer = world.consumer(&other);
     let payloads: Vec<&str> = consumer.read(2).iter().map(Seen::text).collect();
     assert_eq!(payloads, ["x", "y"]);
@@ -298,9 +309,9 @@ async fn tables_that_follow_the_log_come_and_change() {
         topics.push(world.create_topic(name, 3, &[]).await);
     }
     let [same, before, after, brief] = &topics[..] else { unreachable!() };
-    let of = |tables: &str| streamed(&world, tables);
+    let of = |tables: &str| calm(&streamed(&world, tables));
     let second = format!(
-        "{{ name: outbox }}, {{ name: moved, topic: '{after}' }}, {{ name: brief, rows: transient, topic: '{brief}' }}"
+        "{{ name: outbox }}, {{ name: moved, topic: '{after}' }}, {{ name: brief, capture: stream, rows: transient, topic: '{brief}' }}"
     );
     world.install(&of(&second)).await;
     let relay = world.relay(&of(&format!("{{ name: outbox }}, {{ name: moved, topic: '{before}' }}")));
@@ -346,4 +357,156 @@ async fn tables_that_follow_the_log_come_and_change() {
     assert_eq!(relay.stop().0, Some(0));
     check_split(&world, &written[0], &[same]);
     check_split(&world, &written[1], &[before, after]);
+}
+
+/// What cannot be carried out is found before anything stops: there is no place left for a table.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_cannot_be_carried_out_changes_nothing() {
+    let world = World::new("reload_fails").await;
+    let before = world.create_topic("before", 3, &[]).await;
+    let after = world.create_topic("after", 3, &[]).await;
+    let of = |topic: &str| calm(&world.config(&format!("[{{ name: moved, topic: '{topic}' }}]"), ""));
+    world.install(&of(&before)).await;
+    let file = world.write("whippet.yaml", &of(&before));
+    // The tables of the start have places.
+    let relay = Relay::start_with(&file, &[("FAILPOINTS", "no-places=1*off->1*return->off")]);
+    let writers = Writers::start(&world, "moved", &before);
+    until_more(&relay, "table=\"moved\"", 100.0).await;
+    world.write("whippet.yaml", &of(&after));
+    relay.signal("HUP");
+    let refused = relay.wait_for("the configuration is refused, and the old one goes on");
+    assert_eq!(refused["error"], "too many tables");
+    assert_eq!(success(&relay), 0.0);
+    until_more(&relay, &format!("topic=\"{before}\""), 100.0).await;
+    assert!(!relay.log().contains("the table stops"), "{}", relay.log());
+
+    relay.signal("HUP");
+    relay.wait_for("\"started\":\"moved\"");
+    assert_eq!(success(&relay), 1.0);
+    until_more(&relay, &format!("topic=\"{after}\""), 100.0).await;
+    let written = writers.end().await;
+    world.until("SELECT count(*) FROM moved", 0).await;
+    assert_eq!(relay.stop().0, Some(0));
+    check_split(&world, &written, &[&before, &after]);
+}
+
+/// Where events are seen once, other tables need a restart, and whoever looks is told so.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_delivered_exactly_once_change_with_a_restart() {
+    let world = World::new("reload_once").await;
+    let [before, after] =
+        [world.create_topic("before", 1, &[]).await, world.create_topic("after", 1, &[]).await];
+    let of = |topic: &str| {
+        let config =
+            calm(&world.config(&format!("[{{ name: moved, topic: '{topic}', capture: poll }}]"), ""));
+        exactly(&world, &config, "exactly_once")
+    };
+    world.install(&of(&before)).await;
+    let relay = world.relay(&of(&before));
+    let writers = Writers::start(&world, "moved", &before);
+    until_more(&relay, "table=\"moved\"", 100.0).await;
+    world.write("whippet.yaml", &of(&after));
+    relay.signal("HUP");
+    let refused = relay.wait_for("the configuration is refused, and the old one goes on");
+    let why = "a running relay cannot take up a change of tables (of a relay that delivers exactly once): restart it to \
+               apply the file. Nothing of it is applied yet";
+    assert_eq!(
+        (refused["error"].as_str(), relay.status()["config_refused"].as_str()),
+        (Some(why), Some(why))
+    );
+    assert_eq!(success(&relay), 0.0);
+    until_more(&relay, &format!("topic=\"{before}\""), 100.0).await;
+    assert_eq!(relay.stop().0, Some(0));
+
+    let relay = world.relay(&of(&after));
+    until_more(&relay, &format!("topic=\"{after}\""), 100.0).await;
+    assert_eq!(relay.status()["config_refused"], serde_json::Value::Null);
+    let written = writers.end().await;
+    world.until("SELECT count(*) FROM moved", 0).await;
+    assert_eq!(relay.stop().0, Some(0));
+    check_split(&world, &written, &[&before, &after]);
+}
+
+/// Two tables under load, one of which is to have another topic.
+struct Away {
+    world: World,
+    proxy: Proxy,
+    relay: Relay,
+    topics: [String; 3],
+    writers: [Writers; 2],
+}
+
+impl Away {
+    /// Kafka goes away with events in flight, and the configuration changes.
+    async fn begin(name: &str, grace: &str) -> Away {
+        let (world, proxy) = (World::new(name).await, Proxy::kafka());
+        let mut topics = Vec::new();
+        for name in ["same", "before", "after"] {
+            topics.push(world.create_topic(name, 3, &[]).await);
+        }
+        let topics: [String; 3] = topics.try_into().unwrap();
+        let of = |topic: &str| {
+            let tables = format!("[{{ name: outbox }}, {{ name: moved, topic: '{topic}' }}]");
+            let shutdown = format!("shutdown: {{ grace: {grace} }}");
+            world.config_for(&world.url, &service("WHIPPET_TEST_KAFKA_PROXIED"), &tables, &shutdown)
+        };
+        world.install(&world.config("[{ name: outbox }, { name: moved, topic: t }]", "")).await;
+        let relay = world.relay(&of(&topics[1]));
+        let writers = [("outbox", &topics[0]), ("moved", &topics[1])]
+            .map(|(name, topic)| Writers::start(&world, name, topic));
+        for name in ["outbox", "moved"] {
+            until_more(&relay, &format!("table=\"{name}\""), 100.0).await;
+        }
+        proxy.cut();
+        let in_flight =
+            |status: &serde_json::Value, table: usize| status["tables"][table]["in_flight"].as_u64();
+        relay.until(|status| (0..2).all(|table| in_flight(status, table) > Some(50))).await;
+        world.write("whippet.yaml", &of(&topics[2]));
+        relay.signal("HUP");
+        relay.wait_for("the table stops");
+        Away { world, proxy, relay, topics, writers }
+    }
+
+    /// Kafka is back. Returns what became of both tables, and the log.
+    async fn end(self) -> (Split, Split, String) {
+        let Away { world, proxy, relay, topics: [same, before, after], writers } = self;
+        proxy.heal();
+        relay.wait_for("\"started\":\"moved\"");
+        assert_eq!(success(&relay), 1.0);
+        for topic in [&same, &after] {
+            until_more(&relay, &format!("topic=\"{topic}\""), 100.0).await;
+        }
+        let [outbox, moved] = writers;
+        let (outbox, moved) = (outbox.end().await, moved.end().await);
+        for name in ["outbox", "moved"] {
+            world.until(&format!("SELECT count(*) FROM {name}"), 0).await;
+        }
+        let (code, log) = relay.stop();
+        assert_eq!(code, Some(0), "{log}");
+        (split(&world, &outbox, &[&same]), split(&world, &moved, &[&before, &after]), log)
+    }
+}
+
+/// Kafka is away and back within `shutdown.grace`: what was in flight is waited for, and sent once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_waits_for_kafka_and_repeats_nothing() {
+    let away = Away::begin("reload_away", "60s").await;
+    // A verb does not pass the table by that is to start again, as if it were not configured.
+    let answer = away.relay.operate(&away.world, &["redrive", "--all", "--dry-run"]);
+    assert!(answer["tables"][1]["table"] == "moved" || answer["failed"][0]["table"] == "moved", "{answer}");
+    let (same, moved, log) = away.end().await;
+    assert_eq!((same.repeats, moved.repeats), (0, 0), "{log}");
+    assert!(moved.counts.iter().all(|count| *count > 100), "{:?}", moved.counts);
+    assert!(!log.contains("rebuilt"), "{log}");
+}
+
+/// Kafka stays away for longer: the tables change all the same, and what was in flight may be repeated.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_does_not_wait_for_kafka_for_ever() {
+    let away = Away::begin("reload_long", "1s").await;
+    away.relay.wait_for("kafka does not answer for what was sent of a table that is to stop");
+    away.relay.wait_for("\"started\":\"moved\"");
+    let (same, moved, _) = away.end().await;
+    eprintln!("repeats: {} of the table that stays, {} of the one that changed", same.repeats, moved.repeats);
+    assert!(moved.counts.iter().all(|count| *count > 100), "{:?}", moved.counts);
 }

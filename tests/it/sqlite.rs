@@ -84,7 +84,8 @@ async fn an_operator(world: &World, after: &str) {
     let script = whippet(&["sql", "--config", &world.write("sql.yaml", &config)]);
     let db = SqlitePool::connect(&url).await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(String::from_utf8(script.stdout).unwrap())).execute(&db).await.unwrap();
-    let relay = world.relay(&config);
+    // What is to be replayed must not be too old by then.
+    let relay = world.relay(&config.replace(", retention: { published: 2s }", ""));
     let insert = |key: &str, payload: &str, headers: &str| {
         AssertSqlSafe(format!(
             "INSERT INTO outbox (topic, key, payload, headers) VALUES ('{topic}', '{key}', '{payload}', {headers})"
@@ -120,6 +121,8 @@ async fn an_operator(world: &World, after: &str) {
     let audited: Vec<String> =
         sqlx::query_scalar("SELECT action FROM whippet_audit ORDER BY id").fetch_all(&db).await.unwrap();
     assert_eq!(audited, ["redrive", "skip", "pause", "resume", "replay"]);
+    assert_eq!(relay.stop().0, Some(0));
+    let relay = world.relay(&config);
     // What is parked is not published, and stays when the others have gone.
     sqlx::query(insert("bad", "6", "'[7]'")).execute(&db).await.unwrap();
     relay.until_status("/tables/0/parked_events", 1).await;

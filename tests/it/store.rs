@@ -2,17 +2,17 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpListener,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    net::{TcpListener, TcpStream},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
-use whippet::store::{Object, Store, StoreError};
+use whippet::{
+    record::wire,
+    store::{Hashed, Object, Store, StoreError},
+};
 
 use crate::{
     bucket::{Answer, Bucket},
@@ -132,6 +132,116 @@ async fn the_store_keeps_a_checksum_of_what_it_took() {
     assert!(other.headers.contains_key("x-amz-checksum-crc64nvme"), "{other:?}");
 }
 
+/// Passes everything on to MinIO, and keeps what it is sent.
+fn overheard() -> (String, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let keeps = heard.clone();
+    let server = service("WHIPPET_TEST_S3").replace("http://", "");
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, mut minio) = (client.unwrap(), TcpStream::connect(&server).unwrap());
+            let (mut answers, mut answered) = (minio.try_clone().unwrap(), client.try_clone().unwrap());
+            // A connection that ends is the peers' business.
+            std::thread::spawn(move || std::io::copy(&mut answers, &mut answered));
+            let keeps = keeps.clone();
+            std::thread::spawn(move || {
+                let mut piece = vec![0; 64 << 10];
+                while let Ok(length @ 1..) = client.read(&mut piece) {
+                    keeps.lock().unwrap().extend_from_slice(&piece[..length]);
+                    if minio.write_all(&piece[..length]).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    (endpoint, heard)
+}
+
+/// What stood in this header of requests.
+fn values(heard: &Mutex<Vec<u8>>, name: &str) -> Vec<String> {
+    let heard = heard.lock().unwrap();
+    let lines = heard.split(|byte| *byte == b'\n').filter_map(|line| str::from_utf8(line).ok());
+    let named = lines.filter_map(|line| line.trim_end().split_once(": ")).filter(|(found, _)| *found == name);
+    named.map(|(_, value)| value.to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_store_that_checks_the_checksum_is_not_asked_to_hash_the_content_once_more() {
+    let bucket = Bucket::new("hashedonce").await;
+    let signed = async |options: &[(&str, &str)]| {
+        let (endpoint, heard) = overheard();
+        let store = bucket.open("", &[&[("endpoint", endpoint.as_str())], options].concat()).unwrap();
+        for key in ["a", "b", "c"] {
+            store.put(key, content(1000), "text/plain").await.unwrap();
+        }
+        let covered = values(&heard, "authorization");
+        assert!(covered.iter().all(|value| value.contains(";x-amz-checksum-")), "{covered:?}");
+        values(&heard, "x-amz-content-sha256")
+    };
+    let sha256 = wire::hex(&wire::sha256(&content(1000)));
+    let (sha256, unsigned) = (sha256.as_str(), "UNSIGNED-PAYLOAD");
+    // The first answer has shown that it checks.
+    assert_eq!(signed(&[]).await, [sha256, unsigned, unsigned]);
+    // What an option says is done.
+    assert_eq!(signed(&[("unsigned_payload", "false")]).await, [sha256; 3]);
+    assert_eq!(signed(&[("checksum_algorithm", "CRC64NVME")]).await, [sha256; 3]);
+}
+
+/// What an impostor is told that was signed of the content, in as many requests as three puts take.
+async fn three_puts((endpoint, asked): (String, Arc<Mutex<Vec<Vec<u8>>>>)) -> Vec<String> {
+    let mut options = Bucket::options();
+    options.insert("endpoint".into(), endpoint);
+    let store = Store::open("s3://bucket/", &options).unwrap();
+    for _ in 0..3 {
+        store.put("a", content(1), "text/plain").await.unwrap();
+    }
+    let heard = Mutex::new(asked.lock().unwrap().concat());
+    values(&heard, "x-amz-content-sha256")
+}
+
+#[tokio::test]
+async fn a_store_that_says_nothing_of_the_checksum_is_sent_signed_contents() {
+    let taken = "HTTP/1.1 200 OK\r\nConnection: close\r\nETag: \"1\"\r\nContent-Length: 0\r\n\r\n";
+    let sha256 = wire::hex(&wire::sha256(&content(1)));
+    assert_eq!(three_puts(impostor(taken)).await, [sha256.as_str(); 3]);
+}
+
+/// A policy of the bucket may ask for it.
+#[tokio::test]
+async fn a_store_that_denies_contents_that_are_not_signed_gets_signed_ones() {
+    let denies = impostor_by(|request| {
+        let checksum = request.lines().find(|line| line.starts_with("x-amz-checksum-sha256")).unwrap();
+        match request.contains("UNSIGNED-PAYLOAD") {
+            false => format!(
+                "HTTP/1.1 200 OK\r\nConnection: close\r\nETag: \"1\"\r\n{checksum}\r\nContent-Length: 0\r\n\r\n"
+            ),
+            true => "HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_owned(),
+        }
+    });
+    let (sha256, unsigned) = (wire::hex(&wire::sha256(&content(1))), "UNSIGNED-PAYLOAD");
+    let sha256 = sha256.as_str();
+    assert_eq!(three_puts(denies).await, [sha256, unsigned, sha256, sha256]);
+}
+
+/// The hash that comes with a content is what the store is sent of it: a wrong one is refused there, signed or not.
+#[tokio::test]
+async fn what_is_hashed_already_is_not_hashed_again() {
+    let bucket = Bucket::new("knownhash").await;
+    let store = bucket.store("");
+    let content = content(100_000);
+    let right = Hashed { sha256: wire::sha256(&content), content: content.clone() };
+    let wrong = Hashed { sha256: [7; 32], content };
+    for key in ["first", "second"] {
+        let refused = store.put_hashed(key, wrong.clone(), "text/plain").await.unwrap_err();
+        assert!(!refused.is_transient() && refused.to_string().contains("400"), "{refused}");
+        store.put_hashed(key, right.clone(), "text/plain").await.unwrap();
+    }
+    assert_eq!(listed(&store, "").await.len(), 2);
+}
+
 #[tokio::test]
 async fn what_an_operator_has_to_mend_is_said() {
     let bucket = Bucket::new("denied").await;
@@ -218,6 +328,8 @@ async fn faults_of_the_network_pass() {
         is_away(&store, size, Duration::from_secs(10)).await;
         proxy.heal();
     }
+    // A second is for a whole request: a slow disk needs more for a large one.
+    let store = bucket.proxied(&[]);
     proxy.latency(100);
     store.put("slow", content(3 * MIB), "text/plain").await.unwrap();
     proxy.heal();
@@ -274,18 +386,25 @@ async fn an_upload_that_fails_or_is_abandoned_leaves_nothing() {
     assert_eq!(bucket.unfinished("large").await, 0);
 }
 
-/// Answers everything with this, and counts.
-fn impostor(answer: &'static str) -> (String, Arc<AtomicUsize>) {
+/// Answers everything with this, and keeps what it was asked.
+fn impostor(answer: &'static str) -> (String, Arc<Mutex<Vec<Vec<u8>>>>) {
+    impostor_by(move |_| answer.to_owned())
+}
+
+/// Answers a request, of which it sees the head, as it is told to.
+fn impostor_by(answer: impl Fn(&str) -> String + Send + 'static) -> (String, Arc<Mutex<Vec<Vec<u8>>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counter = asked.clone();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let keeps = asked.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             // The head, and with it the body of one byte.
-            let _ = stream.read(&mut [0; 16 << 10]).unwrap();
-            counter.fetch_add(1, Ordering::SeqCst);
+            let mut request = vec![0; 16 << 10];
+            let length = stream.read(&mut request).unwrap();
+            keeps.lock().unwrap().push(request[..length].to_vec());
+            let answer = answer(&String::from_utf8_lossy(&request[..length]));
             stream.write_all(answer.as_bytes()).unwrap();
         }
     });
@@ -302,5 +421,5 @@ async fn a_busy_store_is_asked_three_times_and_no_more() {
     let store = Store::open("s3://bucket/", &options).unwrap();
     let error = is_away(&store, 1, Duration::from_secs(10)).await;
     assert!(error.contains("503 SlowDown (Reduce your request rate)"), "{error}");
-    assert_eq!(asked.load(Ordering::SeqCst), 3);
+    assert_eq!(asked.lock().unwrap().len(), 3);
 }

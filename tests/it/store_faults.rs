@@ -131,8 +131,13 @@ async fn is_parked(stage: &mut Large, relay: &Relay, why: &str) {
     stage.until_held(1, "behind", "").await;
     let small = stage.insert("small", 10).await;
     assert_eq!(stage.until_seen(&[&small]).len(), 1);
-    let error = relay.status()["tables"][0]["last_error"].as_str().unwrap().to_owned();
-    assert!(error.contains("parked") && error.contains(why), "{error}");
+    // The page is a moment behind.
+    relay
+        .until(|status| {
+            let error = status["tables"][0]["last_error"].as_str().unwrap_or_default();
+            error.contains("parked") && error.contains(why)
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,7 +169,7 @@ async fn while_a_payload_is_put_slowly_its_key_waits_and_others_flow() {
     let proxy = Proxy::minio();
     let mut stage = Large::set("slow", &[]).await;
     let relay = stage.relay(&stage.config("", &[("endpoint", &proxied())], "")).await;
-    proxy.limit_to(3 * MIB);
+    proxy.limit_to(MIB / 2);
     let large = stage.insert("large", 8 * MIB).await;
     let after = stage.insert("large", 10).await;
     for _ in 0..6 {
@@ -172,6 +177,7 @@ async fn while_a_payload_is_put_slowly_its_key_waits_and_others_flow() {
         let seen = stage.until_seen(&[&small]);
         assert!(!has(&seen, &large) && !has(&seen, &after), "it was not slow, or was overtaken");
     }
+    proxy.heal();
     resumes(stage, relay, &[&large, &after]).await;
 }
 
@@ -192,6 +198,8 @@ async fn a_store_that_is_down_holds_its_keys_and_they_resume_alone() {
     let small = stage.insert("small", 10).await;
     assert_eq!(stage.until_seen(&[&small]).len(), 1);
     relay.until_status("/tables/0/held_events", 3).await;
+    let error = relay.status()["tables"][0]["last_error"].to_string();
+    assert!(error.contains("the object store is away"), "{error}");
     assert_eq!(relay.metric("whippet_held_events", "store"), 3.0);
     assert_eq!(relay.metric("whippet_parked_events", ""), 0.0);
     relay.kill();

@@ -55,6 +55,24 @@ async fn a_relay_that_dies_around_an_upload_leaves_objects_of_unfinished_events_
     assert_eq!(referred.count(), 8);
 }
 
+/// It would die if it hashed a payload once more for its upload.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payload_is_hashed_once() {
+    let mut stage = Large::set("hashedonce", &[]).await;
+    let config = stage.config("", &[], "");
+    stage.world.install(&config).await;
+    let relay = Relay::start_with(
+        &stage.world.write("whippet.yaml", &config),
+        &[("FAILPOINTS", "hashed-again=return")],
+    );
+    for _ in 0..3 {
+        stage.insert("k", 2 * MIB).await;
+    }
+    let (verdict, events) = stage.end(relay).await;
+    assert_eq!(verdict.published, 4);
+    assert_eq!(events.iter().filter(|event| event.travelled == Travelled::Reference).count(), 3);
+}
+
 /// Sets of chunks of which not all came.
 fn partial_sets(seen: &[Seen]) -> usize {
     let mut sets: BTreeMap<&str, (BTreeSet<&str>, usize)> = BTreeMap::new();

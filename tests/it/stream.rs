@@ -47,8 +47,9 @@ pub async fn drop_slot(world: &World) {
     world.sql(&of_slot(world, "pg_drop_replication_slot(slot_name)")).await;
 }
 
+/// Not by its mode alone: a table that only the log has is in that mode before there is a slot.
 pub async fn follows(relay: &Relay) {
-    relay.until_status("/tables/0/capture", "stream").await;
+    relay.until_status("/tables/0/capture_reason", "the log is read").await;
 }
 
 pub async fn until_published(relay: &Relay, more: f64) {
@@ -276,7 +277,7 @@ async fn logical_messages_are_events_and_are_held_with_their_content() {
 async fn rows_that_do_not_stay_are_published_through_kills() {
     let world = World::new("transient").await;
     let topic = world.create_topic("events", 1, &[]).await;
-    let config = streamed(&world, "{ name: outbox, rows: transient }");
+    let config = streamed(&world, "{ name: outbox, capture: stream, rows: transient }");
     world.install(&config).await;
     let mut relay = world.relay(&config);
     follows(&relay).await;

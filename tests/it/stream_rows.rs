@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     harness::{Relay, Seen, World},
+    stream::drop_slot,
     stream_sizes::numbers,
 };
 
@@ -19,7 +20,7 @@ pub fn with_log(world: &World, tables: &str, more: &str) -> String {
 /// Waits until these tables, by their number in the configuration, are streamed.
 pub async fn streams(relay: &Relay, tables: impl IntoIterator<Item = usize>) {
     for table in tables {
-        relay.until_status(&format!("/tables/{table}/capture"), "stream").await;
+        relay.until_status(&format!("/tables/{table}/capture_reason"), "the log is read").await;
     }
 }
 
@@ -29,15 +30,6 @@ pub async fn end(world: &World, relay: Relay) -> String {
     assert_eq!(code, Some(0), "{log}");
     drop_slot(world).await;
     log
-}
-
-pub async fn drop_slot(world: &World) {
-    let name = &world.name;
-    world
-        .sql(&format!(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{name}'"
-        ))
-        .await;
 }
 
 /// What of a record must not depend on how its row was found. Without a key, any partition is right, and
@@ -301,7 +293,9 @@ async fn every_place_and_time_is_the_same(name: &str, shapes: &[[&str; 6]]) {
             let (ordered, nobody) = if order.is_empty() { ("null", "order: none,") } else { ("no", "") };
             let order = if order.is_empty() { "text" } else { order };
             world
-                .sql(&format!("CREATE TABLE {table}{number} (event {id} UNIQUE, no {order}, at {time})"))
+                .sql(&format!(
+                    "CREATE TABLE {table}{number} (event {id} NOT NULL UNIQUE, no {order}, at {time})"
+                ))
                 .await;
             tables.push(format!(
                 "{{ name: {table}{number}, capture: {capture}, topic: '{topic}', key: 'k', {nobody} columns: {{ id: event,
@@ -363,6 +357,9 @@ async fn ids_order_columns_and_times_are_those_of_polling() {
             shape("text", "'a date'", "bigint", "1", ["date", "'1999-12-31'"]),
             shape("text", "'a moment'", "bigint", "1", ["moment", "'2026-01-02 03:04:05.678+00'"]),
             shape("text", "'rfc 3339'", "bigint", "1", ["text", "'2026-01-02T04:04:05.678+01:00'"]),
+            shape("text", "'no time at all'", "bigint", "1", ["text", "'junk'"]),
+            shape("text", "'a number'", "bigint", "1", ["numeric", "1767323045678"]),
+            shape("text", "'for ever'", "bigint", "1", ["timestamptz", "'infinity'"]),
             shape("text", "'by numeric'", "numeric", "1.50", exact),
             shape("text", "'by timestamp'", "timestamptz", time, exact),
             shape("text", "'by float'", "double precision", "0.1", exact),
@@ -398,14 +395,21 @@ async fn a_row_that_the_log_cannot_tell_is_read_from_the_table() {
         world.until("SELECT count(*) FROM outbox", 0).await;
         streams(&relay, [0]).await;
     }
-    assert!(end(&world, relay).await.contains("left to the table"));
+    let read = relay.metric("whippet_events_read_total", "table=\"outbox\"");
+    let log = end(&world, relay).await;
+    assert!(log.contains("left to the table"));
+    assert_eq!(read, 6.0, "one that the log leaves to the table is read there: {log}");
     let seen: Vec<_> = consumer
         .read_to_end()
         .iter()
         .map(|one| (one.header("id").unwrap(), one.payload.as_deref()))
         .collect();
     let page = Some(page.as_bytes());
-    assert_eq!(seen, [("x1", page), ("y1", None), ("x2", page), ("y2", None), ("x3", page), ("y3", None)]);
+    assert_eq!(
+        seen,
+        [("x1", page), ("y1", None), ("x2", page), ("y2", None), ("x3", page), ("y3", None)],
+        "{log}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

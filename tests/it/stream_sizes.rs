@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::{
-    harness::{Relay, Seen, World, in_soak},
+    harness::{Relay, Seen, World, calm, in_soak},
     stream_rows::*,
 };
 
@@ -11,7 +11,7 @@ pub const INSERT: &str = "INSERT INTO outbox (topic, key, payload)";
 
 /// A preset's outbox that is streamed, and the relay that streams it.
 pub async fn stream_outbox(world: &World, table: &str, more: &str) -> (String, Relay) {
-    let config = with_log(world, &format!("[{{ name: outbox, capture: stream{table} }}]"), more);
+    let config = calm(&with_log(world, &format!("[{{ name: outbox, capture: stream{table} }}]"), more));
     world.install(&config).await;
     let relay = world.relay(&config);
     streams(&relay, [0]).await;

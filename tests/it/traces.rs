@@ -75,6 +75,8 @@ async fn spans_follow_the_rows_trace_and_never_replace_it() {
         ("messaging.destination.name", &topic),
         ("messaging.message.id", records[0].header("id").unwrap()),
         ("server.address", "127.0.0.1"),
+        ("messaging.destination.partition.id", "0"),
+        ("messaging.kafka.offset", &records[0].offset.to_string()),
     ] {
         assert_eq!(sent.attribute(name).as_deref(), Some(expected), "{name}");
     }

@@ -36,6 +36,14 @@ async fn a_parked_key_is_looked_at_mended_and_redriven_in_order() {
     let listed = relay.operate(&world, &["parked"]);
     let listed = listed["parked"].as_array().unwrap();
     assert_eq!(listed.len(), 3);
+    let wrong = |status: &serde_json::Value| {
+        let table = &status["tables"][0];
+        (
+            table["last_error"].as_str().is_some_and(|error| error.contains("parked")),
+            table["last_error_at"].is_string(),
+        )
+    };
+    relay.until(|status| wrong(status) == (true, true)).await;
     let head = listed.iter().find(|held| held["cause"] == "rejected").unwrap();
     assert_eq!((head["state"].as_str(), head["key"].as_str()), (Some("parked"), Some("bad")));
     assert!(head["reason"].as_str().unwrap().contains("not a JSON object"), "{head}");
@@ -43,7 +51,10 @@ async fn a_parked_key_is_looked_at_mended_and_redriven_in_order() {
     let id = head["id"].as_str().unwrap();
     let one = relay.operate(&world, &["parked", "--id", id, "--payload"]);
     assert_eq!(one["parked"][0]["payload"], "1");
-    assert_eq!(relay.operate(&world, &["parked", "--key", "good"])["parked"].as_array().unwrap().len(), 0);
+    for (key, count) in [(["--key", "good"], 0), (["--key", "bad"], 3), (["--key-hex", "626164"], 3)] {
+        let of_key = relay.operate(&world, &[&["parked"], &key[..]].concat());
+        assert_eq!(of_key["parked"].as_array().unwrap().len(), count, "{key:?}");
+    }
 
     // Released as it is, it is parked again, with those behind it.
     let done = relay.operate(&world, &["redrive", "--id", id]);
@@ -69,6 +80,8 @@ async fn a_parked_key_is_looked_at_mended_and_redriven_in_order() {
     assert_eq!(audited(&world, "redrive").await, 2);
     relay.until_status("/tables/0/parked_keys", 0).await;
     assert_eq!(relay.metric("whippet_parked_events", "outbox"), 0.0);
+    // It is over, and nobody is to look for it.
+    relay.until(|status| wrong(status) == (false, false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -224,6 +237,10 @@ async fn only_a_token_may_change_something_and_bad_requests_are_told() {
         let (status, answer) = relay.post(path, Some(TOKEN), body);
         assert_eq!(status, code, "{path} {body}: {answer}");
     }
+    // As `curl --data` and Python's urllib send it.
+    let form = "application/x-www-form-urlencoded";
+    let dry = r#"{"all": true, "dry_run": true}"#;
+    assert_eq!(relay.post_as(form, "/v1/redrive", Some(TOKEN), dry).0, 200);
     let large = format!(r#"{{"id": "{}"}}"#, "x".repeat(300_000));
     assert_eq!(relay.post("/v1/redrive", Some(TOKEN), &large).0, 413);
     assert_eq!(world.number("SELECT count(*) FROM whippet.holds").await, 3, "nothing has changed");

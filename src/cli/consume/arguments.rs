@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use anyhow::Context as _;
 
 use crate::{
-    config::{Config, ObjectStore, Secret},
+    config::{Config, Kafka, ObjectStore, Secret},
     consume::{Limits, Settings, Start},
     store::Store,
 };
@@ -40,7 +40,7 @@ pub struct Arguments {
     /// The header that carries all context, where the relay has headers.blob.
     #[arg(long, value_name = "HEADER")]
     blob: Option<String>,
-    /// End after so many events.
+    /// End when so many events are printed. One that cannot be read is not: it is told on stderr.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max: Option<u64>,
     /// Where events go.
@@ -80,6 +80,7 @@ impl Arguments {
             limits: config.map_or_else(Limits::default, limits),
             blob: self.blob.clone().or_else(|| config.and_then(blob)),
             properties: configured.chain(self.property.iter().cloned()).collect(),
+            token: kafka.and_then(Kafka::token_from),
             ..Settings::new(servers.unwrap_or_default(), &[])
         }
     }

@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{
     config::{self, Config},
-    consume::{Consumer, Event, Headers, RunError, Travelled},
+    consume::{Consumer, Event, Headers, RunError, Settings, Start, Travelled},
+    coordinate::report,
 };
 
 pub fn consume(arguments: &Arguments) -> u8 {
@@ -45,17 +46,35 @@ pub fn consume(arguments: &Arguments) -> u8 {
             FAILED
         }
         Err(error) => {
-            eprintln!("{error:#}");
+            eprintln!("{}", report(error.as_ref()));
             FAILED
         }
     }
+}
+
+/// What there is to wait for, before there is anything else to be seen.
+fn waits_for(settings: &Settings, max: Option<u64>) -> String {
+    let topics = settings.topics.join(", ");
+    let start = match settings.start {
+        Start::Beginning => "from the oldest record on",
+        Start::End => "what comes from now on (--from-beginning: what is there, too)",
+    };
+    let from = match &settings.group {
+        Some(group) => format!("as group {group}, from what it committed on; where it has not, {start}"),
+        None => start.to_owned(),
+    };
+    let end = max.map_or_else(|| "Ctrl-C".into(), |max| format!("{max} event(s), or Ctrl-C"));
+    format!("reading {topics} {from}; ends with {end}")
 }
 
 /// Until there are enough, or a signal. How many could not be read.
 async fn print(arguments: &Arguments, config: Option<&Config>) -> anyhow::Result<u64> {
     let (settings, store) = (arguments.settings(config), arguments.store(config)?);
     let mut out = output(&arguments.output)?;
+    // On stderr: the output is for the events.
+    eprintln!("connecting to the brokers at {}", settings.bootstrap_servers);
     let mut consumer = Consumer::open(&settings, store).await?;
+    eprintln!("{}", waits_for(&settings, arguments.max));
     let stop = CancellationToken::new();
     tokio::spawn(stop_on_signal(stop.clone()));
     let (mut printed, mut unread) = (0, 0);
@@ -155,6 +174,20 @@ mod tests {
 
     use super::*;
     use crate::consume::Place;
+
+    #[test]
+    fn what_is_waited_for_is_said() {
+        let mut settings = Settings::new("k:1", &["orders", "audit"]);
+        let now = "what comes from now on (--from-beginning: what is there, too)";
+        assert_eq!(waits_for(&settings, None), format!("reading orders, audit {now}; ends with Ctrl-C"));
+        settings = settings.group("g");
+        settings.start = Start::Beginning;
+        assert_eq!(
+            waits_for(&settings, Some(3)),
+            "reading orders, audit as group g, from what it committed on; where it has not, from the oldest record on; \
+             ends with 3 event(s), or Ctrl-C"
+        );
+    }
 
     #[test]
     fn a_line_has_text_as_text_and_bytes_as_base64() {

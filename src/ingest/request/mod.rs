@@ -91,6 +91,16 @@ enum Body {
     Lines,
 }
 
+impl Head {
+    /// Whether the request may be one that was taken before: it has an id, or its lines may have.
+    pub fn may_be_known(&self) -> bool {
+        match &self.body {
+            Body::Payload { id, .. } => id.is_some(),
+            Body::Lines => true,
+        }
+    }
+}
+
 impl Rules {
     pub fn new(ingest: &config::Ingest, table: &Table) -> Rules {
         Rules {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::{
-    Core, Phase, Table,
+    Core, Mishap, Phase, Table,
     packing::{Packings, State},
     suspects::Step,
     window_bytes,
@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Trouble {
     reason: String,
     since: Duration,
+    /// The time of day when it was last seen, in milliseconds since the Unix epoch.
+    at_ms: i64,
     attempts: u32,
     /// When it is asked again; `None`: it is being asked, or has answered.
     due: Option<Duration>,
@@ -45,6 +47,12 @@ impl Packings {
     /// Whether nothing is to be uploaded now.
     pub fn is_away(&self) -> bool {
         self.trouble.as_ref().is_some_and(|trouble| trouble.answers.is_none())
+    }
+
+    /// What is wrong with the store, and when that was last seen.
+    pub fn mishap(&self) -> Option<Mishap> {
+        let trouble = self.trouble.as_ref().filter(|trouble| trouble.answers.is_none())?;
+        Some(Mishap { what: trouble.reason.clone(), at_ms: trouble.at_ms })
     }
 
     /// Why payloads cannot be moved out now.
@@ -92,12 +100,13 @@ impl Core {
     }
 
     pub(super) fn store_is_away(&mut self, reason: String, now: Duration) {
+        let wall_ms = self.wall_ms;
         match &mut self.packing.trouble {
             Some(trouble) if trouble.answers.is_some() => {
                 warn!(error = reason, "the object store takes small objects and no payload");
                 trouble.reason = reason;
                 trouble.answers = None;
-                trouble.ask_again(now);
+                trouble.ask_again(now, wall_ms);
             }
             Some(trouble) => trouble.reason = reason,
             None => {
@@ -105,9 +114,16 @@ impl Core {
                     error = reason,
                     "the object store cannot be reached; events that need it wait with their keys, others flow"
                 );
-                let mut trouble =
-                    Trouble { reason, since: now, attempts: 0, due: None, answers: None, tripped: false };
-                trouble.ask_again(now);
+                let mut trouble = Trouble {
+                    reason,
+                    since: now,
+                    at_ms: wall_ms,
+                    attempts: 0,
+                    due: None,
+                    answers: None,
+                    tripped: false,
+                };
+                trouble.ask_again(now, wall_ms);
                 self.packing.trouble = Some(trouble);
             }
         }
@@ -122,11 +138,12 @@ impl Core {
 
     /// Whether the object store took the small object.
     pub(super) fn probed<S: Sink>(&mut self, result: Result<(), String>, now: Duration, sink: &S) {
+        let wall_ms = self.wall_ms;
         let Some(trouble) = &mut self.packing.trouble else { return };
         match result {
             Err(reason) => {
                 trouble.reason = reason;
-                trouble.ask_again(now);
+                trouble.ask_again(now, wall_ms);
             }
             Ok(()) => {
                 info!("the object store answers again");
@@ -204,7 +221,8 @@ impl Core {
 
 impl Trouble {
     /// After a pause, which grows.
-    fn ask_again(&mut self, now: Duration) {
+    fn ask_again(&mut self, now: Duration, wall_ms: i64) {
+        self.at_ms = wall_ms;
         self.attempts += 1;
         self.due = Some(now + Policy::default().pause(self.attempts, fastrand::f64()));
     }

@@ -5,19 +5,20 @@
 //! A topic is bad when the broker says so, or when it goes on not acknowledging while the broker
 //! answers for it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::{info, warn};
 
-use super::{Core, Phase, suspects::Step};
+use super::{Core, Phase, Table, suspects::Step};
 use crate::{
+    event::TableIx,
     relay::{
         lanes::Waiting,
         retry::Policy,
         topics::{State, Topic, Trouble},
     },
-    sink::{Sink, TopicFacts, classify},
+    sink::{Kind, Sink, TopicFacts, classify},
     source::Cause,
 };
 
@@ -61,6 +62,7 @@ impl Core {
         sink: &S,
     ) {
         let Some(index) = self.topics.find(name) else { return };
+        let was_asked = std::mem::take(&mut self.topics.get_mut(index).asked_what_it_takes);
         let silent = matches!(result, Err(Code::BrokerTransportFailure | Code::OperationTimedOut));
         match result {
             Ok(facts) => self.is_ready(index, facts, now, sink),
@@ -74,9 +76,12 @@ impl Core {
             Err(code) => {
                 self.topics.get_mut(index).state = State::Asking;
                 self.block_topic(Some(index), Some(code), now);
+                self.count_try_of(index);
             }
         }
-        self.told_what_it_takes(index, !(silent && self.topics.get(index).is_usable()), now, sink);
+        if was_asked {
+            self.told_what_it_takes(index, !(silent && self.topics.get(index).is_usable()), now, sink);
+        }
     }
 
     fn is_ready<S: Sink>(&mut self, index: u32, facts: TopicFacts, now: Duration, sink: &S) {
@@ -91,7 +96,7 @@ impl Core {
             info!(topic = name, "kafka topic can be written to");
         }
         topic.is_ready(facts, now);
-        if let Some(limit) = facts.max_message_bytes
+        if let Some(limit) = facts.takes.and_then(|takes| takes.max_message_bytes)
             && limit < self.batch_bytes
         {
             // A batch larger than the topic takes would be refused whole, however small its records are.
@@ -151,7 +156,8 @@ impl Core {
         };
         let its_own = code.is_none_or(classify::is_about_topic);
         let since = topic.trouble.filter(|trouble| trouble.its_own == its_own).map_or(now, |old| old.since);
-        topic.trouble = Some(Trouble { since, code, its_own });
+        let at_ms = self.wall_ms;
+        topic.trouble = Some(Trouble { since, at_ms, code, its_own });
         let error = describe(code);
         warn!(
             topic = topic.name,
@@ -161,6 +167,33 @@ impl Core {
             "kafka topic cannot be written to; its events wait, other topics flow"
         );
         topic.state = State::Blocked { due: now + pause };
+    }
+
+    /// A topic was asked about in vain: a try of all tables whose events need it.
+    fn count_try_of(&self, topic: u32) {
+        let transient = Kind::Transient.label();
+        for (rules, needs) in self.tables.iter().zip(self.needed_by(topic)) {
+            if needs {
+                self.metrics.publish_failures(&rules.name, transient).inc();
+                if self.topics.get(topic).attempts > 1 {
+                    self.metrics.retries(&rules.name, transient).inc();
+                }
+            }
+        }
+    }
+
+    /// Of each table, whether events of it wait for a topic or are held for it: in one pass over what waits.
+    pub(super) fn needed_by(&self, topic: u32) -> Vec<bool> {
+        let held = |(index, rules): (u16, &Arc<Table>)| {
+            self.is_held_for_topic(TableIx(index), rules.order, Some(topic))
+        };
+        let mut needed: Vec<bool> = (0..).zip(&self.tables).map(held).collect();
+        let waiting = self.topics.get(topic).waiting.iter().filter_map(|one| self.ledger.get(one.ticket));
+        let trials = self.trials.iter().filter_map(|trial| self.ledger.get(trial.waiting.ticket));
+        for entry in waiting.chain(trials.filter(|entry| entry.topic == Some(topic))) {
+            needed[entry.table.0 as usize] = true;
+        }
+        needed
     }
 
     /// An event of the topic goes on failing although the broker does not blame the topic.
@@ -268,7 +301,7 @@ impl Core {
                 if self.phase == Phase::Running {
                     self.phase = Phase::Failing { since: now };
                 }
-            } else if topic.is_usable() {
+            } else if topic.is_usable() && !topic.asked_what_it_takes {
                 self.effects.look_up.push(topic.name.clone());
             }
         }

@@ -6,7 +6,7 @@
 
 use tracing::{error, info, warn};
 
-use super::{Core, Phase, Table, event_id, told};
+use super::{Core, Mishap, Phase, Table, event_id, told};
 use crate::{
     config::{OnFailure, Order},
     event::{Event, TableIx},
@@ -51,6 +51,9 @@ impl Core {
         progress.held = gates.held;
         progress.held_topics.clear();
         progress.store_asked = false;
+        if !progress.has_parked() && self.holding == 0 {
+            progress.parked = None;
+        }
         self.lanes.forget_closed(table);
         for (lane, why) in listed.into_iter().chain(progress.closing.values().copied()) {
             self.lanes.add_closed(table, lane, why);
@@ -124,8 +127,8 @@ impl Core {
             "event can never be published as it is: its key is parked and the rest flows on"
         );
         self.suspects.remove(&(table, event.place.clone()));
-        self.progress[table.0 as usize].last_error =
-            Some(format!("{} {} parked: {reason}", rules.name, event.place));
+        let what = format!("{} {} parked: {reason}", rules.name, event.place);
+        self.progress[table.0 as usize].parked = Some(Mishap { what, at_ms: self.wall_ms });
         self.hold(ticket, rules, event, cause, reason, attempts);
         if let Some(lane) = lane {
             self.progress[table.0 as usize].closing.insert(ticket, (lane, Closed::Parked));
@@ -259,8 +262,7 @@ impl Core {
     /// Whether a table has to stop: too much is held, or `on_failure` says so.
     fn is_too_much(&self, table: TableIx) -> bool {
         let (rules, progress) = (&self.tables[table.0 as usize], &self.progress[table.0 as usize]);
-        let parking = progress.closing.values().any(|(_, why)| *why == Closed::Parked);
-        let failed = progress.held.parked > 0 || parking;
+        let failed = progress.has_parked();
         progress.held.all() > rules.max_held || (rules.give_up.then == OnFailure::Halt && failed)
     }
 

@@ -7,6 +7,7 @@ mod breaker;
 mod holds;
 mod packing;
 mod recovery;
+mod reports;
 mod suspects;
 mod tables;
 mod told;
@@ -31,7 +32,7 @@ use self::{
 };
 use super::{
     lanes::{Closed, Gate, Lane, Lanes, Waiting},
-    ledger::{Acknowledged, Entry, Ledger, Records},
+    ledger::{Entry, Ledger, Records},
     packer::Unpacked,
     retry::{GiveUp, Policy},
     topics::{Topic, Topics, Warmth, partition_of},
@@ -41,6 +42,7 @@ use super::{
 use crate::{
     admin::metrics::{Metrics, PublishedHandles},
     config::Order,
+    coordinate::Claim,
     event::{Event, Place, TableIx},
     record::{Packed, Prepared, Rules, is_legal_topic},
     sink::{MAX_BATCH_BYTES, Report, Sink, Ticket, TopicFacts, Unit},
@@ -98,6 +100,8 @@ pub enum Action {
     Probed(Result<(), String>),
     /// This relay may send until then; `None`: it may not.
     Lease(Option<Duration>),
+    /// Exactly once: what a relay had that is gone is this one's, and what it left is to be found.
+    Inherits,
     /// A table is to stop, for good or to be started anew.
     Retire(TableIx),
     /// A table is to stop, and what was sent of it had its time to be answered.
@@ -128,8 +132,8 @@ pub struct Effects {
     /// A new generation: what is being packed is given up; after everything above, tell the sources to
     /// start it.
     pub restart: Option<u32>,
-    /// Exactly once: under this membership the sources start it, with what each table is to record first.
-    pub settle: Option<(i64, Vec<Vec<Place>>)>,
+    /// Exactly once: with this taken over the sources start it, with what each table is to record first.
+    pub settle: Option<(Claim, Vec<Vec<Place>>)>,
     /// How the transaction of this generation is to end; answered with [`Action::Ended`].
     pub end: Option<(u32, End)>,
     /// It would be a guess to go on: the relay stops.
@@ -185,10 +189,27 @@ struct Progress {
     last_publish_ms: Option<i64>,
     /// Events, since this process started.
     published: u64,
-    last_error: Option<String>,
+    /// What was wrong with the event that was parked last, while something is parked.
+    parked: Option<Mishap>,
+}
+
+impl Progress {
+    /// Whether something is parked, or is about to be.
+    fn has_parked(&self) -> bool {
+        self.held.parked > 0 || self.closing.values().any(|(_, why)| *why == Closed::Parked)
+    }
+}
+
+/// What went wrong, and when, in milliseconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mishap {
+    pub what: String,
+    pub at_ms: i64,
 }
 
 pub struct Core {
+    /// Why there is no producer, when there is none.
+    no_producer: Option<Mishap>,
     /// What makes the spans of events that are traced.
     spans: Option<Spans>,
     tables: Vec<Arc<Table>>,
@@ -233,6 +254,10 @@ pub struct Core {
 }
 
 impl Core {
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
+    }
+
     pub fn new(tables: Vec<Arc<Table>>, window: Arc<Window>, metrics: Arc<Metrics>) -> Core {
         Core {
             spans: None,
@@ -261,6 +286,7 @@ impl Core {
             batch_bytes: MAX_BATCH_BYTES,
             look_again: Duration::ZERO,
             now: Duration::ZERO,
+            no_producer: None,
             wall_ms: 0,
             effects: Effects::default(),
         }
@@ -294,13 +320,10 @@ impl Core {
                 // A topic that takes smaller batches turned up meanwhile.
                 Some((batch_bytes, _)) if batch_bytes > self.batch_bytes => self.rebuild(),
                 // The lease came or went, and with it the right to be the one producer.
-                Some((_, generation))
-                    if self.transaction.is_some() && generation != self.ledger.generation() =>
-                {
-                    self.rebuild();
-                }
+                Some((_, generation)) if self.is_overtaken_since(generation) => self.rebuild(),
                 _ => {
                     self.phase = Phase::Running;
+                    self.no_producer = None;
                     if let Some(takeover) = takeover {
                         self.taken_over(takeover, now);
                     }
@@ -308,14 +331,17 @@ impl Core {
             },
             Action::Ended { generation, result } => self.ended(generation, result, now, wall_ms, sink),
             Action::Noted { generation, result } => self.noted(generation, result, now),
+            // Given up for this one.
+            Action::Rebuilt(Err(Obstacle::Trouble(_))) if self.is_overtaken() => {
+                self.rebuilding = None;
+                self.rebuild();
+            }
             Action::Rebuilt(Err(error)) => {
                 let refused = matches!(error, Obstacle::Refused(_));
                 let (error, says) =
                     (error.to_string(), if refused { "the relay stops" } else { "will try again" });
                 error!(error, "cannot make a kafka producer; {says}");
-                for progress in &mut self.progress {
-                    progress.last_error = Some(error.clone());
-                }
+                self.no_producer = Some(Mishap { what: error, at_ms: wall_ms });
                 self.effects.refuse = refused;
                 self.rebuilding = None;
                 self.rebuilds += 1;
@@ -335,9 +361,10 @@ impl Core {
                     self.start_over();
                 }
             }
+            Action::Inherits if self.transaction.is_some() && self.lease_until.is_some() => self.start_over(),
             Action::Retire(table) => self.retire(table),
             Action::WaitNoLonger(table) => self.wait_no_longer(table),
-            Action::Due => {}
+            Action::Inherits | Action::Due => {}
         }
         self.upkeep(now, sink);
         self.take_effects()
@@ -431,6 +458,7 @@ impl Core {
             warms: None,
             sent_at: None,
             held: false,
+            relieved: false,
             records: Records::default(),
             trail: None,
         });
@@ -528,6 +556,13 @@ impl Core {
                 }
             }
             self.ledger.sent(ticket, now, cold);
+            if packed.is_some() && records == 1 {
+                // The row goes now. What the sink has of it is a reference to its payload, or that in a smaller form.
+                let payload = event.row.get(rules.rules.payload_column()).map_or(0, <[u8]>::len);
+                let value = prepared.record.payload.as_ref().map_or(0, |value| value.len());
+                let less = self.ledger.gives_back(ticket, payload.saturating_sub(value));
+                self.window.release(0, less);
+            }
             fail::fail_point!("sent", |_| std::process::abort());
         }
         if let (Some(topic), Some(partition)) = (topic, cold) {
@@ -540,92 +575,6 @@ impl Core {
         self.packing.forget(ticket);
     }
 
-    fn report<S: Sink>(&mut self, report: Report, now: Duration, wall_ms: i64, sink: &S) {
-        let tried = self.trying.take_if(|(ticket, _)| *ticket == report.ticket).map(|(_, trial)| trial);
-        let acknowledged = match report.result {
-            Ok(()) => Ok(self.ledger.acknowledged(report.ticket)),
-            Err(code) => Err(code),
-        };
-        match (acknowledged, tried) {
-            (Ok(Acknowledged::Unknown), _) => {}
-            (Ok(Acknowledged::Part(warmed)), None) => {
-                fail::fail_point!("mid-chunks", |_| std::process::abort());
-                if let Some((topic, partition)) = warmed {
-                    let waited = self.topics.get_mut(topic).warmed(partition);
-                    self.pass_all(waited, now, sink);
-                }
-            }
-            // The next record of the same event.
-            (Ok(Acknowledged::Part(_)), Some(trial)) => self.start_trial(trial, now, sink),
-            (Ok(Acknowledged::Whole(entry)), None) => {
-                self.acknowledged(&entry, true, now, wall_ms);
-                self.lanes.delivered(entry.lane);
-                if let (Some(topic), Some(partition)) = (entry.topic, entry.warms) {
-                    let waited = self.topics.get_mut(topic).warmed(partition);
-                    self.pass_all(waited, now, sink);
-                }
-            }
-            (Ok(Acknowledged::Whole(entry)), Some(Trial { waiting, step, .. })) => {
-                self.packing.forget(report.ticket);
-                let letter = matches!(step, Step::Bury { .. });
-                self.acknowledged(&entry, !letter, now, wall_ms);
-                if let Step::Bury { cause, failure, letters } = step {
-                    let rules = self.tables[entry.table.0 as usize].clone();
-                    self.buried(&rules, &waiting.event, cause, &failure, letters);
-                }
-                self.suspects.remove(&(entry.table, entry.place));
-                let waited = self.lanes.open(entry.lane);
-                self.pass_all(waited, now, sink);
-            }
-            (Err(code), None) => self.failed_in_pipeline(report.ticket, code, now),
-            (Err(code), Some(trial)) => {
-                self.trace_failed(report.ticket, code);
-                self.ledger.returned(report.ticket);
-                self.failed_on_trial(trial, code, now);
-            }
-        }
-    }
-
-    /// Kafka has an event, or its dead letter. In a transaction that is settled by its commit.
-    fn acknowledged(&mut self, entry: &Entry, published: bool, now: Duration, wall_ms: i64) {
-        self.window.release(1, entry.bytes);
-        match &mut self.transaction {
-            Some(transaction) => transaction.acknowledged(entry.clone(), published),
-            None => self.settled(entry, published, now, wall_ms),
-        }
-    }
-
-    fn settled(&mut self, entry: &Entry, published: bool, now: Duration, wall_ms: i64) {
-        if let Some(trail) = &entry.trail {
-            self.trace(entry, trail, None);
-            if published {
-                self.tell_published(entry, trail);
-            }
-        }
-        self.rebuilds = 0;
-        if !self.failed_once.is_empty() {
-            self.failed_once.remove(&(entry.table, entry.place.clone()));
-        }
-        let table = entry.table.0 as usize;
-        let progress = &mut self.progress[table];
-        progress.settled.push(entry.place.clone());
-        progress.open -= 1;
-        let Some(topic) = entry.topic else { return };
-        self.topics.get_mut(topic).stalls = 0;
-        if published {
-            progress.last_publish_ms = Some(wall_ms);
-            progress.published += 1;
-            let (name, topics, metrics) = (&self.tables[table].name, &self.topics, &self.metrics);
-            let handles = self
-                .published
-                .entry((entry.table, topic))
-                .or_insert_with(|| metrics.published(name, &topics.get(topic).name));
-            let publish = entry.sent_at.map(|sent| now.saturating_sub(sent));
-            let end_to_end = entry.timestamp_ms.map(|created| wall_ms.saturating_sub(created));
-            handles.acknowledged(publish, end_to_end, wall_ms);
-        }
-    }
-
     fn pass_all<S: Sink>(&mut self, waited: impl IntoIterator<Item = Waiting>, now: Duration, sink: &S) {
         for Waiting { ticket, event } in waited {
             let Some(entry) = self.ledger.get(ticket) else { continue };
@@ -636,7 +585,7 @@ impl Core {
 
     fn take_effects(&mut self) -> Effects {
         // A hold is committed after what came before it: dropped and read again, that would be held behind it.
-        let hold = self.transaction.as_ref().is_none_or(Transaction::is_empty);
+        let hold = self.transaction.as_ref().is_none_or(Transaction::is_idle);
         for (index, progress) in self.progress.iter_mut().enumerate() {
             let table = TableIx(index as u16);
             if !progress.settled.is_empty() {

@@ -193,7 +193,7 @@ impl Core {
         }
     }
 
-    /// The broker was asked about a topic, and has answered, or was silent for too long.
+    /// The broker was asked what a topic takes, and has answered, or was silent for too long.
     pub(super) fn told_what_it_takes<S: Sink>(
         &mut self,
         topic: u32,
@@ -201,13 +201,9 @@ impl Core {
         now: Duration,
         sink: &S,
     ) {
-        let about = self.topics.get_mut(topic);
-        if !std::mem::take(&mut about.asked_what_it_takes) {
-            return;
-        }
         if answered {
             // Whatever the answer was, it is not asked again at once.
-            about.known_at = now;
+            self.topics.get_mut(topic).known_at = now;
         }
         let mut wait = self.heads_that(|state| *state == State::Asking);
         wait.retain(|(ticket, _)| self.ledger.get(*ticket).is_some_and(|entry| entry.topic == Some(topic)));

@@ -82,11 +82,20 @@ impl Core {
                 self.release_ready_topics();
                 self.look_at_store(now, sink);
                 self.start_trials(now, sink);
-            } else if !self.is_committing() {
+            } else if !self.is_barred() {
                 self.look_for_stalls(now);
             }
-            self.look_at_transaction(now);
+            self.look_at_transaction(now, sink);
         }
+    }
+
+    /// Whether other producers are due than those that are being made, in transactions.
+    pub(super) fn is_overtaken(&self) -> bool {
+        self.rebuilding.is_some_and(|(_, generation)| self.is_overtaken_since(generation))
+    }
+
+    pub(super) fn is_overtaken_since(&self, generation: u32) -> bool {
+        self.transaction.is_some() && generation != self.ledger.generation()
     }
 
     /// Asks for new producers. Those of a rebuild that is under way have not been used and will do.

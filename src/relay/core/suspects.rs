@@ -69,7 +69,7 @@ impl Core {
         while self.phase == Phase::Running
             && self.lease_until.is_some()
             && self.trying.is_none()
-            && self.transaction.as_ref().is_none_or(Transaction::is_empty)
+            && self.transaction.as_ref().is_none_or(Transaction::is_idle)
             && let Some(trial) = self.next_trial(now)
         {
             self.start_trial(trial, now, sink);
@@ -242,13 +242,17 @@ impl Core {
             _ => trial.failing_since.map_or(Duration::ZERO, |since| now.saturating_sub(since)),
         };
         self.metrics.publish_failures(&rules.name, kind.label()).inc();
+        // It waited while its topic was tried, and what there can be no record of was tried too.
+        let of_topic = self.ledger.get(ticket).and_then(|entry| entry.topic);
+        let of_topic = of_topic.map(|topic| self.topics.get(topic)).filter(|topic| topic.trouble.is_some());
+        let attempts = trial.attempts.max(of_topic.map_or(1, |topic| topic.attempts)).max(1);
         match decide(kind, failing, give_up) {
             Decision::Retry => self.try_again(trial, rules, now),
             Decision::Park(cause) | Decision::Halt(cause) => {
-                self.park(ticket, rules, event, cause, reason, trial.attempts);
+                self.park(ticket, rules, event, cause, reason, attempts);
             }
             Decision::DeadLetter(cause) => {
-                let failure = Failure { kind: cause.as_str(), message: reason, attempts: trial.attempts };
+                let failure = Failure { kind: cause.as_str(), message: reason, attempts };
                 let letters = match (rules.rules.dead_letter_topic(event), event.unread_bytes) {
                     (Ok(_), Some(_)) => Err("its payload was not read".to_owned()),
                     (Ok(name), None) => Ok(self.topic(&name)),

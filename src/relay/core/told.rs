@@ -17,10 +17,15 @@ impl Core {
         let (table, place, id) = (self.table_of(entry), &entry.place, &*trail.id);
         let topic = entry.topic.map(|topic| self.topics.get(topic).name.as_str());
         let context = display(context);
+        let partition = trail.landed.map(|landed| landed.partition);
+        let offset = trail.landed.and_then(|landed| landed.offset);
         if trail.replay {
-            info!(table, %place, id, topic, context, "event is published again: it was to be replayed");
+            info!(
+                table, %place, id, topic, partition, offset, context,
+                "event is published again: it was to be replayed"
+            );
         } else {
-            info!(table, %place, id, topic, context, "event is published");
+            info!(table, %place, id, topic, partition, offset, context, "event is published");
         }
     }
 
@@ -49,6 +54,7 @@ impl Core {
             created_ms: entry.timestamp_ms.filter(|_| !trail.replay),
             sent: answered.checked_sub(self.now.saturating_sub(sent_at)).unwrap_or(answered),
             answered,
+            landed: trail.landed,
             error: error.as_deref(),
         };
         spans.sent(parent, &sending);

@@ -4,28 +4,37 @@
 //! producer had sent may land late.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::Mutex,
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use rdkafka::types::RDKafkaErrorCode as Code;
+use tokio_util::sync::CancellationToken;
 
 use super::{PARTITIONS, Table};
 use crate::{
-    record::{Record, wire},
+    record::{Landed, Record, wire},
     relay::topics::partition_of,
-    sink::{Found, PositionRecord, Report, Sink, Ticket, TopicFacts, Unit},
+    sink::{Found, PositionRecord, Report, Sink, Ticket, TopicFacts, Unit, Units},
 };
 
 type Partition = (String, usize);
+
+/// What was written in a transaction, and whether it cannot be committed, because something failed in it.
+pub type Written = (Vec<Sent>, bool);
 
 /// How the topics for dead letters end.
 const DEAD_LETTERS: &str = ".dlq";
 
 #[derive(Clone, Debug)]
-struct Sent {
+pub struct Sent {
     unit: Unit,
+    /// Of which transaction it is.
+    transaction: usize,
     ticket: Ticket,
     partition: Partition,
     id: String,
@@ -56,9 +65,14 @@ pub struct Broker {
     pub rebuilt: usize,
     /// Exactly once: what was written is seen when its transaction is committed.
     transactional: bool,
-    open: Vec<Sent>,
-    /// Something failed in it: it cannot be committed.
-    doomed: bool,
+    /// Counts the transactions: two producers have them by turns.
+    transactions: AtomicUsize,
+    /// Those that are open, by their number.
+    open: BTreeMap<usize, Written>,
+    /// Those that were told how to end: each call is made on a thread of its own.
+    ending: Vec<Written>,
+    /// One of them was not committed: nothing is, until there are other producers.
+    broken: bool,
     /// The last records of the position topic.
     pub positions: HashMap<String, Vec<u8>>,
 }
@@ -74,6 +88,7 @@ impl Sink for Broker {
         let number = |name| header(name).map(|value| value.parse().unwrap());
         self.queue.lock().unwrap().push_back(Sent {
             unit,
+            transaction: self.transaction(),
             ticket,
             partition: (record.topic.clone().into_owned(), partition),
             id: header("id").unwrap(),
@@ -92,8 +107,18 @@ impl Sink for Broker {
         std::future::pending().await
     }
 
-    async fn take_over(&self, _: String, _: usize, _: bool) -> Result<Option<Found>, String> {
+    async fn take_over(
+        &self,
+        _: Units,
+        _: usize,
+        _: bool,
+        _: CancellationToken,
+    ) -> Result<Option<Found>, String> {
         std::future::pending().await
+    }
+
+    fn relieve(&self) {
+        self.transactions.fetch_add(1, Ordering::Relaxed);
     }
 
     fn commit(&self, _: Vec<PositionRecord>) -> impl Future<Output = Result<(), String>> + Send + 'static {
@@ -126,30 +151,83 @@ impl Broker {
         self.queue.lock().unwrap().len() + self.first.len()
     }
 
-    pub fn commit(&mut self, position: Vec<PositionRecord>, tables: &[Table]) -> Result<(), String> {
-        if self.doomed {
+    fn transaction(&self) -> usize {
+        self.transactions.load(Ordering::Relaxed)
+    }
+
+    /// The relay commits the transaction before the one that it sends in, or drops that.
+    pub fn ends(&mut self, commits: bool) {
+        let ends = if commits { self.transaction() - 1 } else { self.transaction() };
+        let unanswered = self.queue.lock().unwrap().iter().any(|sent| sent.transaction <= ends);
+        assert!(!unanswered, "ended before everything was answered");
+        self.ending.push(self.open.remove(&ends).unwrap_or_default());
+        assert!(self.open.keys().all(|open| *open > ends), "the one before is open");
+    }
+
+    /// One of those that were told how to end. It is dropped, if it is not committed.
+    pub fn ended(&mut self, which: usize) -> Written {
+        self.ending.remove(which)
+    }
+
+    /// Whether the transaction that the relay sends in has something that was acknowledged.
+    pub fn has_written(&self) -> bool {
+        self.open.contains_key(&self.transaction())
+    }
+
+    /// Whether the last two transactions both have something on its way.
+    pub fn sends_in_two(&self) -> bool {
+        let queue = self.queue.lock().unwrap();
+        queue.front().zip(queue.back()).is_some_and(|(first, last)| first.transaction < last.transaction)
+    }
+
+    /// Something failed in a transaction.
+    fn dooms(&mut self, transaction: usize) {
+        self.open.entry(transaction).or_default().1 = true;
+    }
+
+    /// The call does not reach the broker.
+    pub fn loses_commit(&mut self) {
+        self.broken = true;
+    }
+
+    pub fn commit(
+        &mut self,
+        (sent, doomed): Written,
+        position: Vec<PositionRecord>,
+        tables: &[Table],
+    ) -> Result<(), String> {
+        assert!(!self.broken, "the one before was not committed");
+        if doomed {
+            self.broken = true;
             return Err("some of it was refused".into());
         }
-        assert!(self.queue.lock().unwrap().is_empty(), "committed before everything was acknowledged");
-        for sent in std::mem::take(&mut self.open) {
-            self.show(&sent, tables);
-        }
+        sent.iter().for_each(|sent| self.show(sent, tables));
         let part = self.chunks.iter().find(|(id, _)| !self.first.contains_key(*id));
         assert!(part.is_none(), "a part of an event was committed: {part:?}");
         self.positions.extend(position);
         Ok(())
     }
 
-    pub fn abort(&mut self) {
-        self.open.clear();
-        self.doomed = false;
+    fn write(&mut self, sent: &Sent, tables: &[Table]) {
+        if !self.transactional {
+            return self.show(sent, tables);
+        }
+        // Readers see it in this order, whatever is committed first.
+        let broken = self.broken || self.open.values().any(|(_, doomed)| *doomed);
+        if !sent.partition.0.ends_with(DEAD_LETTERS) && !broken {
+            let (table, number) = table_of(sent, tables);
+            for earlier in table.before(number) {
+                let earlier = table.id(earlier);
+                let seen = self.has(&earlier) || self.dead.contains(&earlier);
+                assert!(seen || self.is_written(&earlier), "{} was written before {earlier}", sent.id);
+            }
+        }
+        self.open.entry(sent.transaction).or_default().0.push(sent.clone());
     }
 
-    fn write(&mut self, sent: &Sent, tables: &[Table]) {
-        match self.transactional {
-            true => self.open.push(sent.clone()),
-            false => self.show(sent, tables),
-        }
+    fn is_written(&self, id: &str) -> bool {
+        let all = self.open.values().chain(&self.ending).flat_map(|(written, _)| written);
+        all.into_iter().any(|sent| sent.id == id)
     }
 
     /// A consumer sees it; nothing of its lane that is earlier may be unseen.
@@ -173,9 +251,8 @@ impl Broker {
         if sent.referred {
             self.referred.insert(sent.id.clone());
         }
-        let (table, number) = sent.id.split_once('-').unwrap();
-        let table: &Table = &tables[table.parse::<usize>().unwrap()];
-        for earlier in table.before(number.parse().unwrap()) {
+        let (table, number) = table_of(sent, tables);
+        for earlier in table.before(number) {
             let earlier = table.id(earlier);
             assert!(self.has(&earlier) || self.dead.contains(&earlier), "{} overtook {earlier}", sent.id);
         }
@@ -195,34 +272,38 @@ impl Broker {
         }
         let queue = std::mem::take(&mut *self.queue.lock().unwrap());
         let Some(first) = queue.front() else { return Vec::new() };
-        let partition = queue[random.usize(..queue.len())].partition.clone();
+        let any = &queue[random.usize(..queue.len())];
+        // Each producer is on its own.
+        let (partition, transaction) = (any.partition.clone(), any.transaction);
         if faults && random.u32(0..60) == 0 {
-            return self.die(random, &queue, tables);
+            return self.die(random, queue, transaction, tables);
         }
         let size = random.usize(1..5);
-        let unit = queue.iter().find(|sent| sent.partition == partition).unwrap_or(first).unit;
+        let is_next = |sent: &&Sent| sent.partition == partition && sent.transaction == transaction;
+        let unit = queue.iter().find(is_next).unwrap_or(first).unit;
         let mut batch = Vec::new();
         let mut rest = VecDeque::new();
         for sent in queue {
-            match sent.partition == partition && sent.unit == unit && batch.len() < size {
+            match is_next(&&sent) && sent.unit == unit && batch.len() < size {
                 true => batch.push(sent),
                 false => rest.push_back(sent),
             }
         }
         let reports = if faults && unit == Unit::Suspects && random.u32(0..3) == 0 {
             // The careful producer is new, and is told that the topic is not there.
-            self.doomed = true;
+            self.dooms(transaction);
             batch.iter().map(|sent| failed(sent, Code::UnknownTopicOrPartition)).collect()
         } else if batch.iter().any(|sent| sent.poisoned) {
             self.refused += 1;
-            self.doomed = true;
+            self.dooms(transaction);
             let mut reports: Vec<Report> =
                 batch.iter().map(|sent| failed(sent, Code::PolicyViolation)).collect();
             if unit == Unit::Main {
                 // The rest of the producer is told off, but requests in flight on a partition where the
                 // broker knows nothing of it are taken all the same.
                 let hole = !self.known.contains(&partition);
-                for sent in take(&mut rest, |sent| sent.unit == Unit::Main) {
+                for sent in take(&mut rest, |sent| sent.unit == Unit::Main && sent.transaction == transaction)
+                {
                     if hole && sent.partition == partition && !sent.poisoned {
                         self.write(&sent, tables);
                     }
@@ -235,17 +316,25 @@ impl Broker {
                 self.known.insert(partition);
             }
             batch.iter().for_each(|sent| self.write(sent, tables));
-            batch.iter().map(|sent| Report { ticket: sent.ticket, result: Ok(()) }).collect()
+            batch.iter().map(|sent| Report { ticket: sent.ticket, result: Ok(Landed::default()) }).collect()
         };
         *self.queue.lock().unwrap() = rest;
         reports
     }
 
     /// The pipelined producer fails for good. A part of what it had was written, and nobody knows.
-    fn die(&mut self, random: &mut fastrand::Rng, queue: &VecDeque<Sent>, tables: &[Table]) -> Vec<Report> {
-        self.doomed = true;
+    fn die(
+        &mut self,
+        random: &mut fastrand::Rng,
+        mut queue: VecDeque<Sent>,
+        transaction: usize,
+        tables: &[Table],
+    ) -> Vec<Report> {
+        self.dooms(transaction);
+        let its = take(&mut queue, |sent| sent.transaction == transaction);
+        *self.queue.lock().unwrap() = queue;
         let mut cut: HashSet<Partition> = HashSet::new();
-        for sent in queue {
+        for sent in &its {
             if sent.poisoned || random.bool() {
                 cut.insert(sent.partition.clone());
             }
@@ -253,7 +342,7 @@ impl Broker {
                 self.write(sent, tables);
             }
         }
-        queue.iter().map(|sent| failed(sent, Code::Fatal)).collect()
+        its.iter().map(|sent| failed(sent, Code::Fatal)).collect()
     }
 
     /// New producers. Of what the old ones had sent, a run of each partition may land later.
@@ -263,7 +352,10 @@ impl Broker {
         if self.transactional {
             // The old ones are fenced: what they have sent cannot be seen any more.
             self.queue.lock().unwrap().clear();
-            return self.abort();
+            self.open.clear();
+            self.ending.clear();
+            self.broken = false;
+            return;
         }
         let mut runs: HashMap<Partition, VecDeque<Sent>> = HashMap::new();
         let mut cut: HashSet<Partition> = HashSet::new();
@@ -280,6 +372,11 @@ impl Broker {
         runs.sort_by(|a, b| a.0.cmp(&b.0));
         self.late.extend(runs.into_iter().map(|(_, run)| run));
     }
+}
+
+fn table_of<'a>(sent: &Sent, tables: &'a [Table]) -> (&'a Table, usize) {
+    let (table, number) = sent.id.split_once('-').unwrap();
+    (&tables[table.parse::<usize>().unwrap()], number.parse().unwrap())
 }
 
 fn failed(sent: &Sent, code: Code) -> Report {

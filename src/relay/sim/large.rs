@@ -6,8 +6,8 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     event::{Event, Place},
-    record::{Packing, encode::Codec},
-    sink::Report,
+    record::{Landed, Packing, encode::Codec},
+    sink::{Report, Takes, Ticket},
     source::Gates,
 };
 
@@ -121,7 +121,8 @@ fn a_payload_that_fitted_when_it_was_packed_is_packed_again() {
     world.core = Core::new(vec![Arc::new(table)], window, Arc::new(Metrics::new(&["t0"])));
     world.lease(true);
     let takes = |bytes| {
-        let facts = TopicFacts { partitions: 1, max_message_bytes: Some(bytes), compacted: false };
+        let takes = Some(Takes { max_message_bytes: Some(bytes), compacted: false });
+        let facts = TopicFacts { partitions: 1, takes };
         Action::LookedUp { topic: "topic0".into(), result: Ok(facts) }
     };
     let from_source = |yielded| Action::FromSource(TableIx(0), yielded);
@@ -143,10 +144,58 @@ fn a_payload_that_fitted_when_it_was_packed_is_packed_again() {
     world.apply(takes(2_000_000));
     let first = world.packings.pop_back().unwrap();
     // It warms the partition.
-    let acknowledged = Report { ticket: first.ticket, result: Ok(()) };
+    let acknowledged = Report { ticket: first.ticket, result: Ok(Landed::default()) };
     world.apply(packed(first, 10));
     world.apply(Action::Reports(vec![acknowledged]));
     let again = world.packings.pop_back().map(|Job { packing: Packing { inline, .. }, .. }| inline);
     assert!(again.is_some_and(|inline| inline < 2_000_000), "{again:?}");
     assert_eq!(world.core.parked_keys(TableIx(0)), 0);
+}
+
+/// A world with one event, whose payload is about to be packed.
+fn with_a_large_event(seed: u64) -> (World, Ticket) {
+    let mut world = World::new(seed, &[Order::Key], GiveUp::default());
+    world.faults = false;
+    world.tables[0].rows.push(Row {
+        topic: "topic0".into(),
+        key: Some("a".into()),
+        poison: Poison::None,
+        large: true,
+        state: State::Waiting,
+    });
+    while world.packings.is_empty() {
+        world.tables[0].turn(&world.window, 10, &world.broker);
+        while let Some(yielded) = world.tables[0].yields.pop_front() {
+            world.apply(Action::FromSource(TableIx(0), yielded));
+        }
+        world.answer_look_up();
+    }
+    let ticket = world.packings[0].ticket;
+    (world, ticket)
+}
+
+/// What was acknowledged of a payload makes room for others, once the row is gone.
+#[test]
+fn room_is_given_back_chunk_by_chunk() {
+    let (mut world, ticket) = with_a_large_event(2);
+    world.pack();
+    let whole = world.window.used().bytes;
+    let mut acknowledged = || {
+        world.apply(Action::Reports(vec![Report { ticket, result: Ok(Landed::default()) }]));
+        world.window.used().bytes
+    };
+    // The first one warms its partition; the others are sent after it.
+    assert_eq!([acknowledged(), acknowledged(), acknowledged()], [whole, whole - whole / 2, 0]);
+}
+
+/// What is in the store makes room for others, however long Kafka takes.
+#[test]
+fn room_of_a_payload_is_given_back_when_its_reference_is_sent() {
+    let (mut world, ticket) = with_a_large_event(1);
+    let whole = world.window.used().bytes;
+    world.pack();
+    let left = world.window.used().bytes;
+    assert!(left > 0 && left < whole - LARGE / 2, "{left} of {whole}");
+    world.apply(Action::Reports(vec![Report { ticket, result: Ok(Landed::default()) }]));
+    assert_eq!(world.window.used().bytes, 0);
 }

@@ -2,9 +2,11 @@
 //! what contract.md section 5 promises. Nothing here waits; a history is a function of its seed.
 
 mod broker;
+mod histories;
 mod large;
 mod reload;
 mod table;
+mod transactions;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -17,9 +19,8 @@ use self::{
 use super::{
     core::{self, Action, Core, Effects, End, Job},
     packer::Unpacked,
-    position::Position,
     retry::{GiveUp, Policy},
-    unit::{Obstacle, Takeover},
+    unit::Obstacle,
     window::{Room, Window},
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
     config::{OnFailure, Order},
     event::TableIx,
     record::{Form, LargeSpec, Oversize, Packed, Rules, Spec, Then},
-    sink::TopicFacts,
+    sink::{Takes, TopicFacts},
     source::{Command, Taken, Yield, database::Noted, hold::Scope},
 };
 
@@ -58,12 +59,21 @@ struct World {
     /// Transactions: how they are to end, positions to be noted, and whether the rebuild is a takeover.
     exactly_once: bool,
     ends: VecDeque<(u32, End)>,
+    /// Answers that come after the relay has given their generation up, and how many have come.
+    belated: VecDeque<(u32, Result<(), String>)>,
+    too_late: usize,
     notes: VecDeque<(u32, Noted)>,
     take_over: bool,
     /// Commits, those whose answer was lost, and transactions that were dropped.
     committed: usize,
     lost: usize,
     dropped: usize,
+    /// Commits during which the next transaction had records; and such of which nobody heard, though they were done, and
+    /// because they were not.
+    overlapped: usize,
+    unheard: [usize; 2],
+    /// Actions after which two transactions had something on its way.
+    in_two: usize,
     /// What was changed by hand, and how many breakers released what they held.
     changed: usize,
     released: usize,
@@ -135,11 +145,16 @@ impl World {
             give_up,
             exactly_once,
             ends: VecDeque::new(),
+            belated: VecDeque::new(),
+            too_late: 0,
             notes: VecDeque::new(),
             take_over: false,
             committed: 0,
             lost: 0,
             dropped: 0,
+            overlapped: 0,
+            unheard: [0; 2],
+            in_two: 0,
             changed: 0,
             released: 0,
             reloads: 0,
@@ -169,6 +184,10 @@ impl World {
             refuse,
         } = effects;
         assert!(!refuse && (self.exactly_once || (settle.is_none() && end.is_none() && note.is_none())));
+        if let Some((_, end)) = &end {
+            self.broker.ends(matches!(end, End::Commit(_)));
+        }
+        self.in_two += usize::from(self.broker.sends_in_two());
         self.ends.extend(end);
         self.notes.extend(note);
         if let Some(rebuild) = rebuild {
@@ -203,8 +222,8 @@ impl World {
         if let Some(generation) = restart {
             let mut settle = settle;
             for (index, table) in self.tables.iter_mut().enumerate() {
-                let taken = settle.as_mut().map(|(epoch, doubts)| Taken {
-                    epoch: *epoch,
+                let taken = settle.as_mut().map(|(claim, doubts)| Taken {
+                    claim: *claim,
                     doubts: std::mem::take(&mut doubts[index]),
                 });
                 table.hear(Command::Restart { generation, taken });
@@ -248,16 +267,23 @@ impl World {
         self.happen();
         self.let_go();
         let on_the_way = |yielded: &Yield| match yielded {
-            Yield::Events { events, .. } => events.len(),
+            Yield::Events { events, .. } => {
+                Room { events: events.len(), bytes: events.iter().map(core::window_bytes).sum() }
+            }
             Yield::Closed { .. }
             | Yield::Gates { .. }
             | Yield::Held { .. }
             | Yield::Forgotten { .. }
             | Yield::Recorded { .. }
-            | Yield::Ended => 0,
+            | Yield::Ended => Room::default(),
         };
-        let handed_over: usize = self.tables.iter().flat_map(|table| &table.yields).map(on_the_way).sum();
-        assert_eq!(self.window.used().events, self.core.open() + handed_over);
+        let expected = Room { events: self.core.open(), bytes: self.core.open_bytes() };
+        let handed_over = self.tables.iter().flat_map(|table| &table.yields).map(on_the_way);
+        let expected = handed_over.fold(expected, |sum, room| Room {
+            events: sum.events + room.events,
+            bytes: sum.bytes + room.bytes,
+        });
+        assert_eq!(self.window.used(), expected);
     }
 
     fn happen(&mut self) {
@@ -283,13 +309,11 @@ impl World {
             86..90 => {
                 if self.rebuilds > 0 {
                     self.rebuilds -= 1;
-                    // Some commit is under way, and nobody hears of it any more.
-                    if let Some((_, End::Commit(position))) = self.ends.pop_front()
-                        && self.random.bool()
-                    {
-                        self.broker.commit(position, &self.tables).ok();
+                    // Nobody waits for what is under way any more. It may be heard of all the same.
+                    for (generation, end) in std::mem::take(&mut self.ends) {
+                        let done = self.is_done(0, end, true);
+                        self.belated.push_back((generation, done));
                     }
-                    self.ends.clear();
                     self.broker.rebuild(&mut self.random);
                     let failed = self.faults && self.random.u32(0..8) == 0;
                     self.rebuilt(failed);
@@ -381,51 +405,13 @@ impl World {
         self.apply(Action::Packed { ticket, number, result, took: Duration::ZERO });
     }
 
-    /// A transaction ends, or its answer is lost.
-    fn end(&mut self) {
-        if let Some((generation, noted)) = self.notes.pop_front() {
-            return self.apply(Action::Noted { generation, result: Ok(noted) });
-        }
-        let Some((generation, end)) = self.ends.pop_front() else { return };
-        let lost = self.faults && self.random.u32(0..3) == 0;
-        let done = match end {
-            _ if lost && self.random.bool() => Ok(()),
-            End::Commit(position) => {
-                self.committed += 1;
-                self.broker.commit(position, &self.tables)
-            }
-            End::Abort => {
-                self.dropped += 1;
-                self.broker.abort();
-                Ok(())
-            }
-        };
-        self.lost += usize::from(lost);
-        let result = if lost { Err("no answer".into()) } else { done };
-        self.apply(Action::Ended { generation, result });
-    }
-
-    /// What a relay does that becomes the one producer.
-    fn taken_over(&mut self) -> Takeover {
-        let last = Position::decode("unit", &self.broker.positions).unwrap().unwrap_or_default();
-        let position = Position {
-            unit: "unit".into(),
-            counter: last.counter + 1,
-            doubts: last.doubts,
-            ..Position::default()
-        };
-        self.broker.positions.extend(position.encode());
-        let noted = Noted { counter: position.counter, ..Noted::default() };
-        Takeover { epoch: 1, position, noted }
-    }
-
     fn rebuilt(&mut self, failed: bool) {
         let takeover = (self.take_over && !failed).then(|| self.taken_over());
         self.apply(Action::Rebuilt(if failed { Err(Obstacle::Trouble("no".into())) } else { Ok(takeover) }));
     }
 
     fn answer_look_up(&mut self) {
-        if self.core.is_committing() {
+        if self.core.is_barred() {
             return;
         }
         let Some(topic) = self.look_ups.pop_front() else { return };
@@ -433,7 +419,7 @@ impl World {
             Err(if self.random.bool() { Code::UnknownTopicOrPartition } else { Code::BrokerTransportFailure })
         } else {
             let partitions = if topic == "single" { 1 } else { PARTITIONS };
-            Ok(TopicFacts { partitions, max_message_bytes: None, compacted: false })
+            Ok(TopicFacts { partitions, takes: Some(Takes::default()) })
         };
         self.apply(Action::LookedUp { topic, result });
     }
@@ -472,122 +458,4 @@ impl World {
             table.check_end(&self.broker, self.give_up.then == OnFailure::DeadLetter);
         }
     }
-}
-
-fn history(seed: u64, orders: &[Order], give_up: GiveUp, exactly_once: bool) -> World {
-    let mut world = World::with(seed, orders, give_up, exactly_once);
-    for _ in 0..world.random.usize(50..400) {
-        if world.random.u32(0..10) == 0 {
-            let rows = world.random.usize(1..12);
-            world.insert(rows);
-        }
-        world.step();
-    }
-    world.settle(seed);
-    world
-}
-
-/// Of tables, and with what becomes of what fails, that the seed chooses.
-fn random_history(seed: u64, exactly_once: bool) -> World {
-    let orders: &[Order] = match seed % 4 {
-        0 => &[Order::Key],
-        1 => &[Order::Key, Order::None],
-        2 => &[Order::Table],
-        _ => &[Order::Key, Order::Table, Order::None],
-    };
-    let after = (seed.is_multiple_of(3)).then_some(Duration::from_secs(20));
-    let then = if seed.is_multiple_of(5) { OnFailure::DeadLetter } else { OnFailure::Park };
-    history(seed, orders, GiveUp { after, then }, exactly_once)
-}
-
-#[test]
-fn random_histories_keep_the_promises() {
-    let (mut refused, mut rebuilt, mut published) = (0, 0, 0);
-    let (mut changed, mut released, mut buried) = (0, 0, 0);
-    let (mut chunked, mut referred, mut reloads) = (0, 0, 0);
-    for seed in 0..1_500 {
-        let world = random_history(seed, false);
-        (changed, released) = (changed + world.changed, released + world.released);
-        reloads += world.reloads;
-        buried += world.broker.dead.len();
-        refused += world.broker.refused;
-        rebuilt += world.broker.rebuilt;
-        published += world.broker.first.len();
-        chunked += world.broker.chunked.len();
-        referred += world.broker.referred.len();
-    }
-    // Histories in which nothing happens prove nothing.
-    assert!(refused > 500 && rebuilt > 1_000 && published > 20_000, "{refused} {rebuilt} {published}");
-    assert!(chunked > 1_000 && referred > 1_000, "{chunked} {referred}");
-    assert!(reloads > 500, "{reloads}");
-    assert!(changed > 500 && released > 100 && buried > 100, "{changed} {released} {buried}");
-}
-
-/// Each is seen once: the broker shows a transaction whole or not at all, and panics at what it shows twice.
-#[test]
-fn random_histories_in_transactions_show_every_event_once() {
-    let (mut committed, mut lost, mut dropped, mut rebuilt, mut published, mut buried) = (0, 0, 0, 0, 0, 0);
-    for seed in 0..800 {
-        let world = random_history(seed, true);
-        (committed, lost, dropped) =
-            (committed + world.committed, lost + world.lost, dropped + world.dropped);
-        rebuilt += world.broker.rebuilt;
-        published += world.broker.first.len();
-        buried += world.broker.dead.len();
-    }
-    assert!(committed > 5_000 && lost > 50 && dropped > 100, "{committed} {lost} {dropped}");
-    assert!(rebuilt > 1_000 && published > 10_000 && buried > 50, "{rebuilt} {published} {buried}");
-}
-
-/// Rows 1, 2 and 3 of one key in flight, 1 refused by the broker.
-#[test]
-fn a_refused_row_is_parked_with_those_behind_it_and_its_neighbours_pass() {
-    let mut world = World::new(7, &[Order::Key], GiveUp::default());
-    world.faults = false;
-    for (key, poison) in
-        [("a", Poison::Broker), ("b", Poison::None), ("a", Poison::None), ("a", Poison::None)]
-    {
-        world.tables[0].rows.push(Row {
-            topic: "topic0".into(),
-            key: Some(key.into()),
-            poison,
-            large: false,
-            state: State::Waiting,
-        });
-    }
-    world.settle(7);
-    let states: Vec<State> = world.tables[0].rows.iter().map(|row| row.state).collect();
-    assert_eq!(states, [State::Held, State::Recorded, State::Held, State::Held]);
-    assert_eq!((world.core.parked_keys(TableIx(0)), world.core.held_counts(TableIx(0)).parked), (1, 3));
-}
-
-#[test]
-fn without_the_lease_nothing_is_sent() {
-    let mut world = World::new(1, &[Order::Key], GiveUp::default());
-    world.lease(false);
-    world.rebuilds = 0;
-    world.rebuilt(false);
-    world.insert(10);
-    for _ in 0..20 {
-        world.tables[0].turn(&world.window, 10, &world.broker);
-        while let Some(yielded) = world.tables[0].yields.pop_front() {
-            world.apply(Action::FromSource(TableIx(0), yielded));
-        }
-        world.answer_look_up();
-    }
-    assert_eq!(world.broker.sent(), 0);
-    assert!(world.core.open() > 0, "they were taken in");
-}
-
-#[test]
-fn events_of_an_older_generation_give_their_room_back() {
-    let mut world = World::new(1, &[Order::Key], GiveUp::default());
-    world.insert(1);
-    assert!(world.window.claim(1, 100));
-    let events = vec![world.tables[0].event(0)];
-    let bytes = core::window_bytes(&events[0]);
-    world.window.adjust(100, bytes);
-    world.apply(Action::FromSource(TableIx(0), Yield::Events { generation: 77, events }));
-    assert_eq!(world.window.used(), Room::default());
-    assert_eq!(world.core.open(), 0);
 }

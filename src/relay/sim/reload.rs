@@ -2,8 +2,13 @@
 
 use super::{World, table::Stage};
 use crate::{
+    config::Order,
     event::TableIx,
-    relay::core::Action,
+    relay::{
+        core::{self, Action},
+        retry::GiveUp,
+        window::Room,
+    },
     source::{Command, Yield},
 };
 
@@ -45,4 +50,26 @@ impl World {
             self.reloads += 1;
         }
     }
+}
+
+/// Its source told its gates before it heard that the table is to stop.
+#[test]
+fn a_table_that_stops_is_not_opened_again() {
+    let mut world = World::new(1, &[Order::Key], GiveUp::default());
+    world.faults = false;
+    world.insert(1);
+    world.tables[0].turn(&world.window, 10, &world.broker);
+    assert!(matches!(world.tables[0].yields.back(), Some(Yield::Gates { .. })));
+    world.reload(0);
+    while let Some(yielded) = world.tables[0].yields.pop_front() {
+        world.heard(0, yielded);
+    }
+    // Whatever it hands over now is for whoever reads the table next.
+    let events = vec![world.tables[0].event(0)];
+    assert!(world.window.claim(1, core::window_bytes(&events[0])));
+    world.heard(0, Yield::Events { generation: world.core.generation(), events });
+    assert_eq!((world.core.open(), world.window.used()), (0, Room::default()));
+    assert!(world.core.is_drained_of(TableIx(0)));
+    world.settle(1);
+    assert_eq!(world.reloads, 1);
 }

@@ -54,7 +54,7 @@ pub struct Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     Runs,
-    /// It is read no more.
+    /// It is to stop: once its source has heard so, it is read no more.
     Stops,
     /// Its source has ended: nothing reaches it.
     Ended,
@@ -94,6 +94,8 @@ pub struct Table {
     pub commands: VecDeque<Command>,
     pub yields: VecDeque<Yield>,
     pub stage: Stage,
+    /// Whether its source has heard that it is to stop.
+    stopping: bool,
 }
 
 fn index(place: &Place) -> usize {
@@ -126,6 +128,7 @@ impl Table {
             commands: VecDeque::new(),
             yields: VecDeque::new(),
             stage: Stage::Runs,
+            stopping: false,
         }
     }
 
@@ -147,7 +150,8 @@ impl Table {
 
     /// Starts anew. What is held, paused and wished is in the database.
     pub fn start(&mut self, generation: u32) {
-        (self.stage, self.generation, self.opened) = (Stage::Runs, generation, false);
+        (self.stage, self.stopping) = (Stage::Runs, false);
+        (self.generation, self.opened) = (generation, false);
         (self.gates_due, self.barred, self.look_again, self.serial) = (false, false, false, 0);
         self.known.clear();
     }
@@ -217,7 +221,7 @@ impl Table {
                 self.fulfil(wish);
                 self.tell_gates();
             }
-            None if self.paused.contains(&Scope::Table) || self.stage == Stage::Stops => {}
+            None if self.paused.contains(&Scope::Table) || self.stopping => {}
             None => self.read(window, limit),
         }
     }
@@ -253,8 +257,9 @@ impl Table {
                 self.look_again = true;
             }
             Command::Release(over) => self.wishes.push_back(Wish::Release(over)),
-            Command::Go { .. } | Command::Halt | Command::Stop => {}
-            Command::Forget(_) | Command::Verb(..) => unreachable!("there are none here"),
+            Command::Stop => self.stopping = true,
+            Command::Go { .. } | Command::Halt => {}
+            Command::Forget(_) | Command::Verb(_) => unreachable!("there are none here"),
         }
     }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::Error;
-use crate::coordinate::{Part, View};
+use crate::coordinate::{Part, UNKNOWN, View};
 
 /// What the dialects say differently.
 pub(super) struct Dialect<'a> {
@@ -21,8 +21,8 @@ pub(super) struct Dialect<'a> {
     pub float: &'static str,
     /// What an INSERT ends with that may find its row there.
     pub or_nothing: &'static str,
-    /// Passes rows by that somebody is working on, in the order of a column; where writers take turns, nothing.
-    pub skip_locked: fn(&str) -> String,
+    /// Passes rows by that somebody works behind; where writers take turns, nothing.
+    pub skip_locked: &'static str,
 }
 
 #[derive(Debug)]
@@ -34,6 +34,9 @@ pub(super) struct GroupSql {
     pub join: String,
     /// `$1` to `$3`: the epoch, microseconds, and the tables, which may be others since.
     pub renew: String,
+    /// Memberships that ran out. One whose relay is in the middle of a transaction ends after it.
+    pub expired: String,
+    /// `$1`: the epoch. Looks at no other member's row, which may be locked.
     pub sweep: String,
     /// Rows of (kind, number, epoch, name, seconds, tables), in one snapshot: parts with their turns, members and
     /// gates.
@@ -41,7 +44,10 @@ pub(super) struct GroupSql {
     /// `$1` to `$3`: the epoch, a part, and the turn that was seen.
     pub take: String,
     pub leave: String,
+    /// `$1`, `$2`: the epoch, and one that is gone.
+    pub inherit: String,
     /// `$1`: the epoch.
+    pub leave_all: String,
     pub resign: String,
 }
 
@@ -51,21 +57,15 @@ impl GroupSql {
         let (members, parts, gates) = (own("members"), own("parts"), own("gates"));
         let Dialect { now, int, text, float, .. } = dialect;
         let later = (dialect.later)("$2");
-        let expired = match (dialect.skip_locked)("epoch") {
-            none if none.is_empty() => format!("expires_at <= {now}"),
-            skip => format!(
-                "epoch IN (SELECT epoch FROM (SELECT epoch FROM {members} WHERE expires_at <= {now}{skip}) gone) \
-                 AND expires_at <= {now}"
-            ),
-        };
         GroupSql {
-            cut: (format!("INSERT INTO {parts} (part) VALUES "), dialect.or_nothing),
+            cut: (format!("INSERT INTO {parts} (part, epoch) VALUES "), dialect.or_nothing),
             leave_older: format!("DELETE FROM {members} WHERE owner = $1"),
             join: format!("INSERT INTO {members} (owner, expires_at, tables) VALUES ($1, {later}, $3)"),
             renew: format!(
                 "UPDATE {members} SET expires_at = {later}, tables = $3 WHERE epoch = $1 AND expires_at > {now}"
             ),
-            sweep: format!("DELETE FROM {members} WHERE {expired}"),
+            expired: format!("SELECT epoch FROM {members} WHERE expires_at <= {now}{}", dialect.skip_locked),
+            sweep: format!("DELETE FROM {members} WHERE epoch = $1 AND expires_at <= {now}"),
             look: format!(
                 "SELECT 'part', CAST(part AS {int}), epoch, CAST(turn AS {text}), CAST(NULL AS {float}), CAST(NULL AS {text}) FROM {parts} \
                  UNION ALL SELECT 'member', CAST(0 AS {int}), epoch, owner, CAST({left} AS {float}), tables FROM {members} \
@@ -79,22 +79,39 @@ impl GroupSql {
             leave: format!(
                 "UPDATE {parts} SET epoch = NULL, turn = turn + 1 WHERE part = $2 AND turn = $3 AND epoch = $1"
             ),
+            // A number is never given twice: whoever is gone stays so.
+            inherit: format!(
+                "UPDATE {parts} SET epoch = $1, turn = turn + 1 WHERE epoch = $2 \
+                 AND EXISTS (SELECT 1 FROM {members} m WHERE m.epoch = $1)"
+            ),
+            leave_all: format!("UPDATE {parts} SET epoch = NULL, turn = turn + 1 WHERE epoch = $1"),
             resign: format!("DELETE FROM {members} WHERE epoch = $1"),
         }
     }
 }
 
 impl GroupSql {
-    pub fn cut(&self, buckets: u16) -> String {
-        let parts = [Part::Whole].into_iter().chain((0..buckets).map(Part::Bucket));
-        let rows: Vec<String> = parts.map(|part| format!("({})", part.number())).collect();
+    /// Has parts begin that are not there yet: free, or of an owner that nobody knows any more.
+    pub fn cut(&self, parts: &[Part], of_unknown: bool) -> String {
+        let owner = if of_unknown { UNKNOWN.to_string() } else { "NULL".into() };
+        let rows: Vec<String> = parts.iter().map(|part| format!("({}, {owner})", part.number())).collect();
         format!("{}{} {}", self.cut.0, rows.join(","), self.cut.1)
     }
 }
 
+/// What is not there yet of the parts that the work is cut into. Slots may come later: a relay takes those that it has
+/// been told of, and whoever looks finds all. Those that a relay once had are there, however many are wanted now.
+pub(super) fn missing(view: &View, buckets: u16, units: u16, used: &[Part]) -> Vec<Part> {
+    let cut = [Part::Whole].into_iter().chain((0..buckets).map(Part::Bucket));
+    let cut = cut.filter(|_| view.parts.keys().all(|part| part.is_slot()));
+    let slots = (0..units).map(Part::Slot).chain(used.iter().copied());
+    let slots: BTreeSet<Part> = slots.filter(|slot| !view.parts.contains_key(slot)).collect();
+    cut.chain(slots).collect()
+}
+
 /// Relays that cut keys into different buckets would not agree on whose a key is.
 pub(super) fn check_buckets(view: &View, buckets: u16) -> Result<(), Error> {
-    match view.parts.keys().filter(|part| **part != Part::Whole).count() {
+    match view.parts.keys().filter(|part| part.is_bucket()).count() {
         found if found == usize::from(buckets) => Ok(()),
         found => Err(Error::Setup(format!(
             "the work on this source is cut into {found} buckets and replicas.buckets says {buckets}: set it to {found}, \
@@ -125,7 +142,7 @@ macro_rules! group_methods {
             /// Renews a membership, or begins one, and says how the group is.
             pub async fn attend(&self, attendance: Attendance<'_>) -> Result<Attended, Error> {
                 let doing = "renew the lease";
-                let Attendance { epoch, owner, length, buckets, tables } = attendance;
+                let Attendance { epoch, owner, length, buckets, units, tables } = attendance;
                 let statements = self.group_sql();
                 if !self.hold_off_older(length).await? {
                     return Ok(Attended::Older);
@@ -148,7 +165,7 @@ macro_rules! group_methods {
                     }
                     None => {
                         // Before it is counted as one who takes a share.
-                        self.look_before(buckets, tables).await?;
+                        self.look_before(buckets, units, tables).await?;
                         sql::query(AssertSqlSafe(statements.leave_older.as_str()))
                             .bind(owner)
                             .execute(&self.pool())
@@ -157,21 +174,46 @@ macro_rules! group_methods {
                         self.join(&statements.join, owner, micros, &list).await?
                     }
                 };
-                sql::query(AssertSqlSafe(statements.sweep.as_str()))
-                    .execute(&self.pool())
-                    .await
-                    .map_err(Error::sql("end memberships that ran out"))?;
-                let view = self.look().await?;
+                let mut view = self.look().await?;
+                if view.members.iter().any(|member| member.left.is_zero()) && self.sweep().await? {
+                    view = self.look().await?;
+                }
                 check_buckets(&view, buckets)?;
                 Ok(Attended::Member { epoch, view })
             }
 
+            /// Whether there were any that could be ended.
+            async fn sweep(&self) -> Result<bool, Error> {
+                let doing = || Error::sql("end memberships that ran out");
+                let statements = self.group_sql();
+                let expired: Vec<i64> = sql::query_scalar(AssertSqlSafe(statements.expired.as_str()))
+                    .fetch_all(&self.pool())
+                    .await
+                    .map_err(doing())?;
+                for epoch in &expired {
+                    sql::query(AssertSqlSafe(statements.sweep.as_str()))
+                        .bind(*epoch)
+                        .execute(&self.pool())
+                        .await
+                        .map_err(doing())?;
+                }
+                Ok(!expired.is_empty())
+            }
+
             /// Cuts the work into parts, the first time; every relay has to have the same number of buckets.
-            async fn look_before(&self, buckets: u16, tables: &BTreeSet<String>) -> Result<(), Error> {
+            async fn look_before(
+                &self,
+                buckets: u16,
+                units: u16,
+                tables: &BTreeSet<String>,
+            ) -> Result<(), Error> {
                 let mut view = self.look().await?;
-                if view.parts.is_empty() {
+                let used = if units > 0 { self.used_slots().await? } else { Vec::new() };
+                let missing = missing(&view, buckets, units, &used);
+                if !missing.is_empty() {
                     // All in one statement: nobody sees some of them.
-                    sql::query(AssertSqlSafe(&*self.group_sql().cut(buckets)))
+                    let cut = self.group_sql().cut(&missing, !used.is_empty());
+                    sql::query(AssertSqlSafe(&*cut))
                         .execute(&self.pool())
                         .await
                         .map_err(Error::sql("cut the work into parts"))?;
@@ -243,6 +285,27 @@ macro_rules! group_methods {
                         .map_err(Error::sql("let a part of the work go"))?;
                 }
                 Ok(())
+            }
+
+            /// Takes everything that a member has left who is gone. Returns how many parts that were.
+            pub async fn inherit(&self, epoch: i64, gone: i64) -> Result<u64, Error> {
+                let done = sql::query(AssertSqlSafe(self.group_sql().inherit.as_str()))
+                    .bind(epoch)
+                    .bind(gone)
+                    .execute(&self.pool())
+                    .await
+                    .map_err(Error::sql("inherit the work of a relay that is gone"))?;
+                Ok(done.rows_affected())
+            }
+
+            /// Lets everything go.
+            pub async fn leave_all(&self, epoch: i64) -> Result<(), Error> {
+                sql::query(AssertSqlSafe(self.group_sql().leave_all.as_str()))
+                    .bind(epoch)
+                    .execute(&self.pool())
+                    .await
+                    .map(drop)
+                    .map_err(Error::sql("let the work go"))
             }
 
             /// Gives the membership up, so that others need not wait.

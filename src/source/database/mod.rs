@@ -3,25 +3,39 @@
 //! quoted.
 
 pub mod audit;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod claims;
 pub mod ddl;
+mod error;
 mod group;
 mod holds;
 mod kept;
 #[cfg(feature = "mysql")]
 mod mysql;
+mod names;
+mod place;
 mod positions;
 #[cfg(feature = "mysql")]
-pub use mysql::{Column, Mysql};
+pub use mysql::{Column, Mysql, position};
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
 pub use postgres::Postgres;
+mod spec;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-pub use positions::Noted;
+pub mod teardown;
+pub(super) use names::{literal, quoted, quoted_table};
+#[cfg(all(test, feature = "sqlite"))]
+pub(super) use place::tests::spec as a_spec;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{Near, Sqlite};
-pub mod teardown;
+pub use {
+    error::{Error, Fault, answered},
+    place::Placing,
+    positions::{Noted, unit_id},
+    spec::{Piece, Rows, Shared, TableSpec},
+};
 
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
 use std::future::ready;
@@ -30,200 +44,17 @@ use std::{collections::BTreeSet, convert::Infallible, future::Future, time::Dura
 use tokio::sync::Notify;
 
 use crate::{
-    config::{self, AfterPublish, Dialect, Order},
-    coordinate::{Part, Seen, standing::Attended},
+    config::{self, Dialect},
+    coordinate::{Part, Seen, View, standing::Attended},
     doctor::Finding,
     event::{Event, Place},
     source::{
         ClosedKey, Gates, Hold,
-        hold::{Filter, Held, Outcome, Over, Request},
-        log::{Moment, Unsettled},
+        hold::{Filter, Held, Outcome, Over, Request, Verb},
+        kept::Runs,
+        log::{Moment, Unsettled, position::Position},
     },
 };
-
-/// What went wrong with the database, and what the operator can do.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("{0}")]
-    Setup(String),
-    #[error("the lease was taken by another relay (epoch {0} is not ours any more)")]
-    Fenced(i64),
-    #[error("{0}: the database does not answer")]
-    NoAnswer(&'static str),
-    #[error("{doing}: {source}")]
-    Sql {
-        doing: &'static str,
-        #[source]
-        source: Fault,
-    },
-}
-
-/// What a driver says.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    #[error(transparent)]
-    Sqlx(#[from] sqlx::Error),
-    #[cfg(feature = "mysql")]
-    #[error(transparent)]
-    Mysql(#[from] mysql_async::Error),
-}
-
-/// How long the database may take for one answer.
-const ANSWER_WITHIN: Duration = Duration::from_mins(1);
-
-/// An answer, or [`Error::NoAnswer`]: a connection can be dead without anybody telling.
-pub async fn answered<T>(
-    doing: &'static str,
-    answer: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    tokio::time::timeout(ANSWER_WITHIN, answer).await.unwrap_or(Err(Error::NoAnswer(doing)))
-}
-
-impl Error {
-    /// Whether the connections lead to a server that is of no use: one that does not answer, or that
-    /// has become a standby (read_only_sql_transaction, or it says that it shuts down).
-    pub fn needs_another_connection(&self) -> bool {
-        match self {
-            Error::NoAnswer(_) => true,
-            Error::Sql { source: Fault::Sqlx(source), .. } => {
-                let code = source.as_database_error().and_then(|error| error.code());
-                matches!(code.as_deref(), Some("25006" | "57P01" | "57P02" | "57P03"))
-                    || matches!(source, sqlx::Error::PoolTimedOut)
-            }
-            #[cfg(feature = "mysql")]
-            Error::Sql { source: Fault::Mysql(source), .. } => mysql::needs_another_connection(source),
-            Error::Setup(_) | Error::Fenced(_) => false,
-        }
-    }
-
-    fn sql<E: Into<Fault>>(doing: &'static str) -> impl FnOnce(E) -> Error {
-        move |source| Error::Sql { doing, source: source.into() }
-    }
-}
-
-/// Where the events of a table are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rows {
-    /// In the table, until they are published.
-    Stay,
-    /// In the log only: the application deletes its rows itself.
-    Transient,
-    /// In the log only: logical messages with this prefix.
-    Messages { prefix: String },
-}
-
-/// What a table's poller needs of the table: names as configured, columns in `Row` order.
-#[derive(Clone, Debug)]
-pub struct TableSpec {
-    pub rows: Rows,
-    /// `schema.table` or `table`.
-    pub name: String,
-    /// The columns that an event's row holds, in order.
-    pub columns: Vec<String>,
-    /// Columns among them that may be absent from the table: they are read as NULL.
-    pub optional: Vec<String>,
-    pub id: String,
-    pub payload: String,
-    pub sequence: Option<String>,
-    pub order: Order,
-    /// The mapped timestamp, else the creation time; whichever of them the table has.
-    pub timestamps: Vec<String>,
-    pub published_at: Option<String>,
-    /// The number of the row's transaction, where rows are kept by it.
-    pub tx: Option<String>,
-    pub after_publish: AfterPublish,
-    /// Published rows that are older are deleted.
-    pub retention: Option<Duration>,
-    /// A payload above this is not read, in bytes.
-    pub max_payload: usize,
-    /// Where relays share the table: by what.
-    pub shared: Option<Shared>,
-}
-
-/// How the rows of a table are shared among relays: by a hash of their key, so that all of a key are one's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shared {
-    /// The number of buckets.
-    pub buckets: u16,
-    /// The key as it goes out, piece by piece. A row without one, and any of a table without order, goes by its
-    /// id.
-    pub key: Vec<Piece>,
-}
-
-/// A piece of a key: a text as it is, or a column.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Piece {
-    Text(String),
-    Column(String),
-}
-
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-impl Shared {
-    /// An SQL expression of the text that is hashed: `concat` joins pieces to NULL where one is NULL, and `column` is a
-    /// column as text, `None` where the table does not have it.
-    fn hashed(
-        &self,
-        id: String,
-        text: impl Fn(&str) -> String,
-        column: impl Fn(&str) -> Option<String>,
-        concat: impl Fn(&[String]) -> String,
-    ) -> String {
-        let piece = |piece: &Piece| match piece {
-            Piece::Text(literal) => Some(text(literal)),
-            Piece::Column(name) => column(name),
-        };
-        match self.key.iter().map(piece).collect::<Option<Vec<String>>>() {
-            Some(pieces) if !pieces.is_empty() => format!("coalesce({}, {id})", concat(&pieces)),
-            _ => id,
-        }
-    }
-}
-
-impl TableSpec {
-    /// Whether there is a table to be read when the log cannot be.
-    pub fn stays(&self) -> bool {
-        self.rows == Rows::Stay
-    }
-
-    /// Whether rows can be kept by this order column.
-    #[cfg(any(feature = "postgres", feature = "sqlite"))]
-    fn check_kept(&self, place: &str, kind: &str, is_int: bool) -> Result<(), Error> {
-        if is_int || !self.is_kept() {
-            return Ok(());
-        }
-        Err(Error::Setup(format!(
-            "column {place} of table {} is of type {kind}, and after_publish: keep goes by an integer order \
-             column: map one as columns.sequence, or choose mark",
-            self.name
-        )))
-    }
-
-    /// Whether nothing is written into a row that is published, and it is not deleted either.
-    pub fn is_kept(&self) -> bool {
-        self.after_publish == AfterPublish::Keep
-    }
-
-    /// Whether it is a table, and not messages in the log.
-    pub fn is_table(&self) -> bool {
-        !matches!(self.rows, Rows::Messages { .. })
-    }
-
-    /// Columns that it cannot do without, and that are not among these.
-    fn missing<'a>(&'a self, present: &[String]) -> Vec<&'a str> {
-        let needed = self.columns.iter().chain(&self.sequence).chain(&self.published_at).chain(&self.tx);
-        needed
-            .filter(|name| !present.contains(name) && !self.optional.contains(name))
-            .map(String::as_str)
-            .collect()
-    }
-
-    /// Whether a table with these columns, by name and type, has what is needed.
-    fn check(&self, columns: &[(String, String)]) -> Result<(), Error> {
-        let present: Vec<String> = columns.iter().map(|(name, _)| name.clone()).collect();
-        let missing = self.missing(&present);
-        if missing.is_empty() { Ok(()) } else { Err(missing_columns(&self.name, &missing, &present)) }
-    }
-}
 
 /// How far a poller has read, for tables with an integer order column.
 ///
@@ -237,6 +68,13 @@ pub struct Reach {
 
 impl Reach {
     pub const NOTHING: Reach = Reach { low: i64::MIN, cursor: i64::MIN };
+}
+
+/// Places that a read leaves out.
+#[derive(Clone, Debug, Default)]
+pub struct LeftOut {
+    pub numbers: Runs,
+    pub texts: Vec<Place>,
 }
 
 /// What one read may bring.
@@ -315,6 +153,8 @@ pub struct Attendance<'a> {
     pub length: Duration,
     /// Into how many buckets the work is cut.
     pub buckets: u16,
+    /// Exactly once: how many relays may work; else 0.
+    pub units: u16,
     /// What it relays.
     pub tables: &'a BTreeSet<String>,
 }
@@ -347,6 +187,23 @@ macro_rules! each {
         match $self {
             #[cfg(feature = "mysql")]
             Self::Mysql($inner) => $call,
+            #[cfg(feature = "postgres")]
+            Self::Postgres($inner) => $call,
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite($inner) => $call,
+        }
+    };
+}
+
+/// The same about rows that were published, which are elsewhere where only a log tells what is new.
+macro_rules! of_rows {
+    ($self:expr, $inner:ident => $call:expr) => {
+        match $self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql($inner) => {
+                let $inner = $inner.rows()?;
+                $call
+            }
             #[cfg(feature = "postgres")]
             Self::Postgres($inner) => $call,
             #[cfg(feature = "sqlite")]
@@ -405,8 +262,26 @@ impl Database {
         }
     }
 
+    /// What an error calls for before a statement is tried again.
+    pub fn failed(&self, error: &Error) {
+        if error.needs_another_connection() {
+            self.renew();
+        }
+        if error.refuses_login() {
+            match self {
+                #[cfg(feature = "mysql")]
+                Database::Mysql(db) => db.login_refused(),
+                #[cfg(feature = "postgres")]
+                Database::Postgres(db) => db.login_refused(),
+                // A file.
+                #[cfg(feature = "sqlite")]
+                Database::Sqlite(_) => {}
+            }
+        }
+    }
+
     /// Throws all connections away: the next ones may lead to another server.
-    pub fn renew(&self) {
+    fn renew(&self) {
         match self {
             #[cfg(feature = "mysql")]
             Database::Mysql(db) => db.renew(),
@@ -438,9 +313,34 @@ impl Database {
         each!(self, db => db.resign(epoch).await)
     }
 
-    /// The delivery unit of a part of the work, which is made the first time.
-    pub async fn unit(&self, part: Part) -> Result<Noted, Error> {
-        each!(self, db => db.unit(part).await)
+    /// Takes everything that a member has left who is gone. Returns how many parts that were.
+    pub async fn inherit(&self, epoch: i64, gone: i64) -> Result<u64, Error> {
+        each!(self, db => db.inherit(epoch, gone).await)
+    }
+
+    /// Lets everything go.
+    pub async fn leave_all(&self, epoch: i64) -> Result<(), Error> {
+        each!(self, db => db.leave_all(epoch).await)
+    }
+
+    /// The group, in one snapshot.
+    pub async fn look(&self) -> Result<View, Error> {
+        each!(self, db => db.look().await)
+    }
+
+    /// What the ids of all delivery units of this source begin with, made the first time.
+    pub async fn units(&self) -> Result<String, Error> {
+        each!(self, db => db.units().await)
+    }
+
+    /// The delivery unit of a slot, which is made the first time.
+    pub async fn unit(&self, units: &str, slot: u16) -> Result<Noted, Error> {
+        each!(self, db => db.unit(units, slot).await)
+    }
+
+    /// The delivery units that have a position, and the statement that has them forgotten.
+    pub async fn noted(&self) -> Result<(Vec<Noted>, String), Error> {
+        each!(self, db => db.noted().await)
     }
 
     /// Notes a position that Kafka has, if the lease is still of this epoch.
@@ -492,6 +392,18 @@ impl Database {
 }
 
 impl Outbox {
+    /// Whether its connections are those that are to be had now; the other drivers change those of a pool that there is.
+    pub fn is_current(&self) -> bool {
+        match self {
+            #[cfg(feature = "mysql")]
+            Outbox::Mysql(outbox) => outbox.is_current(),
+            #[cfg(feature = "postgres")]
+            Outbox::Postgres(_) => true,
+            #[cfg(feature = "sqlite")]
+            Outbox::Sqlite(_) => true,
+        }
+    }
+
     /// Whether reads go by an integer cursor; else each read starts at the head.
     pub fn has_cursor(&self) -> bool {
         each!(self, outbox => outbox.has_cursor())
@@ -532,26 +444,42 @@ impl Outbox {
 
     /// Carries out an operator's verb, if the lease is still of this epoch.
     pub async fn apply(&self, request: &Request, epoch: i64) -> Result<Outcome, Error> {
-        each!(self, outbox => outbox.apply(request, epoch).await)
+        match request.verb {
+            Verb::Replay(_) => of_rows!(self, outbox => outbox.apply(request, epoch).await),
+            _ => each!(self, outbox => outbox.apply(request, epoch).await),
+        }
     }
 
     /// Published rows that are to be published again, in order.
     pub async fn replays(&self, limits: Limits, buckets: Option<&[u16]>) -> Result<Vec<Found>, Error> {
-        each!(self, outbox => outbox.replays(limits, buckets).await)
+        of_rows!(self, outbox => outbox.replays(limits, buckets).await)
     }
 
     /// These rows were published again.
     pub async fn replayed(&self, places: &[String]) -> Result<(), Error> {
-        each!(self, outbox => outbox.replayed(places).await)
+        of_rows!(self, outbox => outbox.replayed(places).await)
+    }
+
+    /// Whether what was committed by then, without a time by now, is published or held, as far as only a log tells it.
+    /// What is replayed before may not have been published yet.
+    #[cfg_attr(not(feature = "mysql"), expect(clippy::unused_async, reason = "asks MySQL"))]
+    pub async fn is_settled(&self, by: &mut Option<Position>) -> Result<bool, Error> {
+        match self {
+            #[cfg(feature = "mysql")]
+            Outbox::Mysql(outbox) => outbox.is_settled(by).await,
+            #[cfg(any(feature = "postgres", feature = "sqlite"))]
+            // Which is so: nobody has noted a time.
+            _ => Ok(by.is_none()),
+        }
     }
 
     /// One read: one statement, one snapshot; of these buckets only, if not of all. `known` are the places that
-    /// were handed over and are not recorded (all of them, or those above `reach.low` where there is a cursor),
+    /// were handed over and are not recorded (all of them, or the numbers above `reach.low` where there is a cursor),
     /// and `skip_held` says whether the table has held rows to leave out.
     pub async fn read(
         &self,
         reach: Reach,
-        known: &[Place],
+        known: &LeftOut,
         limits: Limits,
         skip_held: bool,
         buckets: Option<&[u16]>,
@@ -559,9 +487,12 @@ impl Outbox {
         each!(self, outbox => outbox.read(reach, known, limits, skip_held, buckets).await)
     }
 
-    /// The event with its payload, which is NULL where the row is gone.
-    pub async fn with_payload(&self, event: Event) -> Result<Event, Error> {
-        each!(self, outbox => outbox.with_payload(event).await)
+    /// The event with its payload; `None` where the row is gone.
+    pub async fn with_payload(&self, event: Event) -> Result<Option<Event>, Error> {
+        match event.replay {
+            Some(_) => of_rows!(self, outbox => outbox.with_payload(event).await),
+            None => each!(self, outbox => outbox.with_payload(event).await),
+        }
     }
 
     /// Deletes or marks settled rows, if the lease is still of this epoch. Returns how many it has found.
@@ -573,9 +504,7 @@ impl Outbox {
     pub async fn held_from(&self, place: &Place) -> Result<Vec<Place>, Error> {
         match self {
             #[cfg(feature = "mysql")]
-            Outbox::Mysql(_) => {
-                ready(Err(Error::Setup(format!("MySQL's log could not bring {place} again")))).await
-            }
+            Outbox::Mysql(outbox) => outbox.contents_from(place).await,
             #[cfg(feature = "postgres")]
             Outbox::Postgres(outbox) => outbox.held_from(place).await,
             #[cfg(feature = "sqlite")]
@@ -605,62 +534,5 @@ impl Outbox {
     /// What waits in the table, held rows apart.
     pub async fn backlog(&self) -> Result<Backlog, Error> {
         each!(self, outbox => outbox.backlog().await)
-    }
-}
-
-/// A double-quoted identifier, safe in any statement of PostgreSQL and SQLite.
-pub(super) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// `schema.table` or `table`, quoted part by part.
-pub(super) fn quoted_table(name: &str) -> String {
-    name.split('.').map(quoted).collect::<Vec<_>>().join(".")
-}
-
-/// The role in a URL, for the grants.
-fn role(url: &str) -> Option<String> {
-    let (user, _) = url.split_once("://")?.1.split_once('@')?;
-    let user = user.split(':').next().unwrap_or_default();
-    (!user.is_empty()).then(|| user.to_owned())
-}
-
-/// A string literal, for constants inside statements.
-pub(super) fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
-/// The error for columns that are configured and not there.
-fn missing_columns(table: &str, missing: &[&str], present: &[String]) -> Error {
-    let named = |name: &&str| match nearest(name, present) {
-        Some(near) => format!("{name:?} (did you mean {near:?}?)"),
-        None => format!("{name:?}"),
-    };
-    Error::Setup(format!(
-        "table {table} has no column {}; it has {}. Map the names under `columns`, or make the \
-         table with `whippet sql`",
-        missing.iter().map(named).collect::<Vec<_>>().join(", "),
-        present.join(", "),
-    ))
-}
-
-fn nearest<'a>(name: &str, present: &'a [String]) -> Option<&'a str> {
-    present
-        .iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate.as_str()))
-        .filter(|(score, _)| *score > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn identifiers_and_literals_cannot_break_out() {
-        assert_eq!(quoted_table("public.outbox"), r#""public"."outbox""#);
-        assert_eq!(quoted(r#"a"; drop table x"#), r#""a""; drop table x""#);
-        assert_eq!(literal("it's"), "'it''s'");
     }
 }

@@ -1,6 +1,8 @@
-//! What the source remembers of the positions that a relay keeps in Kafka (`kafka.delivery: exactly_once`): as
+//! What the source remembers of the positions that relays keep in Kafka (`kafka.delivery: exactly_once`): as
 //! whom, and how far they had come at least. The statements are those of all dialects; each is a transaction of
 //! its own.
+//!
+//! A row for each slot, and one for the part that is not shared: that one has what all ids begin with, and no position.
 
 /// A delivery unit as its source knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,6 +18,11 @@ pub struct Noted {
     pub counter: i64,
 }
 
+/// The unit of a slot of a source.
+pub fn unit_id(units: &str, slot: u16) -> String {
+    format!("{units}-{slot}")
+}
+
 #[derive(Debug)]
 pub(super) struct PositionsSql {
     /// `$1`, `$2`: the part, and a new unit's id.
@@ -24,6 +31,12 @@ pub(super) struct PositionsSql {
     pub look: String,
     /// `$1` to `$6`: counter, server, cluster, topic, unit and epoch.
     pub note: String,
+    /// Units that have a position.
+    pub all: String,
+    /// The slots that a relay had once.
+    pub slots: String,
+    /// What an operator does to begin anew.
+    pub forget: String,
 }
 
 impl PositionsSql {
@@ -36,6 +49,9 @@ impl PositionsSql {
                  {or_nothing}"
             ),
             look: format!("SELECT unit, server, cluster, topic, counter FROM {positions} WHERE part = $1"),
+            all: format!("SELECT unit, server, cluster, topic, counter FROM {positions} WHERE counter > 0"),
+            slots: format!("SELECT part FROM {positions} WHERE part < -1"),
+            forget: format!("DELETE FROM {positions}"),
             // The turn has every row changed, which is what is counted.
             note: format!(
                 "UPDATE {positions} SET counter = CASE WHEN counter < $1 THEN $1 ELSE counter END, server = $2, cluster = $3, topic = $4, turn = turn + 1 \
@@ -50,8 +66,18 @@ impl PositionsSql {
 macro_rules! position_methods {
     ($database:ty) => {
         impl $database {
-            /// The unit of a part of the work, which is made the first time.
-            pub async fn unit(&self, part: Part) -> Result<Noted, Error> {
+            /// What the ids of all units of the source begin with, made the first time.
+            pub async fn units(&self) -> Result<String, Error> {
+                let new = format!("whippet-{}", uuid::Uuid::new_v4());
+                Ok(self.unit_of(Part::Whole, new).await?.unit)
+            }
+
+            /// The unit of a slot, which is made the first time.
+            pub async fn unit(&self, units: &str, slot: u16) -> Result<Noted, Error> {
+                self.unit_of(Part::Slot(slot), unit_id(units, slot)).await
+            }
+
+            async fn unit_of(&self, part: Part, new: String) -> Result<Noted, Error> {
                 type Row = (String, String, String, String, i64);
                 let doing = "look for the delivery unit";
                 let statements = self.positions_sql();
@@ -66,11 +92,33 @@ macro_rules! position_methods {
                     }
                     sql::query(AssertSqlSafe(statements.begin.as_str()))
                         .bind(part.number())
-                        .bind(format!("whippet-{}", uuid::Uuid::new_v4()))
+                        .bind(new.as_str())
                         .execute(&self.pool())
                         .await
                         .map_err(Error::sql(doing))?;
                 }
+            }
+
+            /// The units that have a position, and the statement that has them forgotten.
+            pub async fn noted(&self) -> Result<(Vec<Noted>, String), Error> {
+                type Row = (String, String, String, String, i64);
+                let statements = self.positions_sql();
+                let rows: Vec<Row> = sql::query_as(AssertSqlSafe(statements.all.as_str()))
+                    .fetch_all(&self.pool())
+                    .await
+                    .map_err(Error::sql("look for the delivery units"))?;
+                let noted =
+                    |(unit, server, cluster, topic, counter)| Noted { unit, server, cluster, topic, counter };
+                Ok((rows.into_iter().map(noted).collect(), statements.forget))
+            }
+
+            /// The slots that a relay had once: there may be something in doubt of them.
+            pub async fn used_slots(&self) -> Result<Vec<Part>, Error> {
+                let numbers: Vec<(i32,)> = sql::query_as(AssertSqlSafe(self.positions_sql().slots.as_str()))
+                    .fetch_all(&self.pool())
+                    .await
+                    .map_err(Error::sql("look for the delivery units"))?;
+                Ok(numbers.into_iter().filter_map(|(number,)| Part::of_number(number)).collect())
             }
 
             /// Notes a position that Kafka has, if the lease is still of this epoch.

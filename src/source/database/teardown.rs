@@ -152,6 +152,9 @@ impl super::mysql::Mysql {
     async fn remains(&self) -> Result<Remains, Error> {
         let mut remains = Remains { owner: self.owner().await?, ..Remains::default() };
         for table in self.own_tables().await? {
+            if table.ends_with("_contents") {
+                remains.only_copies = self.count(&table).await?;
+            }
             let statement = format!("DROP TABLE `{table}`");
             remains.made.push(Made { what: format!("table {table}"), statement });
         }

@@ -29,7 +29,8 @@ impl Runs {
         self.around(number).is_some()
     }
 
-    fn around(&self, number: i64) -> Option<(i64, i64)> {
+    /// The run that has this number: its first and its last.
+    pub fn around(&self, number: i64) -> Option<(i64, i64)> {
         let (first, last) = self.0.range(..=number).next_back()?;
         (*last >= number).then_some((*first, *last))
     }
@@ -64,6 +65,11 @@ impl Runs {
                 self.0.insert(number + 1, last);
             }
         }
+    }
+
+    /// The runs that have numbers above this one.
+    pub fn above(&self, number: i64) -> Runs {
+        Runs(self.ranges().filter(|(_, last)| *last > number).collect())
     }
 
     /// The first number of each run, and its last.
@@ -187,6 +193,9 @@ mod tests {
                 prop_assert_eq!(runs.iter().collect::<Vec<_>>(), set.iter().copied().collect::<Vec<_>>());
                 prop_assert_eq!(&runs, &set.iter().copied().collect::<Runs>());
                 prop_assert_eq!(runs.last(), set.last().copied());
+                let above = runs.above(n);
+                prop_assert!(set.iter().filter(|one| **one > n).all(|one| above.contains(*one)));
+                prop_assert!(above.ranges().all(|(_, last)| last > n && runs.contains(last)));
             }
             prop_assert_eq!(&Runs::from_multirange(&runs.multirange()), &Ok(runs.clone()));
             prop_assert_eq!(&Runs::from_json(&runs.json()), &Ok(runs));

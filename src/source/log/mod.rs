@@ -7,7 +7,12 @@
 
 mod acks;
 pub mod binlog;
+mod decoded;
+pub mod gtids;
 mod moment;
+mod open;
+mod outlets;
+pub mod position;
 
 use std::{
     collections::VecDeque,
@@ -22,7 +27,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 
 pub use self::{
     acks::Acks,
+    decoded::{Decoded, Ready},
     moment::{At, Lsn, Moment, Snapshot, Unreadable},
+    open::Open,
+    outlets::Outlets,
 };
 use crate::event::Event;
 
@@ -49,6 +57,8 @@ pub struct Progress {
     settled: AtomicU64,
     /// The log has come to where it was when it began to be read.
     current: AtomicBool,
+    /// The table waits until it is stored how far the log is settled.
+    awaited: AtomicBool,
     /// Wakes the log when more is settled.
     changed: Arc<Notify>,
 }
@@ -66,6 +76,15 @@ impl Progress {
 
     pub fn settled(&self) -> u64 {
         self.settled.load(Ordering::Acquire)
+    }
+
+    pub fn await_store(&self) {
+        self.awaited.store(true, Ordering::Release);
+    }
+
+    /// Whether it waited; not any more.
+    pub fn was_awaited(&self) -> bool {
+        self.awaited.swap(false, Ordering::AcqRel)
     }
 
     pub fn is_current(&self) -> bool {

@@ -10,6 +10,10 @@ use super::{
     number::{write_decimal, write_double, write_float},
     time::{Clock, date_and_time, write_date, write_timestamp},
 };
+use crate::source::times;
+
+/// No time has more bytes.
+const LONGEST_TIME: usize = 100;
 
 /// One of the event's columns: where it is in the map, and how it is written.
 #[derive(Clone, Debug)]
@@ -146,7 +150,12 @@ impl Cell {
         .map_err(|_| Malformed("an unreadable id"))
     }
 
-    /// Milliseconds since the Unix epoch; `None` for what is no day.
+    /// Whether each value is a time.
+    pub fn is_clock(&self) -> bool {
+        matches!(self.kind, Kind::Int { .. } | Kind::Date | Kind::DateTime | Kind::Timestamp)
+    }
+
+    /// Milliseconds since the Unix epoch; `None` for what is no day, and for a text that is no time.
     pub fn milliseconds(&self, value: &[u8]) -> Option<i64> {
         let of_day = |year: u64, month: u64, day: u64| {
             chrono::NaiveDate::from_ymd_opt(year as i32, month as u32, day as u32)
@@ -174,7 +183,11 @@ impl Cell {
                 }
                 seconds * 1_000_000 + i64::from(fraction(rest))
             }
-            _ => return None,
+            _ => {
+                let mut text = Vec::new();
+                let is_text = self.write(value, LONGEST_TIME, &mut text).ok()?;
+                return times::milliseconds(str::from_utf8(&text).ok().filter(|_| is_text)?);
+            }
         };
         Some(micros / 1000)
     }

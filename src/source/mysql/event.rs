@@ -10,7 +10,7 @@ use mysql_common::{
 };
 
 use super::map::TableMap;
-use crate::source::log::binlog::Gtid;
+use crate::source::log::gtids::Gtid;
 
 /// What cannot be read, and what of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -91,6 +91,8 @@ pub enum Body<'a> {
     /// A transaction begins, or something that is one by itself.
     Gtid(Option<Gtid>),
     MariadbGtid {
+        domain: u32,
+        number: u64,
         alone: bool,
         prepared: bool,
     },
@@ -163,8 +165,9 @@ fn body<'a>(header: &Header, length: usize, rest: &'a [u8]) -> Result<Body<'a>, 
         kind::GTID_TAGGED => Body::Gtid(Some(tagged(length, rest)?)),
         kind::ANONYMOUS_GTID => Body::Gtid(None),
         kind::MARIADB_GTID => {
-            let flags = *rest.get(12).ok_or(Malformed("an unreadable GTID"))?;
-            Body::MariadbGtid { alone: flags & 1 != 0, prepared: flags & 64 != 0 }
+            let head = rest.get(..13).ok_or(Malformed("an unreadable GTID"))?;
+            let (number, domain, flags) = (little(&head[..8]), little(&head[8..12]) as u32, head[12]);
+            Body::MariadbGtid { domain, number, alone: flags & 1 != 0, prepared: flags & 64 != 0 }
         }
         kind::QUERY => Body::Query(query(rest)?),
         kind::XID => Body::Commit,

@@ -4,7 +4,8 @@
 //! needs for it, `stream` the loop.
 //!
 //! Where rows stay in their table no place in the log has to be remembered: the log is read from where it
-//! is, and what was before is in the tables, which are polled first (docs/decisions/0009).
+//! is, and what was before is in the tables, which are polled first (docs/decisions/0009). Where they do not,
+//! `transient` reads it from a place that is stored (docs/decisions/0014).
 
 mod cell;
 mod decoder;
@@ -16,6 +17,8 @@ pub mod number;
 pub mod payload;
 pub mod rows;
 pub mod server;
+mod statement;
 pub mod stream;
 mod time;
+mod transient;
 pub mod wire;

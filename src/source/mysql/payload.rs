@@ -1,12 +1,15 @@
 //! What is compressed in the log: MySQL's whole transactions, MariaDB's rows. Unpacked piece by piece and
 //! within bounds; what cannot be unpacked whole is an error, never less than it was.
 
-use std::io::{ErrorKind, Read};
+use std::io::{BufRead, Cursor, ErrorKind, Read};
 
-use super::event::{HEADER, Header, Malformed, big, packed};
+use super::event::{HEADER, Malformed, big, packed};
 
 /// What unpacking may look back, as a power of two: 8 MiB, which is what all levels up to 19 need at most.
 const WINDOW_LOG: u32 = 23;
+
+/// Of an event that is too long, this is kept.
+const HEAD: u64 = 4096;
 
 const WRONG: Malformed = Malformed("a compressed transaction that cannot be unpacked");
 
@@ -14,8 +17,11 @@ const WRONG: Malformed = Malformed("a compressed transaction that cannot be unpa
 #[derive(Debug, PartialEq, Eq)]
 pub enum Inner<'a> {
     Whole(&'a [u8]),
-    /// One that is too long: its head alone.
-    Oversize(Header),
+    /// One that is too long: its beginning, and its length.
+    Oversize {
+        head: &'a [u8],
+        bytes: u64,
+    },
 }
 
 /// The events of a compressed transaction, one after the other.
@@ -27,10 +33,18 @@ pub struct Payload<'a> {
     limit: usize,
 }
 
-impl<'a> Payload<'a> {
+/// What is told of the events before they come.
+#[derive(Default)]
+struct Head {
+    algorithm: Option<u64>,
+    length: Option<u64>,
+    size: Option<u64>,
+}
+
+impl Head {
     /// Fields with a type and a length, an end, and then the events.
-    pub fn parse(mut body: &'a [u8], limit: usize) -> Result<Payload<'a>, Malformed> {
-        let (mut algorithm, mut length, mut size) = (None, None, None);
+    fn parse(mut body: &[u8]) -> Result<(Head, &[u8]), Malformed> {
+        let mut head = Head::default();
         loop {
             let (field, rest) = packed(body)?;
             body = rest;
@@ -42,25 +56,49 @@ impl<'a> Payload<'a> {
             let (content, rest) = rest.split_at_checked(width).ok_or(WRONG)?;
             body = rest;
             match field {
-                1 => size = Some(packed(content)?.0),
-                2 => algorithm = Some(packed(content)?.0),
-                3 => length = Some(packed(content)?.0),
+                1 => head.size = Some(packed(content)?.0),
+                2 => head.algorithm = Some(packed(content)?.0),
+                3 => head.length = Some(packed(content)?.0),
                 _ => {}
             }
         }
-        if size.is_some_and(|size| size != body.len() as u64) {
+        if head.size.is_some_and(|size| size != body.len() as u64) {
             return Err(WRONG);
         }
-        let from: Box<dyn Read + Send + 'a> = match algorithm {
+        Ok((head, body))
+    }
+}
+
+impl Payload<'static> {
+    /// With a copy of what is compressed, so that its events can be taken one by one.
+    pub fn owned(body: &[u8], limit: usize) -> Result<Payload<'static>, Malformed> {
+        let (head, packed) = Head::parse(body)?;
+        Payload::of(&head, Cursor::new(packed.to_vec()), packed.len(), limit)
+    }
+}
+
+impl<'a> Payload<'a> {
+    pub fn parse(body: &'a [u8], limit: usize) -> Result<Payload<'a>, Malformed> {
+        let (head, packed) = Head::parse(body)?;
+        Payload::of(&head, packed, packed.len(), limit)
+    }
+
+    fn of(
+        head: &Head,
+        packed: impl BufRead + Send + 'a,
+        size: usize,
+        limit: usize,
+    ) -> Result<Payload<'a>, Malformed> {
+        let from: Box<dyn Read + Send + 'a> = match head.algorithm {
             Some(0) => {
-                let mut from = zstd::stream::read::Decoder::with_buffer(body).map_err(|_| WRONG)?;
+                let mut from = zstd::stream::read::Decoder::with_buffer(packed).map_err(|_| WRONG)?;
                 from.window_log_max(WINDOW_LOG).map_err(|_| WRONG)?;
                 Box::new(from)
             }
-            Some(255) => Box::new(body),
+            Some(255) => Box::new(packed),
             _ => return Err(Malformed("a transaction that is compressed in an unknown way")),
         };
-        let left = length.unwrap_or(body.len() as u64);
+        let left = head.length.unwrap_or(size as u64);
         Ok(Payload { from, left, event: Vec::new(), limit })
     }
 
@@ -81,12 +119,13 @@ impl<'a> Payload<'a> {
         let body = u64::from(length).checked_sub(HEADER as u64).ok_or(WRONG)?;
         self.left = self.left.checked_sub(u64::from(length)).ok_or(WRONG)?;
         let mut content = (&mut self.from).take(body);
-        if length as usize > self.limit {
-            let copied = std::io::copy(&mut content, &mut std::io::sink()).map_err(|_| WRONG)?;
-            let (header, _) = Header::parse(&head)?;
-            return if copied == body { Ok(Some(Inner::Oversize(header))) } else { Err(WRONG) };
-        }
         self.event.extend_from_slice(&head);
+        if length as usize > self.limit {
+            let kept = (&mut content).take(HEAD).read_to_end(&mut self.event).map_err(|_| WRONG)?;
+            let passed = std::io::copy(&mut content, &mut std::io::sink()).map_err(|_| WRONG)?;
+            let oversize = Inner::Oversize { head: &self.event, bytes: length.into() };
+            return if kept as u64 + passed == body { Ok(Some(oversize)) } else { Err(WRONG) };
+        }
         match content.read_to_end(&mut self.event) {
             Ok(read) if read as u64 == body => Ok(Some(Inner::Whole(&self.event))),
             _ => Err(WRONG),
@@ -148,7 +187,7 @@ pub mod tests {
         while let Some(inner) = payload.next_event()? {
             found.push(match inner {
                 Inner::Whole(event) => Some(event.to_vec()),
-                Inner::Oversize(_) => None,
+                Inner::Oversize { .. } => None,
             });
         }
         Ok(found)

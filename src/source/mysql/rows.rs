@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     event::{Event, Place, Row},
-    source::database::{Column, TableSpec},
+    source::{
+        database::{Column, TableSpec},
+        times::Unreadable,
+    },
 };
 
 /// A table as the catalogue has it.
@@ -28,8 +31,13 @@ pub struct Layout {
     columns: Vec<Written>,
     cells: Vec<Option<Cell>>,
     id: Option<usize>,
-    place: Cell,
+    /// `None` where rows do not stay: their place is one in the log.
+    place: Option<Cell>,
+    /// Whether rows are told apart by their id, whose text is their place then.
+    by_id: bool,
     timestamp: Option<Cell>,
+    table: String,
+    unreadable: Unreadable,
     payload: Option<usize>,
     max_payload: usize,
 }
@@ -43,12 +51,23 @@ pub enum Value<'a> {
     Is(&'a [u8]),
 }
 
+/// What became of a row.
+#[derive(Debug)]
+pub enum Made {
+    Whole(Event),
+    /// Its payload is longer than it may be: the event without it.
+    Long(Event),
+    /// The log does not tell it as the table does.
+    Untold,
+}
+
 /// A column of a table that cannot be followed, in the words of an operator.
 pub fn obstacle(spec: &TableSpec, known: &Known) -> Option<String> {
     let of = |name: &String| known.columns.iter().find(|column| column.name.eq_ignore_ascii_case(name));
-    let place = spec.sequence.as_ref().unwrap_or(&spec.id);
+    let place = spec.place();
     let timestamp = spec.timestamps.iter().find_map(of);
-    let needed = spec.columns.iter().chain([place]).filter_map(of).chain(timestamp);
+    let place = Some(place).filter(|_| spec.stays());
+    let needed = spec.columns.iter().chain(place).filter_map(of).chain(timestamp);
     let column = needed.into_iter().find(|column| Kind::of(column).is_none())?;
     Some(format!(
         "column {} of table {} is of type {}{}, which the binlog does not tell as the table does",
@@ -97,31 +116,30 @@ impl Layout {
                 break;
             }
         }
-        let is_time = |cell: &Cell| {
-            matches!(cell.kind, Kind::Int { .. } | Kind::Date | Kind::DateTime | Kind::Timestamp)
-        };
-        if timestamp.as_ref().is_some_and(|cell| !is_time(cell)) {
-            return None;
-        }
         let is_id = |name: &String| *name == spec.id && *name != spec.payload;
         Some(Layout {
             cells,
             id: spec.columns.iter().position(is_id),
-            place: find(spec.sequence.as_ref().unwrap_or(&spec.id))??,
+            place: match spec.stays() {
+                true => Some(find(spec.place())??),
+                false => None,
+            },
+            by_id: spec.slower().is_some(),
             timestamp,
+            table: spec.name.clone(),
+            unreadable: spec.unreadable.clone(),
             payload: spec.columns.iter().position(|name| *name == spec.payload),
             max_payload: spec.max_payload,
             columns,
         })
     }
 
-    /// The rows of an insert whose columns come first, each handed to `found`; `None` for one that the
-    /// table has to be asked for.
+    /// The rows of an insert whose columns come first, each handed to `found`.
     pub fn rows(
         &self,
         present: &[u8],
         mut bytes: &[u8],
-        found: &mut dyn FnMut(Option<Event>),
+        found: &mut dyn FnMut(Made),
     ) -> Result<(), Malformed> {
         let wrong = Malformed("rows that do not fit their table");
         let there: Vec<bool> = (0..self.columns.len()).map(|index| has_bit(present, index)).collect();
@@ -153,11 +171,38 @@ impl Layout {
         Ok(())
     }
 
-    fn event(&self, values: &[Value<'_>]) -> Result<Option<Event>, Malformed> {
+    /// The event of a row that is too long to be kept, by its first part: without what did not come, and without
+    /// its payload.
+    pub fn unread(&self, present: &[u8], bytes: &[u8], whole: u64) -> Result<Event, Malformed> {
+        let wrong = Malformed("rows that do not fit their table");
+        let there: Vec<bool> = (0..self.columns.len()).map(|index| has_bit(present, index)).collect();
+        let nulls_of = there.iter().filter(|there| **there).count().div_ceil(8);
+        let (nulls, mut rest) = bytes.split_at_checked(nulls_of).ok_or(wrong)?;
+        let mut values = vec![Value::Null; self.columns.len()];
+        let present = self.columns.iter().zip(&mut values).zip(there).filter(|(_, there)| *there);
+        for (nth, ((column, value), _)) in present.enumerate() {
+            if has_bit(nulls, nth) {
+                continue;
+            }
+            let Some((content, after)) = column.value(rest) else { break };
+            *value = Value::Is(content);
+            rest = after;
+        }
+        if let Some(Some(payload)) = self.payload.map(|index| &self.cells[index]) {
+            values[payload.index] = Value::Null;
+        }
+        match self.event(&values)? {
+            Made::Whole(event) | Made::Long(event) => Ok(Event { unread_bytes: Some(whole), ..event }),
+            Made::Untold => Err(Malformed("the beginning of a row that is too long to be kept")),
+        }
+    }
+
+    fn event(&self, values: &[Value<'_>]) -> Result<Made, Malformed> {
         let at = |cell: &Cell| values.get(cell.index).copied().unwrap_or(Value::Absent);
         let length = |cell: &Cell| if let Value::Is(value) = at(cell) { value.len() } else { 0 };
         let size = self.cells.iter().flatten().map(length).sum::<usize>();
         let mut row = Row::with_capacity(self.cells.len(), size + 32);
+        let mut unread_bytes = None;
         for (number, cell) in self.cells.iter().enumerate() {
             let Some(cell) = cell else {
                 row.push(None);
@@ -165,56 +210,92 @@ impl Layout {
             };
             let before = row.bytes();
             match at(cell) {
-                Value::Absent => return Ok(None),
+                Value::Absent => return Ok(Made::Untold),
                 Value::Null => row.push(None),
+                Value::Is(value) if Some(number) == self.payload && value.len() > self.longest() => {
+                    unread_bytes = Some(value.len() as u64);
+                    row.push(None);
+                }
                 Value::Is(value) => {
-                    let mut failed = None;
+                    let (mut failed, mut came) = (None, 0);
                     let made = row.push_made(|out| {
                         let written = match Some(number) == self.id {
                             true => cell.write_id(value, out),
                             false => cell.write(value, self.max_payload, out),
                         };
+                        came = out.len() - before;
                         written.unwrap_or_else(|error| {
                             failed = Some(error);
                             false
                         })
                     });
+                    if failed.is_some() && Some(number) == self.payload && came > self.max_payload {
+                        // A document that was given up because of its length.
+                        unread_bytes = Some(came as u64);
+                        row.push(None);
+                        continue;
+                    }
                     if let Some(error) = failed {
                         return Err(error);
                     }
                     if !made {
-                        return Ok(None);
+                        return Ok(Made::Untold);
                     }
                 }
             }
-            if Some(number) == self.payload && row.bytes() - before > self.max_payload {
-                return Ok(None);
+            let written = row.bytes() - before;
+            if Some(number) == self.payload && written > self.max_payload {
+                unread_bytes = Some(written as u64);
             }
         }
-        let Some(place) = self.place(at(&self.place))? else { return Ok(None) };
+        let place = match &self.place {
+            None => Place::Int(0),
+            Some(cell) => match place(cell, at(cell), self.by_id)? {
+                Some(place) => place,
+                None => return Ok(Made::Untold),
+            },
+        };
         let timestamp_ms = match &self.timestamp {
             None => None,
             Some(cell) => match at(cell) {
-                Value::Absent => return Ok(None),
+                Value::Absent => return Ok(Made::Untold),
                 Value::Null => None,
-                Value::Is(value) => cell.milliseconds(value),
+                Value::Is(value) => match cell.milliseconds(value) {
+                    None if !cell.is_clock() => {
+                        self.unreadable.tell(&self.table, &place);
+                        None
+                    }
+                    found => found,
+                },
             },
         };
-        Ok(Some(Event { place, row, timestamp_ms, unread_bytes: None, replay: None }))
+        if let (Some(_), Some(payload)) = (unread_bytes, self.payload) {
+            row = row.with(payload, None);
+        }
+        let event = Event { place, row, timestamp_ms, unread_bytes, replay: None };
+        Ok(if unread_bytes.is_some() { Made::Long(event) } else { Made::Whole(event) })
     }
 
-    fn place(&self, value: Value<'_>) -> Result<Option<Place>, Malformed> {
-        let (Value::Is(value), cell) = (value, &self.place) else { return Ok(None) };
-        if let Kind::Int { unsigned, .. } = cell.kind {
-            let number = integer(value, unsigned);
-            return Ok(i64::try_from(number).ok().map(Place::Int));
-        }
-        let mut text = Vec::new();
-        if !cell.write_id(value, &mut text)? {
-            return Ok(None);
-        }
-        Ok(String::from_utf8(text).ok().map(|text| Place::Text(text.into())))
+    /// A payload that is longer in the log is longer as text too: a form of JSON is shorter there by no more.
+    fn longest(&self) -> usize {
+        self.max_payload.saturating_mul(2).saturating_add(1 << 10)
     }
+}
+
+fn place(cell: &Cell, value: Value<'_>, by_id: bool) -> Result<Option<Place>, Malformed> {
+    let Value::Is(value) = value else { return Ok(None) };
+    if let Kind::Int { unsigned, .. } = cell.kind {
+        let number = integer(value, unsigned);
+        return Ok(match by_id {
+            true => Some(Place::Text(number.to_string().into())),
+            false => i64::try_from(number).ok().map(Place::Int),
+        });
+    }
+    let mut text = Vec::new();
+    if !cell.write_id(value, &mut text)? {
+        return Ok(None);
+    }
+    Ok(String::from_utf8(text).ok().map(|text| Place::Text(text.into())))
 }
 
 /// The columns that rows have, as bits, and the rows.

@@ -21,6 +21,9 @@ pub enum Obstacle {
     /// In the words of an operator, with what mends it.
     #[error("{0}")]
     Setup(String),
+    /// What only the log had is gone, or cannot be read.
+    #[error("{0}")]
+    Lost(String),
     #[error(transparent)]
     Database(#[from] Error),
     #[error(transparent)]
@@ -87,11 +90,21 @@ impl Server {
                 "the file of the binlog is longer than 4 GiB: it is read when the next one has begun".into(),
             ));
         };
+        self.dump(&[], wire::From::Place { file: &start.file, at }, limit).await
+    }
+
+    /// The same from any place. Some servers are told it by variables of the connection.
+    pub async fn dump(
+        &self,
+        more: &[(&'static str, String)],
+        from: wire::From<'_>,
+        limit: usize,
+    ) -> Result<wire::Reader, Obstacle> {
         let mut connection = wire::Connection::connect(&self.database.replication().await?).await?;
         let heartbeat = self.settings.heartbeat.as_nanos();
         // Both names of each: servers have one or the other. MariaDB then tells its GTIDs as events. The time
         // is that for which the server waits for us, while the tables wait for Kafka.
-        let variables = BTreeMap::from([
+        let mut variables = BTreeMap::from([
             ("@master_heartbeat_period", heartbeat.to_string()),
             ("@source_heartbeat_period", heartbeat.to_string()),
             ("@master_binlog_checksum", "'CRC32'".into()),
@@ -99,8 +112,9 @@ impl Server {
             ("@mariadb_slave_capability", "4".into()),
             ("net_write_timeout", "86400".into()),
         ]);
+        variables.extend(more.iter().cloned());
         let list: Vec<String> = variables.iter().map(|(name, value)| format!("{name} = {value}")).collect();
         connection.run(&format!("SET {}", list.join(", "))).await?;
-        Ok(connection.dump(self.settings.server_id, &start.file, at, limit).await?)
+        Ok(connection.dump(self.settings.server_id, from, limit).await?)
     }
 }

@@ -1,7 +1,7 @@
 //! From the frames of the log to rows of tables, and to the place that may be confirmed. Pure.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,18 +16,11 @@ use super::{
 };
 use crate::{
     event::{Event, Place},
-    relay::core::window_bytes,
     source::{
         database::{Rows, TableSpec},
-        log::{At, Lsn, Progress, Streamed, Unsettled},
+        log::{At, Decoded, Lsn, Open, Progress, Ready, Streamed, Unsettled},
     },
 };
-
-/// Enough to hand over, in rows and in bytes.
-const BATCH_ROWS: usize = 512;
-const BATCH_BYTES: usize = 256 << 10;
-/// Transactions that are told apart. Beyond it several are confirmed as one.
-const OPEN_AT_MOST: usize = 4096;
 
 /// A table's part of the decoder.
 #[derive(Debug)]
@@ -38,10 +31,6 @@ pub struct Route {
     /// A frame above this is left to the table, or parked unread, in bytes.
     limit: usize,
     progress: Arc<Progress>,
-    /// Rows that came so far.
-    came: u64,
-    rows: Vec<Streamed>,
-    bytes: usize,
 }
 
 impl Route {
@@ -51,20 +40,12 @@ impl Route {
         limit: usize,
         progress: Arc<Progress>,
     ) -> Route {
-        Route { spec, table, limit, progress, came: 0, rows: Vec::new(), bytes: 0 }
+        Route { spec, table, limit, progress }
     }
 
     fn has_prefix(&self, prefix: &str) -> bool {
         matches!(&self.spec.rows, Rows::Messages { prefix: ours } if ours == prefix)
     }
-}
-
-/// Rows of one table that may be handed over.
-#[derive(Debug)]
-pub struct Ready {
-    pub table: usize,
-    pub rows: Vec<Streamed>,
-    pub bytes: usize,
 }
 
 /// The transaction that is being read.
@@ -86,15 +67,6 @@ impl Transaction {
     }
 }
 
-/// A transaction that has rows of ours, or several in a row.
-#[derive(Debug)]
-struct Open {
-    end: Lsn,
-    committed_ms: i64,
-    /// For each table: how many of its rows must be settled.
-    marks: Vec<(usize, u64)>,
-}
-
 pub struct Decoder {
     routes: Vec<Route>,
     /// By the relation's number, which is the table's: where its columns are, if they are as expected.
@@ -104,12 +76,10 @@ pub struct Decoder {
     transaction: Option<Transaction>,
     /// Tables of which the transaction has rows.
     touched: Vec<usize>,
-    open: VecDeque<Open>,
-    confirmed: Lsn,
+    open: Open<Lsn>,
     /// How much the server's clock is ahead of ours.
     ahead_ms: i64,
-    rows: usize,
-    bytes: usize,
+    decoded: Decoded,
     changed: bool,
 }
 
@@ -119,36 +89,27 @@ fn micros_now() -> i64 {
 
 impl Decoder {
     pub fn new(routes: Vec<Route>, token: String) -> Decoder {
+        let open = Open::new(routes.iter().map(|route| route.progress.clone()).collect(), Lsn::default());
         Decoder {
+            decoded: Decoded::of(routes.len()),
             routes,
             layouts: HashMap::new(),
             token,
             transaction: None,
             touched: Vec::new(),
-            open: VecDeque::new(),
-            confirmed: Lsn::default(),
+            open,
             ahead_ms: 0,
-            rows: 0,
-            bytes: 0,
             changed: false,
         }
     }
 
     pub fn is_full(&self) -> bool {
-        self.rows >= BATCH_ROWS || self.bytes >= BATCH_BYTES
+        self.decoded.is_full()
     }
 
     /// What was decoded since the last time.
     pub fn take_ready(&mut self) -> Vec<Ready> {
-        (self.rows, self.bytes) = (0, 0);
-        let with_rows = self.routes.iter_mut().enumerate().filter(|(_, route)| !route.rows.is_empty());
-        with_rows
-            .map(|(table, route)| Ready {
-                table,
-                rows: std::mem::take(&mut route.rows),
-                bytes: std::mem::take(&mut route.bytes),
-            })
-            .collect()
+        self.decoded.take()
     }
 
     pub fn take(&mut self, frame: &[u8]) -> Result<(), Obstacle> {
@@ -262,13 +223,8 @@ impl Decoder {
         if !self.touched.contains(&index) {
             self.touched.push(index);
         }
-        let bytes = event.as_ref().map_or(0, window_bytes);
-        let route = &mut self.routes[index];
-        route.came += 1;
-        route.bytes += bytes;
-        self.rows += 1;
-        self.bytes += bytes;
-        route.rows.push(Streamed { at, event });
+        self.open.came(index);
+        self.decoded.push(index, Streamed { at, event });
     }
 
     /// Whether a table's columns were not as expected, since this was asked last.
@@ -290,13 +246,8 @@ impl Decoder {
 
     /// The rows of a table that came and are not settled, and how old the oldest is, by the server's clock.
     pub fn unsettled(&self, table: usize) -> Unsettled {
-        let route = &self.routes[table];
-        let settled = route.progress.settled();
-        let waits = |open: &&Open| open.marks.iter().any(|(of, count)| *of == table && settled < *count);
-        // Else they are in the transaction that is being read.
-        let first = self.open.iter().find(waits).map(|open| open.committed_ms);
+        let (rows, first) = self.open.unsettled(table);
         let first = first.or(self.transaction.map(|transaction| transaction.committed_ms));
-        let rows = route.came.saturating_sub(settled);
         let now = micros_now() / 1000 + POSTGRES_EPOCH_SECONDS * 1000 + self.ahead_ms;
         let age = first.filter(|_| rows > 0).map(|first| Duration::from_millis((now - first).max(0) as u64));
         Unsettled { rows, since: age.and_then(|age| Instant::now().checked_sub(age)) }
@@ -304,42 +255,19 @@ impl Decoder {
 
     fn commit(&mut self, end: Lsn) {
         let committed_ms = self.transaction.take().map_or(0, |transaction| transaction.committed_ms);
-        if self.touched.is_empty() {
-            return self.reached(end);
-        }
-        let marks: Vec<(usize, u64)> =
-            self.touched.drain(..).map(|table| (table, self.routes[table].came)).collect();
-        let many = self.open.len() >= OPEN_AT_MOST;
-        match self.open.back_mut() {
-            Some(last) if many => {
-                last.end = end;
-                for (table, came) in marks {
-                    match last.marks.iter_mut().find(|(there, _)| *there == table) {
-                        Some((_, mark)) => *mark = came,
-                        None => last.marks.push((table, came)),
-                    }
-                }
-            }
-            _ => self.open.push_back(Open { end, committed_ms, marks }),
+        if let Some(before) = self.open.end(self.touched.drain(..), committed_ms, || end) {
+            *before = end.max(*before);
         }
     }
 
     /// The log has come to here without anything of ours.
     fn reached(&mut self, end: Lsn) {
-        match self.open.back_mut() {
-            Some(last) => last.end = last.end.max(end),
-            None => self.confirmed = self.confirmed.max(end),
-        }
+        let before = self.open.last();
+        *before = end.max(*before);
     }
 
     /// Up to where every row is settled.
     pub fn confirmed(&mut self) -> Lsn {
-        while let Some(first) = self.open.front()
-            && first.marks.iter().all(|(table, count)| self.routes[*table].progress.settled() >= *count)
-        {
-            self.confirmed = self.confirmed.max(first.end);
-            self.open.pop_front();
-        }
-        self.confirmed
+        *self.open.settled(|settled, behind| *settled = behind.max(*settled))
     }
 }

@@ -51,7 +51,7 @@ pub async fn examine(
     let (role, wal_level, may_replicate, may_create, slots, most_slots) = found;
     let server = Server { role, wal_level, may_replicate, may_create, slots, most_slots };
     let mut findings = vec![of_wal_level(&server)];
-    findings.push(of_role(database, source, &server).await?);
+    findings.push(of_role(database, &server).await?);
     findings.push(slot.of_publication(specs, &server).await?);
     findings.push(slot.of_slot(specs, &server).await?);
     Ok(findings)
@@ -66,12 +66,12 @@ fn of_wal_level(server: &Server) -> Finding {
 }
 
 /// Whether this role may read the log, and a connection for it gets through.
-async fn of_role(database: &Postgres, source: &config::Source, server: &Server) -> Result<Finding, Obstacle> {
+async fn of_role(database: &Postgres, server: &Server) -> Result<Finding, Obstacle> {
     if !server.may_replicate {
         let fix = Fix::Sql(format!("ALTER ROLE {} REPLICATION", quoted(&server.role)));
         return Ok(Finding::fail(ROLE, format!("{} may not read the log", server.role)).mended_by(fix));
     }
-    let settings = database.replication(source, "whippet doctor");
+    let settings = database.replication("whippet doctor");
     let settings =
         wire::Settings { password: database.password().await.map_err(Obstacle::from)?, ..settings };
     let asked = async {
@@ -111,8 +111,7 @@ impl Slot {
     async fn of_slot(&self, specs: &[TableSpec], server: &Server) -> Result<Finding, Obstacle> {
         let name = &self.settings.slot;
         let fail = |says: String, fix: Fix| Finding::fail(SLOT, says).mended_by(fix);
-        let make =
-            || Fix::Sql(format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput')", literal(name)));
+        let make = format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput')", literal(name));
         let another = || Fix::Config("source.stream.slot: (a name that nobody has)".into());
         let Some(found) = self.find().await? else {
             return Ok(match (self.settings.create, server.slots < server.most_slots) {
@@ -126,7 +125,7 @@ impl Slot {
                 ),
                 (true, true) => Finding::ok(SLOT, format!("{name} is made when a relay starts")),
                 (false, true) => {
-                    fail(format!("{name} is not there, and source.stream.create is false"), make())
+                    fail(format!("{name} is not there, and source.stream.create is false"), Fix::Sql(make))
                 }
             });
         };
@@ -139,15 +138,12 @@ impl Slot {
         let Some(reason) = found.lost else {
             return Ok(Finding::ok(SLOT, format!("{name} can be read from")));
         };
-        let drop = Fix::Sql(format!("SELECT pg_drop_replication_slot({})", literal(name)));
+        let drop = format!("SELECT pg_drop_replication_slot({})", literal(name));
         let says = format!("the server has invalidated {name} ({reason})");
         let replaceable = specs.iter().all(TableSpec::stays);
         Ok(match (replaceable, self.settings.create) {
             (true, true) => Finding::warn(SLOT, format!("{says}; a relay makes it anew when it starts")),
-            (true, false) => match (drop, make()) {
-                (Fix::Sql(drop), Fix::Sql(make)) => fail(says, Fix::Sql(format!("{drop}; {make}"))),
-                (fix, _) => fail(says, fix),
-            },
+            (true, false) => fail(says, Fix::Sql(format!("{drop};\n{make}"))),
             (false, _) => fail(
                 format!("{says}, and with it events that no table has: see what is missing, then begin anew"),
                 Fix::Shell("whippet teardown --config FILE".into()),

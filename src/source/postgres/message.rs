@@ -14,10 +14,11 @@ use crate::{
 /// The member with a payload that is no text.
 const BASE64: &str = "payload_base64";
 
-/// The event of a message. One that is no JSON object has its whole content as the payload and no id: it
+/// The event of a message. One that is no JSON object, or is misspelt, has its whole content as the payload and no id: it
 /// is parked, for somebody to look at.
 pub fn event(spec: &TableSpec, content: &[u8], place: Place, timestamp_ms: i64) -> Event {
     let members: Option<HashMap<String, &RawValue>> = serde_json::from_slice(content).ok();
+    let members = members.filter(|members| !is_misspelt(spec, members));
     let mut row = Row::with_capacity(spec.columns.len(), content.len());
     let mut unread_bytes = None;
     for name in &spec.columns {
@@ -39,6 +40,12 @@ pub fn event(spec: &TableSpec, content: &[u8], place: Place, timestamp_ms: i64) 
         }
     }
     Event { place, row, timestamp_ms: Some(timestamp_ms), unread_bytes, replay: None }
+}
+
+/// A payload that is absent is null, a tombstone; but not where there is a member that nobody knows, such as `paylod`.
+fn is_misspelt(spec: &TableSpec, members: &HashMap<String, &RawValue>) -> bool {
+    let has_payload = [spec.payload.as_str(), BASE64].iter().any(|name| members.contains_key(*name));
+    !has_payload && members.keys().any(|name| !spec.columns.contains(name))
 }
 
 /// A message that is too large to be read: it is known by its size.
@@ -88,6 +95,8 @@ mod tests {
             retention: None,
             max_payload: 20,
             shared: None,
+            placing: crate::source::database::Placing::default(),
+            unreadable: crate::source::times::Unreadable::default(),
         }
     }
 
@@ -109,6 +118,9 @@ mod tests {
         assert_eq!(cells(r#"{"id":"a","payload_base64":"aGk="}"#)[3], some("hi"));
         assert_eq!(cells(r#"{"id":"a","payload_base64":"?"}"#)[3], some("?"));
         assert_eq!(cells(r#"{"id":"a","payload":null}"#)[3], None);
+        assert_eq!(cells(r#"{"id":"a"}"#)[3], None);
+        let misspelt = r#"{"id":"a","pay":1}"#;
+        assert_eq!(cells(misspelt), [None, None, None, some(misspelt), None]);
         assert_eq!(cells("[1]"), [None, None, None, some("[1]"), None]);
     }
 

@@ -9,7 +9,10 @@ use std::io::Write as _;
 use super::pgoutput::{Cell, Column, Malformed, POSTGRES_EPOCH_SECONDS, Tuple};
 use crate::{
     event::{Event, Place, Row},
-    source::database::TableSpec,
+    source::{
+        database::TableSpec,
+        times::{self, Unreadable},
+    },
 };
 
 /// Types up to this number are the same in every server (src/include/access/transam.h, `FirstGenbkiObjectId`).
@@ -79,10 +82,14 @@ pub struct Known {
 pub struct Layout {
     cells: Vec<Option<(usize, Type)>>,
     place: (usize, Type),
+    /// Whether rows are told apart by their id, whose text is their place then.
+    by_id: bool,
     timestamp: Option<(usize, Type)>,
     payload: Option<usize>,
     max_payload: usize,
     width: usize,
+    table: String,
+    unreadable: Unreadable,
     /// Whether the table can be asked for what the log does not tell.
     stays: bool,
 }
@@ -90,7 +97,7 @@ pub struct Layout {
 /// Whether all columns that matter can come in binary form, which is less work for both ends.
 pub fn speaks_binary(spec: &TableSpec, columns: &[Known]) -> bool {
     let of = |name: &String| columns.iter().find(|column| column.name == *name).map(|column| column.kind);
-    let place = spec.sequence.as_ref().unwrap_or(&spec.id);
+    let place = spec.place();
     let timestamp = spec.timestamps.iter().find_map(of);
     spec.columns.iter().chain([place]).filter_map(of).all(Type::speaks_binary)
         && timestamp.is_none_or(|kind| matches!(kind, Type::Timestamp | Type::Int))
@@ -133,11 +140,14 @@ impl Layout {
         };
         Some(Layout {
             cells,
-            place: find(spec.sequence.as_ref().unwrap_or(&spec.id))?,
+            place: find(spec.place())?,
+            by_id: spec.slower().is_some(),
             timestamp,
             payload: spec.columns.iter().position(|name| *name == spec.payload),
             max_payload: spec.max_payload,
             width: relation.len(),
+            table: spec.name.clone(),
+            unreadable: spec.unreadable.clone(),
             stays,
         })
     }
@@ -185,6 +195,7 @@ impl Layout {
             row = row.with(payload, None);
         }
         let place = match place(scratch[self.place.0], self.place.1) {
+            Some(Place::Int(number)) if self.by_id => Place::Text(number.to_string().into()),
             Some(place) => place,
             // It has its place in the log.
             None if !self.stays => Place::Int(0),
@@ -193,9 +204,14 @@ impl Layout {
         let timestamp_ms = match self.timestamp {
             None => None,
             Some((index, kind)) => match milliseconds(scratch[index], kind) {
-                Some(found) => found,
-                None if !self.stays => None,
-                None => return Ok(None),
+                None if self.stays => return Ok(None),
+                found => {
+                    let found = found.flatten();
+                    if found.is_none() && scratch[index] != Cell::Null {
+                        self.unreadable.tell(&self.table, &place);
+                    }
+                    found
+                }
             },
         };
         Ok(Some(Event { place, row, timestamp_ms, unread_bytes, replay: None }))
@@ -325,35 +341,25 @@ fn epoch_milliseconds(micros: i64) -> i64 {
     micros.div_euclid(1000) + POSTGRES_EPOCH_SECONDS * 1000
 }
 
-/// `None` where it cannot be told; `Some(None)` for NULL.
+/// `None` where it cannot be told; `Some(None)` for NULL, and for what polling finds to be no time.
 #[expect(clippy::option_option, reason = "the outer one tells whether it can be told")]
 fn milliseconds(cell: Cell<'_>, kind: Type) -> Option<Option<i64>> {
     match (cell, kind) {
-        (Cell::Null, _) => Some(None),
+        (Cell::Null | Cell::Text(b"infinity" | b"-infinity"), _) => Some(None),
         // A number is in milliseconds already.
         (Cell::Binary(value), Type::Int) => Some(Some(integer(value)?)),
         (Cell::Text(value), Type::Int) => Some(Some(str::from_utf8(value).ok()?.parse().ok()?)),
         (Cell::Binary(value), Type::Timestamp) => {
             let micros = i64::from_be_bytes(value.try_into().ok()?);
-            Some(Some(epoch_milliseconds(micros)))
+            // `infinity` is no time that a record can have.
+            let micros = Some(micros).filter(|micros| !matches!(*micros, i64::MIN | i64::MAX));
+            Some(micros.map(epoch_milliseconds))
         }
-        // Whatever a person may write, a cast can read; this one form has one meaning.
-        (Cell::Text(value), Type::Text) => {
-            let time = chrono::DateTime::parse_from_rfc3339(str::from_utf8(value).ok()?).ok()?;
-            Some(Some(time.timestamp_millis()))
+        (Cell::Text(value) | Cell::Binary(value), Type::Text) => {
+            Some(str::from_utf8(value).ok().and_then(times::milliseconds))
         }
-        (Cell::Text(b"infinity"), _) => Some(Some(epoch_milliseconds(i64::MAX))),
-        (Cell::Text(b"-infinity"), _) => Some(Some(epoch_milliseconds(i64::MIN))),
-        // ISO 8601 in UTC, as the session asks for: 2026-11-25 00:35:05.123456+00, or the date alone.
-        (Cell::Text(value), _) => {
-            let text = str::from_utf8(value).ok()?;
-            let text = text.strip_suffix("+00").unwrap_or(text);
-            let time = chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f").or_else(|_| {
-                let date = chrono::NaiveDate::parse_from_str(text, "%Y-%m-%d");
-                date.map(|date| date.and_time(chrono::NaiveTime::MIN))
-            });
-            Some(Some(time.ok()?.and_utc().timestamp_millis()))
-        }
+        // In UTC, as the session asks for: 2026-11-25 00:35:05.123456+00, or the date alone.
+        (Cell::Text(value), _) => Some(Some(times::milliseconds(str::from_utf8(value).ok()?)?)),
         (Cell::Binary(_), _) => None,
     }
 }
@@ -408,12 +414,13 @@ mod tests {
         assert_eq!(milliseconds(Cell::Text(b"12"), Type::Int), Some(Some(12)));
         assert_eq!(milliseconds(Cell::Null, Type::Timestamp), Some(None));
         let infinity = milliseconds(Cell::Binary(&i64::MAX.to_be_bytes()), Type::Timestamp);
-        assert!(matches!(infinity, Some(Some(_))));
+        assert_eq!(infinity, Some(None));
         assert_eq!(milliseconds(Cell::Text(b"infinity"), Type::Timestamp), infinity);
         assert_eq!(milliseconds(Cell::Text(b"2000-01-02"), Type::Other), Some(Some(946_771_200_000)));
         let rfc3339 = Cell::Text(b"2000-01-01T01:00:00.5+01:00");
         assert_eq!(milliseconds(rfc3339, Type::Text), Some(Some(946_684_800_500)));
-        assert_eq!(milliseconds(Cell::Text(b"2000-01-01"), Type::Text), None);
+        assert_eq!(milliseconds(Cell::Text(b"junk"), Type::Text), Some(None));
+        assert_eq!(milliseconds(Cell::Text(b"junk"), Type::Other), None);
         assert_eq!(milliseconds(Cell::Text(b"0044-03-15 00:00:00+00 BC"), Type::Timestamp), None);
     }
 

@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -33,13 +33,10 @@ use crate::{
     relay::retry::Policy,
     source::{
         database::{Rows, TableSpec, quoted_table},
-        log::{Batch, Incoming, Line, Progress, Unsettled},
+        log::{Incoming, Line, Outlets, Progress, Ready, Unsettled},
     },
 };
 
-/// Room for rows between the log and the tables, in KiB: beyond it nothing is decoded. One that is larger
-/// travels alone.
-const ROOM_KIB: u32 = 1024;
 /// A server that says nothing for so long, although it is asked to, is gone.
 const SILENT_AFTER: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -99,14 +96,23 @@ impl Streamer {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut failures = 0;
         let mut said = String::new();
+        self.metrics.slot_max_retained_bytes.set(self.slot.settings.max_retained_wal as i64);
         loop {
-            if !self.owned(&stop).await {
+            if self.lease.borrow().epoch().is_none() {
+                // The slot is the owner's to look at.
+                show(&self.metrics, Health::default());
+            }
+            let is_held = tokio::select! {
+                is_held = Lease::held(&mut self.lease) => is_held,
+                () = stop.cancelled() => false,
+            };
+            if !is_held {
                 return;
             }
             let began = Instant::now();
             let ended = tokio::select! {
                 ended = self.read(&stop) => ended,
-                () = self.lost() => Ended::Again("the lease is lost"),
+                () = Lease::lost(self.lease.clone()) => Ended::Again("the lease is lost"),
             };
             if began.elapsed() > SILENT_AFTER {
                 // It was well in between: the same trouble is news again.
@@ -188,36 +194,6 @@ impl Streamer {
     fn tell_down(&self, why: &str, lost: bool) {
         for follower in &self.followers {
             follower.lines.send(Line::Down { why: why.to_owned(), lost }).ok();
-        }
-    }
-
-    /// Waits for the lease. `false` when it is time to stop.
-    async fn owned(&mut self, stop: &CancellationToken) -> bool {
-        loop {
-            if self.lease.borrow_and_update().epoch().is_some() {
-                return true;
-            }
-            // The slot is the owner's to look at.
-            show(&self.metrics, Health::default());
-            tokio::select! {
-                changed = self.lease.changed() => if changed.is_err() { return false },
-                () = stop.cancelled() => return false,
-            }
-        }
-    }
-
-    /// Waits until the lease is lost.
-    async fn lost(&self) {
-        let mut lease = self.lease.clone();
-        loop {
-            let until = match *lease.borrow_and_update() {
-                Lease::Owner { until, .. } if Instant::now() < until => until,
-                _ => return,
-            };
-            tokio::select! {
-                changed = lease.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep_until(until) => {}
-            }
         }
     }
 
@@ -306,7 +282,7 @@ impl Streamer {
         let most = specs.iter().map(limit_of).max().unwrap_or(self.row_limit);
         let (reader, writer) = connection.stream(&start, most).await?;
         let (changed, differs) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let (mut routes, mut lines, mut outlets) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut routes, mut lines, mut outlets) = (Vec::new(), Vec::new(), Outlets::default());
         let mut numbers = Vec::new();
         for (spec, table) in specs.into_iter().zip(tables) {
             let is_message = matches!(spec.rows, Rows::Messages { .. });
@@ -315,12 +291,11 @@ impl Streamer {
             }
             let limit = limit_of(&spec);
             let progress = Arc::new(Progress::new(changed.clone()));
-            let (outlet, batches) = mpsc::channel(2);
+            let batches = outlets.open();
             lines.push(match &table {
                 None if !is_message => Line::Down { why: missing(&spec), lost: false },
                 _ => Line::Up(Incoming { batches, progress: progress.clone() }),
             });
-            outlets.push(outlet);
             routes.push(Route::new(spec, table, limit, progress));
         }
         let token = uuid::Uuid::new_v4().to_string();
@@ -338,7 +313,6 @@ impl Streamer {
             reader,
             decoder: Decoder::new(routes, token),
             outlets,
-            room: Arc::new(Semaphore::new(ROOM_KIB as usize)),
             changed,
             confirmed: confirmed.clone(),
             _feedback: AbortOnDropHandle::new(tokio::spawn(feed_back(writer, confirmed))),
@@ -355,8 +329,7 @@ impl Streamer {
 struct Session {
     reader: Reader,
     decoder: Decoder,
-    outlets: Vec<mpsc::Sender<Batch>>,
-    room: Arc<Semaphore>,
+    outlets: Outlets,
     changed: Arc<Notify>,
     /// A table is another one, has come, or is not published any more.
     differs: Arc<Notify>,
@@ -374,7 +347,7 @@ impl Session {
     async fn run(mut self, streamer: &Streamer, stop: &CancellationToken) -> Ended {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut ready: VecDeque<super::decoder::Ready> = VecDeque::new();
+        let mut ready: VecDeque<Ready> = VecDeque::new();
         loop {
             let mut drained = false;
             if ready.is_empty() {
@@ -409,11 +382,9 @@ impl Session {
                         return ended;
                     }
                 }
-                permits = reserve(&self.room, next.and_then(|(table, bytes)| Some((self.outlets.get(table)?, bytes)))),
-                    if next.is_some() =>
-                {
-                    if let (Some(batch), Some((outlet, room))) = (ready.pop_front(), permits) {
-                        outlet.send(Batch { rows: batch.rows.into(), room });
+                reserved = self.outlets.reserve(next), if next.is_some() => {
+                    if let (Some(batch), Some(reserved)) = (ready.pop_front(), reserved) {
+                        reserved.send(batch);
                     }
                 }
                 read = self.reader.fill(), if next.is_none() && drained => {
@@ -499,17 +470,4 @@ async fn look_at_columns(decoder: &Decoder, slot: &Slot) -> Option<Ended> {
          missing or had other names: configure the names of then until these rows are published",
         spec.name
     ))))
-}
-
-/// A place in a table's queue, and room for what goes there. `None`: the table has left, and its rows are
-/// where they were.
-async fn reserve(
-    room: &Arc<Semaphore>,
-    to: Option<(&mpsc::Sender<Batch>, usize)>,
-) -> Option<(mpsc::OwnedPermit<Batch>, OwnedSemaphorePermit)> {
-    let (outlet, bytes) = to?;
-    let kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).clamp(1, ROOM_KIB);
-    let room = room.clone().acquire_many_owned(kib).await.ok()?;
-    let outlet = outlet.clone().reserve_owned().await.ok()?;
-    Some((outlet, room))
 }

@@ -12,6 +12,7 @@ use crate::{
     source::{
         database::{Error, Limits, answered},
         kept::{Frontier, Runs},
+        log::At,
     },
 };
 
@@ -43,23 +44,16 @@ pub(super) struct Kept {
     milestone_at: Instant,
 }
 
-fn number(place: &Place) -> Option<i64> {
-    match place {
-        Place::Int(number) => Some(*number),
-        // Refused when the table was looked at.
-        Place::Text(_) => None,
-    }
-}
-
+// A place that is no number was refused when the table was looked at.
 impl Kept {
     pub fn take(&mut self, place: &Place, xid: Option<u32>) {
-        if let Some(number) = number(place) {
+        if let Some(number) = place.number() {
             self.frontier.take(number, xid);
         }
     }
 
     pub fn give_back(&mut self, place: &Place) {
-        if let Some(number) = number(place) {
+        if let Some(number) = place.number() {
             self.frontier.give_back(number);
         }
     }
@@ -82,8 +76,8 @@ impl Task {
             look_at: now,
             milestone_at: now,
         };
-        for (place, known) in &self.state.known {
-            kept.take(place, known.xid());
+        for place in self.state.known.places() {
+            kept.take(&place, self.state.known.at(&place).and_then(At::xid));
         }
         self.state.kept = Some(kept);
         Ok(())
@@ -95,7 +89,7 @@ impl Task {
         let ended = answered("look for what is released", outbox.ended_holds()).await?;
         for number in ended.released {
             let place = Place::Int(number);
-            if !self.state.known.contains_key(&place) {
+            if !self.state.known.contains(&place) {
                 kept.frontier.give_back(number);
             }
             self.state.released.insert(place);
@@ -117,8 +111,8 @@ impl Task {
     /// Writes the frontier down as it is when these are settled too.
     async fn write_frontier(&mut self, epoch: i64, settled: &HashSet<&Place>) -> Result<(), Error> {
         let (Some(outbox), Some(kept)) = (&self.outbox, &mut self.state.kept) else { return Ok(()) };
-        let unsettled = self.state.known.keys().filter(|place| !settled.contains(place));
-        let recorded = kept.frontier.recorded(unsettled.filter_map(number));
+        let unsettled = self.state.known.places().filter(|place| !settled.contains(place));
+        let recorded = kept.frontier.recorded(unsettled.filter_map(|place| place.number()));
         answered("record what was published", outbox.settle(&recorded, epoch)).await?;
         kept.moved = false;
         let runs = recorded.open.runs() + recorded.done.runs();
@@ -170,11 +164,11 @@ impl Task {
         let looked = answered("read the outbox", outbox.read_kept(&kept.frontier, limits)).await?;
         fail::fail_point!("read", |_| std::process::abort());
         let (rows, mut found) = (looked.found.len(), looked.found);
-        let numbers = || found.iter().filter_map(|found| number(&found.event.place));
+        let numbers = || found.iter().filter_map(|found| found.event.place.number());
         // Those that were late alone filled it: there may be more of them.
         let late_is_left = numbers().filter(|number| *number <= upto).count() >= limits.rows;
         let last = numbers().next_back().unwrap_or(upto);
-        found.retain(|found| !self.state.known.contains_key(&found.event.place));
+        found.retain(|found| !self.state.known.contains(&found.event.place));
         let handed_over = found.is_empty() || self.hand_over(found).await?;
         if let Some(kept) = self.state.kept.as_mut().filter(|_| handed_over && !late_is_left) {
             // What was not found is gone, or held.

@@ -13,6 +13,7 @@
 
 mod following;
 mod keeping;
+mod known;
 mod reading;
 mod recording;
 mod sharing;
@@ -25,27 +26,23 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     time::Instant,
 };
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
-use self::{
-    following::{Following, Known},
-    keeping::Kept,
-    sharing::Share,
-};
+use self::{following::Following, keeping::Kept, known::Known, recording::Recording, sharing::Share};
 use super::{
-    Command, Feed, Hold, Refusal, Source, Yield,
+    Asked, Command, Feed, Hold, Refusal, Source, Yield,
     database::{Database, Error, Outbox, Reach, TableSpec, answered},
-    hold::{Outcome, Over, Request},
-    log::Line,
+    hold::Over,
+    log::{Line, position::Position},
 };
 use crate::{
     admin::{metrics::Metrics, status::Board},
     config::{Poll, Wake},
-    coordinate::{Lease, drain::Drain, report},
+    coordinate::{Claim, Lease, drain::Drain, report},
     event::Place,
     relay::{Table, retry::Policy, window::Window},
 };
@@ -72,6 +69,8 @@ pub struct TableSource {
     pub poll: Poll,
     pub retry: Policy,
     pub window: Arc<Window>,
+    /// Has a turn for each large payload that may be fetched at once, by all tables.
+    pub fetches: Arc<Semaphore>,
     pub lease: watch::Receiver<Lease>,
     /// Where relays share the table: who wants to know when a bucket has nothing in flight.
     pub drain: Option<Arc<Drain>>,
@@ -88,8 +87,8 @@ pub struct TableSource {
 struct State {
     generation: u32,
     opened: bool,
-    /// Exactly once: the membership under which the generation may read.
-    taken: Option<i64>,
+    /// Exactly once: what was taken over, so that the generation may read.
+    taken: Option<Claim>,
     /// The gates changed, or may have: the relay is to be told before anything else happens.
     gates_due: bool,
     /// The relay was told and has not answered: nothing is read and nothing is held.
@@ -110,10 +109,14 @@ struct State {
     skip_held: bool,
     /// Settled and not recorded.
     owed: Vec<Place>,
+    /// What is being recorded.
+    recording: Option<Recording>,
     /// Settled, and not to be seen yet: only the log had them.
     unseen: Vec<Place>,
     unseen_due: Option<Instant>,
     holds: Vec<Hold>,
+    /// When holds could not be written last; `None` once they can.
+    unheld: Option<Instant>,
     /// What an operator, or the relay, wants changed.
     wishes: VecDeque<Wish>,
     /// Handed over from the relay's own table, for events without a row. Of a kept table: what was held, and
@@ -123,6 +126,8 @@ struct State {
     replaying: bool,
     replays: HashSet<Place>,
     replay_again: Option<Instant>,
+    /// What is replayed waits until everything is published or held that came before this.
+    replay_behind: Option<Position>,
     paused: bool,
     halted: bool,
     stopping: bool,
@@ -132,7 +137,7 @@ struct State {
 
 /// A change of what is held.
 enum Wish {
-    Verb(Request, oneshot::Sender<Result<Outcome, Refusal>>),
+    Verb(Asked),
     Release(Over),
 }
 
@@ -209,6 +214,7 @@ async fn listen(database: Database, table: String, heard: Arc<Notify>) {
     loop {
         let Err(error) = database.listen(&table, &heard).await;
         warn!(table, error = report(&error), "cannot listen for notifications; polling goes on");
+        database.failed(&error);
         tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
     }
 }
@@ -216,6 +222,7 @@ async fn listen(database: Database, table: String, heard: Arc<Notify>) {
 impl Task {
     async fn run(mut self) {
         let mut failures = 0;
+        let mut not_before = Instant::now();
         loop {
             loop {
                 match self.feed.commands.try_recv() {
@@ -226,14 +233,24 @@ impl Task {
                     }
                 }
             }
-            let next = match self.turn().await {
-                Ok(next) => {
-                    failures = 0;
-                    next
-                }
-                Err(error) => {
-                    failures += 1;
-                    Next::At(Instant::now() + self.failed(&error, failures))
+            // New rows are no reason to try again to hold what could not be; an operator is.
+            let waits = self.is_unheld() && self.state.wishes.is_empty();
+            let next = if waits && Instant::now() < not_before {
+                Next::At(not_before)
+            } else {
+                match self.turn().await {
+                    Ok(next) => {
+                        // Turns that go well between two attempts do not begin the count anew.
+                        if self.has_worked() {
+                            failures = 0;
+                        }
+                        next
+                    }
+                    Err(error) => {
+                        failures += 1;
+                        not_before = Instant::now() + self.failed(&error, failures);
+                        Next::At(not_before)
+                    }
                 }
             };
             if !self.wait(next).await {
@@ -242,10 +259,23 @@ impl Task {
         }
     }
 
+    /// Whether the turn that went well did all that a turn does. Says so.
+    fn has_worked(&self) -> bool {
+        if !self.state.opened || self.state.barred || self.is_unheld() {
+            return false;
+        }
+        if self.outbox.is_some() && self.has_its_log() {
+            self.source.board.table_works(self.feed.table);
+        }
+        true
+    }
+
     /// Notes an error and says how long to wait.
     fn failed(&mut self, error: &Error, failures: u32) -> Duration {
-        let table = self.source.spec.name.as_str();
         let text = report(error);
+        // Who waits is told now, and may ask again: it may take long until the table can be used.
+        self.refuse_verbs(&Refusal::Failed(text.clone()));
+        let table = self.source.spec.name.as_str();
         self.source.board.table_failed(self.feed.table, &text);
         self.source.metrics.retries(table, "source").inc();
         // Whatever it was, the table may look different now, and a change that was on its way may have
@@ -254,22 +284,22 @@ impl Task {
         self.state.kept = None;
         self.state.gates_due |= self.state.opened;
         match error {
-            Error::Setup(_) => {
+            Error::Setup(_) | Error::Refused { .. } => {
                 self.cannot_follow();
                 let table = self.source.spec.name.as_str();
                 error!(table, error = text, attempt = failures, "table cannot be relayed; will try again");
             }
-            Error::Fenced(_) => {
+            Error::Fenced(epoch) => {
                 warn!(table, error = text, "nothing was recorded");
-                self.state.owed.clear();
-                self.state.unseen.clear();
                 self.state.holds.clear();
-                self.state.taken = None;
+                // Unless another membership has taken over meanwhile, and has this settled.
+                if self.state.taken.is_none_or(|taken| taken.epoch == *epoch) {
+                    self.state.owes_only(Vec::new());
+                    self.state.taken = None;
+                }
             }
             Error::Sql { .. } | Error::NoAnswer(_) => {
-                if error.needs_another_connection() {
-                    self.source.database.renew();
-                }
+                self.source.database.failed(error);
                 warn!(table, error = text, attempt = failures, "database error; will try again");
             }
         }
@@ -285,9 +315,8 @@ impl Task {
             Command::Restart { generation, taken } => {
                 if let Some(taken) = taken {
                     // Everything that was owed is among them.
-                    state.owed = taken.doubts;
-                    state.unseen.clear();
-                    state.taken = Some(taken.epoch);
+                    state.owes_only(taken.doubts);
+                    state.taken = Some(taken.claim);
                 }
                 state.generation = generation;
                 state.opened = false;
@@ -302,7 +331,7 @@ impl Task {
                 }
             }
             Command::Release(over) => state.wishes.push_back(Wish::Release(over)),
-            Command::Verb(request, answer) => state.wishes.push_back(Wish::Verb(request, answer)),
+            Command::Verb(asked) => state.wishes.push_back(Wish::Verb(asked)),
             Command::Halt => state.halted = true,
             Command::Stop => state.stopping = true,
         }
@@ -313,18 +342,18 @@ impl Task {
         let lease = self.source.lease.borrow_and_update().clone();
         let Some(epoch) = lease.epoch() else {
             self.forget_what_is_owed();
-            self.refuse_wishes();
+            self.without_lease();
             return Ok(Next::Told);
         };
         self.take_up(&lease);
-        if self.outbox.is_none() {
+        if self.outbox.as_ref().is_none_or(|outbox| !outbox.is_current()) {
             let outbox = self.source.database.outbox(&self.source.spec);
             self.outbox = Some(Arc::new(answered("look at the table", outbox).await?));
             self.source.board.table_ready(self.feed.table);
             self.can_follow();
         }
-        if self.source.exactly_once && self.state.taken != Some(epoch) {
-            // What is published under this membership is not known yet.
+        if self.source.exactly_once && !self.is_taken_over() {
+            // What is published of these parts is not known yet.
             return Ok(Next::Told);
         }
         self.know_frontier(epoch).await?;
@@ -348,6 +377,8 @@ impl Task {
             }
             self.back_to_the_table();
         }
+        // A row is not read while it is being deleted.
+        self.recorded().await?;
         self.skim(stopped).await?;
         if stopped || !self.may_poll() {
             return Ok(recorded_by.map_or(Next::Told, Next::At));
@@ -362,7 +393,6 @@ impl Task {
         self.read_replays(limits).await?;
         // Not all of them could be handed over: there is more.
         let rows = self.read(limits).await?.unwrap_or(limits.rows);
-        self.source.board.table_ready(self.feed.table);
         self.interval = match rows {
             0 => (self.interval * 2).min(self.source.poll.max_interval),
             _ => self.source.poll.min_interval,
@@ -411,10 +441,11 @@ impl Task {
                 None => return false,
             },
             () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
-            () = self.source.window.freed(), if room => {}
+            () = self.source.window.worth_it(), if room => {}
+            () = Recording::ended(self.state.recording.as_mut()) => {}
             news = Following::news(self.log.as_mut()) => self.hear(news),
             // The keeper renews often; only a change of ownership matters, and a turn is cheap.
-            _ = self.source.lease.changed(), if until.is_none() => {}
+            Ok(()) = self.source.lease.changed(), if until.is_none() => {}
             () = self.heard.notified(), if until.is_some() => {
                 self.next_read = Instant::now();
             }

@@ -49,15 +49,15 @@ impl Task {
             self.share.epoch = Some(*epoch);
             self.share.parts = Arc::default();
         }
+        let before = std::mem::replace(&mut self.share.parts, parts.clone());
         if self.share.drain.is_none() {
             return;
         }
-        let before = std::mem::replace(&mut self.share.parts, parts.clone());
         let lacks = |one: &Parts, other: &Parts| {
             one.buckets.iter().any(|bucket| other.buckets.binary_search(bucket).is_err())
         };
         if lacks(&before, parts) {
-            self.share.leaving.extend(self.state.known.keys().cloned());
+            self.share.leaving.extend(self.state.known.places());
         }
         let table = self.source.spec.name.as_str();
         let changed = parts.gates.get(table).is_some_and(|version| *version > self.share.version);
@@ -67,13 +67,26 @@ impl Task {
         self.say_what_is_left();
     }
 
-    /// The lease is not ours, or another one: what was settled is read, and published, by its next owner.
+    /// The lease is not ours, or another one: what was settled is read, and published, by its next owner. Exactly once it
+    /// is not: it is recorded, by this relay if nobody takes over, or else when that one has found it.
     pub(super) fn forget_what_is_owed(&mut self) {
-        self.state.owed.clear();
-        self.state.unseen.clear();
+        if !self.source.exactly_once {
+            self.state.owes_only(Vec::new());
+        }
         self.state.holds.clear();
-        self.state.taken = None;
         self.state.kept = None;
+    }
+
+    /// Exactly once: whether it is known what is published of the parts that this relay has.
+    pub(super) fn is_taken_over(&self) -> bool {
+        let Share { epoch, parts, .. } = &self.share;
+        self.state.taken.zip(*epoch).is_some_and(|(taken, epoch)| taken.covers(epoch, parts))
+    }
+
+    /// Whether nothing of the table is in doubt but what is known here.
+    fn is_settled(&self) -> bool {
+        let is_known = self.state.opened || self.state.owes_nothing();
+        !self.source.exactly_once || (self.is_taken_over() && is_known)
     }
 
     /// Whether it sees to what one relay has to for all.
@@ -99,9 +112,10 @@ impl Task {
     }
 
     fn say_what_is_left(&self) {
-        if let Some(drain) = &self.share.drain
-            && self.share.leaving.is_empty()
-        {
+        let Some(drain) = &self.share.drain else { return };
+        let settled = self.is_settled();
+        drain.is_settled(self.feed.table, settled);
+        if settled && self.share.leaving.is_empty() {
             drain.seen_off(self.feed.table, self.share.parts.serial);
         }
     }

@@ -23,12 +23,26 @@ use crate::{
 
 /// Replays of a topic that cannot be written to are tried again after this.
 const REPLAY_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// When it is looked again whether the log is settled as far as a replay needs it.
+const SETTLED_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// Of how many events that one verb changes the log is told, at most: each is read for it.
 const TOLD_AT_MOST: i64 = 1_000;
+
+/// What is told of a verb that has begun.
+fn refusal(error: &Error) -> Refusal {
+    match error {
+        Error::Setup(why) => Refusal::Wrong(why.clone()),
+        _ if error.leaves_in_doubt() => Refusal::Unknown(report(error)),
+        _ => Refusal::Failed(report(error)),
+    }
+}
 
 impl Task {
     /// Writes holds down and carries wishes out, one change at a time.
     pub(super) async fn change_gates(&mut self, epoch: i64) -> Result<(), Error> {
+        if self.state.gates_due || !self.state.holds.is_empty() || !self.state.wishes.is_empty() {
+            self.recorded().await?;
+        }
         if self.state.gates_due {
             self.tell_gates(epoch).await?;
         }
@@ -39,44 +53,41 @@ impl Task {
             self.forget_holds().await;
         }
         self.hold(epoch).await?;
-        let Some(wish) = self.state.wishes.pop_front() else { return Ok(()) };
-        if matches!(&wish, Wish::Verb(_, answer) if answer.is_closed()) {
-            // Nobody waits for it any more, and was told so.
-            return Ok(());
-        }
-        // Whatever becomes of it, the relay is to see the gates as they are then.
-        self.state.gates_due = !matches!(&wish, Wish::Verb(Request { dry_run: true, .. }, _));
-        match wish {
-            Wish::Release(over) => {
-                let Some(outbox) = &self.outbox else { return Ok(()) };
-                let events = answered("release what was held", outbox.release(&over, epoch)).await?;
-                let table = self.source.spec.name.as_str();
-                match over {
-                    Over::Topic(topic) => {
-                        info!(
-                            table,
-                            topic, events, "the topic can be written to: what was held for it is released"
-                        );
-                    }
-                    Over::Store => {
-                        info!(table, events, "the object store is back: what was held for it is released");
-                    }
+        match self.state.wishes.pop_front() {
+            None => return Ok(()),
+            Some(Wish::Release(over)) => {
+                // Whatever becomes of it, the relay is to see the gates as they are then.
+                self.state.gates_due = true;
+                self.release(&over, epoch).await?;
+            }
+            Some(Wish::Verb(asked)) => {
+                let Some((request, answer)) = asked.begin() else { return Ok(()) };
+                self.state.gates_due = !request.dry_run;
+                let outcome = self.carry_out(&request, epoch).await;
+                let told = outcome.as_ref().map(|outcome| *outcome).map_err(refusal);
+                answer.send(told).ok();
+                match outcome {
+                    Ok(_) | Err(Error::Setup(_)) => {}
+                    Err(error) => return Err(error),
                 }
             }
-            Wish::Verb(request, answer) => match self.carry_out(&request, epoch).await {
-                Ok(outcome) => {
-                    answer.send(Ok(outcome)).ok();
-                }
-                Err(error @ Error::Setup(_)) => {
-                    answer.send(Err(Refusal::Wrong(error.to_string()))).ok();
-                }
-                Err(error) => {
-                    answer.send(Err(Refusal::Failed(report(&error)))).ok();
-                    return Err(error);
-                }
-            },
         }
         if self.state.gates_due { self.tell_gates(epoch).await } else { Ok(()) }
+    }
+
+    async fn release(&self, over: &Over, epoch: i64) -> Result<(), Error> {
+        let Some(outbox) = &self.outbox else { return Ok(()) };
+        let events = answered("release what was held", outbox.release(over, epoch)).await?;
+        let table = self.source.spec.name.as_str();
+        match over {
+            Over::Topic(topic) => {
+                info!(table, topic, events, "the topic can be written to: what was held for it is released");
+            }
+            Over::Store => {
+                info!(table, events, "the object store is back: what was held for it is released");
+            }
+        }
+        Ok(())
     }
 
     async fn carry_out(&mut self, request: &Request, epoch: i64) -> Result<Outcome, Error> {
@@ -152,6 +163,7 @@ impl Task {
         let serial = state.serial;
         state.paused = gates.paused.contains(&Scope::Table);
         state.replaying = replays > 0;
+        state.replay_behind = None;
         // From the head: what was released lies before anything that is new.
         state.held.clear();
         state.skip_held = gates.held.all() > 0;
@@ -188,10 +200,25 @@ impl Task {
     }
 
     /// The lease is not ours: nothing can be changed.
-    pub(super) fn refuse_wishes(&mut self) {
-        for wish in self.state.wishes.drain(..) {
-            if let Wish::Verb(_, answer) = wish {
-                answer.send(Err(Refusal::NotOwner)).ok();
+    pub(super) fn without_lease(&mut self) {
+        let refusal = match self.source.board.why_unreachable() {
+            Some(why) => Refusal::Failed(why),
+            None => {
+                // Whatever failed is another's now.
+                self.source.board.table_rests(self.feed.table);
+                Refusal::NotOwner
+            }
+        };
+        self.refuse_verbs(&refusal);
+        self.state.wishes.clear();
+    }
+
+    /// Tells everybody whose verb has not begun.
+    pub(super) fn refuse_verbs(&mut self, refusal: &Refusal) {
+        for wish in std::mem::take(&mut self.state.wishes) {
+            match wish {
+                Wish::Verb(asked) => asked.refuse(refusal.clone()),
+                Wish::Release(_) => self.state.wishes.push_back(wish),
             }
         }
     }
@@ -203,11 +230,17 @@ impl Task {
         if !state.replaying || !state.replays.is_empty() || waits {
             return Ok(());
         }
-        let Some(outbox) = &self.outbox else { return Ok(()) };
+        let Some(outbox) = self.outbox.clone() else { return Ok(()) };
+        let settled = outbox.is_settled(&mut self.state.replay_behind);
+        if !answered("look how far the log is settled", settled).await? {
+            self.await_store();
+            self.state.replay_again = Some(Instant::now() + SETTLED_AGAIN_AFTER);
+            return Ok(());
+        }
         let found =
             answered("read what is to be replayed", outbox.replays(limits, self.share.buckets())).await?;
         if found.is_empty() {
-            state.replaying = false;
+            self.state.replaying = false;
             info!(table = self.source.spec.name.as_str(), "everything that was to be replayed is published");
             return Ok(());
         }
@@ -221,5 +254,17 @@ impl Task {
             self.state.replays.remove(&place);
         }
         self.state.replay_again = Some(Instant::now() + REPLAY_AGAIN_AFTER);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_have_been_done_is_not_said_to_have_failed() {
+        assert!(matches!(refusal(&Error::NoAnswer("commit")), Refusal::Unknown(_)));
+        assert!(matches!(refusal(&Error::Fenced(7)), Refusal::Failed(_)));
+        assert_eq!(refusal(&Error::Setup("no".into())), Refusal::Wrong("no".into()));
     }
 }

@@ -1,9 +1,9 @@
 //! What MySQL and MariaDB need, as one script for both: where they differ, each skips the other's words
 //! as a comment.
 
-use super::{AUDIT, heading};
+use super::{AUDIT, heading, without_order};
 use crate::{
-    config::{AfterPublish, Config, Source, Table},
+    config::{Config, Dialect, Rows, Source, Table},
     record::Template,
 };
 
@@ -22,10 +22,19 @@ fn quoted_table(name: &str) -> String {
 
 /// The names of the relay's own tables.
 pub fn relay_table_names(prefix: &str) -> Vec<String> {
-    let own = ["leases", "members", "parts", "gates", "positions", "holds", "pauses", "replays"]
-        .iter()
-        .map(|name| format!("{prefix}_{name}"));
-    own.chain([AUDIT.to_owned()]).collect()
+    let names = [
+        "leases",
+        "members",
+        "parts",
+        "gates",
+        "positions",
+        "holds",
+        "pauses",
+        "replays",
+        "contents",
+        "binlog",
+    ];
+    names.iter().map(|name| format!("{prefix}_{name}")).chain([AUDIT.to_owned()]).collect()
 }
 
 /// The relay's own tables, statement by statement. Safe to run again.
@@ -85,6 +94,24 @@ pub fn relay_tables_mysql(prefix: &str) -> Vec<String> {
   requested {NOW},
   PRIMARY KEY (table_name, place)"
         ),
+        // Of `rows: transient`: events that are held, or released and not published, and how far the log was read.
+        "place VARCHAR(512) NOT NULL,
+  table_name VARCHAR(128) NOT NULL,
+  at_ms BIGINT,
+  cells LONGBLOB NOT NULL,
+  payload LONGBLOB,
+  PRIMARY KEY (place, table_name)"
+            .to_owned(),
+        format!(
+            "name VARCHAR(64) NOT NULL PRIMARY KEY,
+  kind VARCHAR(16) NOT NULL,
+  position LONGTEXT NOT NULL,
+  server VARCHAR(64) NOT NULL,
+  file VARCHAR(255) NOT NULL,
+  made BIGINT NOT NULL,
+  era BIGINT NOT NULL,
+  noted {NOW}"
+        ),
         format!(
             "id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
   at {NOW},
@@ -108,6 +135,7 @@ pub fn relay_tables_mysql(prefix: &str) -> Vec<String> {
 pub(super) fn script(config: &Config, source: &Source) -> Vec<String> {
     let prefix = &source.relay_schema;
     let mut script = vec![heading("The outbox")];
+    script.extend(config.tables.iter().filter_map(|table| without_order(table, Dialect::Mysql)));
     config.tables.iter().for_each(|table| script.extend(outbox(table)));
     script.push(heading("The relay's own tables; it makes them by itself where it may"));
     script.extend(relay_tables_mysql(prefix));
@@ -120,7 +148,8 @@ pub(super) fn script(config: &Config, source: &Source) -> Vec<String> {
     if config.log().is_some() {
         script.push(heading("The binlog is followed: it has to be there, with whole rows"));
         script.extend([
-            "-- log_bin = ON, binlog_format = ROW, binlog_row_image = FULL, and best binlog_row_metadata = FULL;",
+            "-- log_bin = ON, binlog_format = ROW, binlog_row_image = FULL, and best binlog_row_metadata = FULL (with \
+             rows: transient it has to be that, and the binlog has to be kept for longer than the relay may be away);",
             "-- of MySQL gtid_mode = ON where that can be, and binlog_order_commits = ON;",
             "-- a server_id of the relay's own (source.stream.server_id), that no replica has",
         ].map(String::from));
@@ -175,8 +204,7 @@ pub fn columns(table: &Table) -> Vec<(String, String)> {
     if let Some(created_at) = &columns.created_at {
         add(created_at, NOW);
     }
-    let marked = columns.published_at.as_ref().filter(|_| table.after_publish == AfterPublish::Mark);
-    if let Some(published_at) = marked {
+    if let Some(published_at) = table.marked() {
         add(published_at, "DATETIME(6)");
     }
     lines
@@ -185,10 +213,9 @@ pub fn columns(table: &Table) -> Vec<(String, String)> {
 /// An outbox table by its mapped columns. A table that is there already stays as it is.
 pub fn outbox(table: &Table) -> Vec<String> {
     let (columns, lines) = (&table.columns, columns(table));
-    let marked = columns.published_at.as_ref().filter(|_| table.after_publish == AfterPublish::Mark);
     let mut list: Vec<String> =
         lines.iter().map(|(name, kind)| format!("  {} {kind}", quoted(name))).collect();
-    if let (Some(published_at), Some(sequence)) = (marked, &columns.sequence) {
+    if let (Some(published_at), Some(sequence)) = (table.marked(), &columns.sequence) {
         list.push(format!("  KEY unpublished ({}, {})", quoted(published_at), quoted(sequence)));
     }
     let name = quoted_table(&table.name);
@@ -224,7 +251,7 @@ fn context(table: &Table, headers: &str) -> Vec<String> {
 /// As comments: an account has a host too, which only its administrator knows, and a grant to one that is not
 /// there is an error.
 fn grants(config: &Config, source: &Source) -> Vec<String> {
-    let user = super::super::role(source.url.expose()).unwrap_or_else(|| "whippet".into());
+    let user = super::role(source.url.expose()).unwrap_or_else(|| "whippet".into());
     let account = format!("'{}'@'%'", user.replace('\'', "''"));
     let url = url::Url::parse(source.url.expose()).ok();
     let database = url.map(|url| url.path().trim_matches('/').to_owned()).unwrap_or_default();
@@ -236,12 +263,16 @@ fn grants(config: &Config, source: &Source) -> Vec<String> {
     let mut grant =
         |what: &str, name: &str| grants.push(format!("-- GRANT {what} ON {} TO {account};", within(name)));
     for table in &config.tables {
-        let change = match (table.after_publish, &table.columns.published_at) {
-            (AfterPublish::Mark, Some(column)) => {
+        if table.rows == Rows::Transient {
+            grant("SELECT", &table.name);
+            continue;
+        }
+        let change = match table.marked() {
+            Some(column) => {
                 let delete = if table.retention.published.is_some() { ", DELETE" } else { "" };
                 format!("UPDATE ({}){delete}", quoted(column))
             }
-            _ => "DELETE".to_owned(),
+            None => "DELETE".to_owned(),
         };
         grant(&format!("SELECT, {change}"), &table.name);
     }

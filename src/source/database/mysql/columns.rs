@@ -1,11 +1,17 @@
 //! The columns of a table by their types: how each is read as text or bytes, and what it can be.
 
-use mysql_async::{Pool, prelude::Queryable as _};
+use mysql_async::{Conn, prelude::Queryable as _};
 use sqlx::AssertSqlSafe;
 
 use super::{
-    super::{Error, TableSpec},
-    sql::{self, Literal, literal, quoted},
+    super::{
+        Error, TableSpec,
+        names::no_table,
+        place::{Candidates, Distinct},
+    },
+    doctor::variable,
+    pool::Pool,
+    sql::{self, Literal, literal, quoted, quoted_table},
 };
 use crate::event::Place;
 
@@ -25,6 +31,9 @@ pub struct Column {
     pub charset: Option<String>,
     pub collation: Option<String>,
     pub bits: Option<u64>,
+    pub nullable: bool,
+    /// Whether it has a unique index of its own.
+    pub unique: bool,
 }
 
 /// How values of a column come.
@@ -52,6 +61,11 @@ impl Column {
 
     pub fn is_time(&self) -> bool {
         matches!(self.kind.as_str(), "datetime" | "timestamp" | "date")
+    }
+
+    /// Whether each value is a time: a number is in milliseconds.
+    pub fn is_clock(&self) -> bool {
+        self.is_time() || self.is_int()
     }
 
     fn form(&self) -> Form {
@@ -164,12 +178,15 @@ impl Column {
         (format!("JSON_TABLE({list}, '$[*]' COLUMNS (n {kind} PATH '$')) v"), on)
     }
 
-    /// Milliseconds since the Unix epoch: of a number, which is that, or of a time, which is in UTC.
+    /// Milliseconds since the Unix epoch: of a number, which is that, or of a time, which is in UTC. Of a text that
+    /// the server does not take for a time it is NULL.
     pub fn millis(&self, alias: &str) -> String {
         let name = self.name(alias);
-        match self.is_time() {
-            true => format!("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {name}) DIV 1000"),
-            false => format!("CAST({name} AS SIGNED)"),
+        let since = |time: &str| format!("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {time}) DIV 1000");
+        match (self.is_time(), self.is_int()) {
+            (true, _) => since(&name),
+            (_, true) => format!("CAST({name} AS SIGNED)"),
+            _ => since(&format!("CAST({} AS DATETIME(6))", self.cell(alias))),
         }
     }
 }
@@ -190,69 +207,127 @@ pub(super) struct Catalogue {
     pub has_index_of_what_waits: bool,
     /// The largest value that the server makes, in bytes.
     pub packet: u64,
+    /// Whether its binlog has rows, and no statements.
+    pub logs_rows: bool,
 }
 
 impl Catalogue {
+    /// Whether it has what is needed of a table.
+    pub fn check(&self, spec: &TableSpec) -> Result<(), Error> {
+        let types: Vec<_> = self.columns.iter().map(|one| (one.name.clone(), one.kind.clone())).collect();
+        spec.check(&types)
+    }
+
     pub async fn of(pool: &Pool, database: &str, spec: &TableSpec) -> Result<Catalogue, Error> {
         let (schema, table) = spec.name.split_once('.').unwrap_or((database, &spec.name));
         let (schema, table) = (literal(schema), literal(table));
         let doing = "look at the table";
         let mut connection = pool.get_conn().await.map_err(Error::sql(doing))?;
         let engine = format!(
-            "SELECT COALESCE(engine, ''), table_schema, table_name FROM information_schema.tables \
+            "SELECT COALESCE(engine, ''), table_schema, table_name, COALESCE(create_options, '') LIKE '%partitioned%' \
+             FROM information_schema.tables \
              WHERE table_schema = {schema} AND table_name = {table}"
         );
-        let found: Option<(String, String, String)> = sql::query_as(AssertSqlSafe(&engine))
+        let found: Option<(String, String, String, bool)> = sql::query_as(AssertSqlSafe(&engine))
             .fetch_optional(&mut connection)
             .await
             .map_err(Error::sql(doing))?;
-        let Some((engine, database, name)) = found else {
-            return Err(Error::Setup(format!(
-                "table {} does not exist, or this account may not see it: make it with `whippet sql`, or mend \
-                 tables[].name",
-                spec.name
-            )));
+        let Some((engine, database, name, in_partitions)) = found else {
+            let meant = meant(&mut connection, database, spec).await?;
+            return Err(no_table(&spec.name, meant.as_deref()));
         };
         let columns = format!(
             "SELECT column_name, LOWER(data_type), LOWER(column_type), column_type, character_set_name, collation_name, \
-               numeric_precision \
+               numeric_precision, is_nullable = 'YES' \
              FROM information_schema.columns WHERE table_schema = {schema} AND table_name = {table} \
              ORDER BY ordinal_position"
         );
-        let columns = connection
-            .query_map(columns, |(name, kind, full, written, charset, collation, bits)| Column {
-                name,
-                kind,
-                full,
-                written,
-                charset,
-                collation,
-                bits,
-            })
-            .await
-            .map_err(Error::sql(doing))?;
+        let mut columns: Vec<Column> =
+            connection
+                .query_map(columns, |(name, kind, full, written, charset, collation, bits, nullable)| {
+                    Column { name, kind, full, written, charset, collation, bits, nullable, unique: false }
+                })
+                .await
+                .map_err(Error::sql(doing))?;
         let parts = format!(
-            "SELECT index_name, LOWER(column_name) FROM information_schema.statistics \
-             WHERE table_schema = {schema} AND table_name = {table} AND column_name IS NOT NULL \
+            "SELECT index_name, COALESCE(LOWER(column_name), ''), non_unique = 0 AND sub_part IS NULL FROM information_schema.statistics \
+             WHERE table_schema = {schema} AND table_name = {table} \
              ORDER BY index_name <> 'PRIMARY', index_name, seq_in_index"
         );
-        let parts: Vec<(String, String)> = connection.query(parts).await.map_err(Error::sql(doing))?;
+        let parts: Vec<(String, String, bool)> = connection.query(parts).await.map_err(Error::sql(doing))?;
+        for index in parts.chunk_by(|one, next| one.0 == next.0) {
+            if let [(_, name, true)] = index
+                && let Some(column) = columns.iter_mut().find(|one| one.name.eq_ignore_ascii_case(name))
+            {
+                column.unique = true;
+            }
+        }
+        let parts: Vec<(String, String)> = parts.into_iter().map(|(index, name, _)| (index, name)).collect();
         let (order, published_at) = (spec.sequence.as_deref(), spec.published_at.as_deref());
         let found = order.and_then(|order| index(&parts, order, published_at));
         let of_all = order.and_then(|order| index(&parts, order, None));
+        tell_apart(spec, &columns, in_partitions)?;
         let packet: Option<u64> =
             connection.query_first("SELECT @@max_allowed_packet").await.map_err(Error::sql(doing))?;
+        let format = variable(&mut connection, "binlog_format").await?;
         Ok(Catalogue {
             database,
             table: name,
             columns,
             engine,
             has_index_of_what_waits: found.is_some() && (published_at.is_none() || found != of_all),
-            by_place: index(&parts, order.unwrap_or(&spec.id), None).map(quoted),
+            by_place: index(&parts, spec.place(), None).map(quoted),
             index: found.map(quoted),
             packet: packet.unwrap_or_default(),
+            // A server without the variable has nothing else.
+            logs_rows: matches!(format.as_deref(), None | Some("ROW")),
         })
     }
+}
+
+/// The table that may be meant by a name that there is not: its name has the same letters.
+pub(super) async fn meant(
+    connection: &mut Conn,
+    database: &str,
+    spec: &TableSpec,
+) -> Result<Option<String>, Error> {
+    let (schema, table) = spec.name.split_once('.').unwrap_or((database, &spec.name));
+    let text = format!(
+        "SELECT table_schema, table_name FROM information_schema.tables \
+         WHERE LOWER(table_schema) = LOWER({}) AND LOWER(table_name) = LOWER({}) ORDER BY 1, 2 LIMIT 1",
+        literal(schema),
+        literal(table)
+    );
+    let found: Option<(String, String)> =
+        connection.query_first(text).await.map_err(Error::sql("look for the table"))?;
+    Ok(found.map(|(schema, table)| match spec.name.contains('.') {
+        true => format!("{schema}.{table}"),
+        false => table,
+    }))
+}
+
+/// Decides by what the rows of a table are told apart.
+fn tell_apart(spec: &TableSpec, columns: &[Column], in_partitions: bool) -> Result<(), Error> {
+    let Some((order, id)) = spec.candidates() else { return Ok(()) };
+    let of = |name: &str| columns.iter().find(|column| column.name.eq_ignore_ascii_case(name));
+    let (Some(order), Some(id)) = (of(order), of(id)) else { return Ok(()) };
+    let table = quoted_table(&spec.name);
+    let distinct = |column: &Column| {
+        let name = quoted(&column.name);
+        let index = (!column.unique).then(|| format!("ALTER TABLE {table} ADD UNIQUE ({name})"));
+        let fill =
+            column.nullable.then(|| format!("ALTER TABLE {table} MODIFY {name} {} NOT NULL", column.written));
+        let statements: Vec<String> = match column.is_int() || *column == *id {
+            true => index.into_iter().chain(fill).collect(),
+            // Two times may be the same.
+            false => vec![format!(
+                "ALTER TABLE {table} ADD COLUMN seq BIGINT NOT NULL AUTO_INCREMENT UNIQUE -- then columns.sequence: seq"
+            )],
+        };
+        let mend = (!in_partitions && !statements.is_empty()).then(|| statements.join("; "));
+        Distinct { unique: column.unique, filled: !column.nullable, mend }
+    };
+    spec.tell_apart(Candidates { order: distinct(order), id: distinct(id), is_untold: in_partitions })
 }
 
 /// The index whose first columns are these: that of unpublished rows in order, else that of all rows.

@@ -3,14 +3,14 @@
 use mysql_async::{Conn, prelude::Queryable as _};
 
 use super::{
-    super::{Error, TableSpec, ddl},
-    Mysql,
-    columns::Catalogue,
+    super::{Error, Fault, TableSpec, ddl},
+    Mysql, columns,
     outbox::Outbox,
+    position::metadata_refusal,
     sql::{quoted, quoted_table},
 };
 use crate::{
-    config::{AfterPublish, Config, Stream, Table},
+    config::{Config, Stream, Table},
     coordinate::report,
     doctor::{Finding, Fix, clocks},
     source::mysql::rows::obstacle,
@@ -86,22 +86,22 @@ impl Mysql {
     pub async fn examine(&self, config: &Config, specs: &[TableSpec]) -> Vec<Finding> {
         let mut connection = match self.connect().await {
             Ok(connection) => connection,
-            Err(error) => return vec![Finding::fail(SERVER, report(&error))],
+            Err(error) => return vec![self.failed(SERVER, &error)],
         };
         let mut findings = Vec::new();
         match self.server(&mut connection).await {
             Ok(server) => findings.extend(server),
-            Err(error) => findings.push(Finding::fail(SERVER, report(&error))),
+            Err(error) => findings.push(self.failed(SERVER, &error)),
         }
         match self.of_own_tables(&mut connection).await {
             Ok(own) => findings.push(own),
-            Err(error) => findings.push(Finding::fail(OWN, report(&error))),
+            Err(error) => findings.push(self.failed(OWN, &error)),
         }
         for spec in specs {
             let Some(table) = config.tables.iter().find(|table| table.name == spec.name) else { continue };
             match self.table(&mut connection, table, spec).await {
                 Ok(table) => findings.extend(table),
-                Err(error) => findings.push(Finding::fail(TABLE, report(&error))),
+                Err(error) => findings.push(self.failed(TABLE, &error)),
             }
         }
         if let Some(log) = config.log() {
@@ -109,6 +109,42 @@ impl Mysql {
         }
         connection.disconnect().await.ok();
         findings
+    }
+
+    /// A connection that does not come about, or a server that refuses a question, with what mends that.
+    fn failed(&self, check: &'static str, error: &Error) -> Finding {
+        if let Some(finding) = error.refusal(check) {
+            return finding;
+        }
+        let config = |text: &str| Fix::Config(text.to_owned());
+        let fix = match error {
+            Error::Sql { source: Fault::Mysql(mysql_async::Error::Server(error)), .. } => match error.code {
+                // ER_ACCESS_DENIED_ERROR, ER_ACCESS_DENIED_NO_PASSWORD_ERROR
+                1045 | 1698 => config("source.password_file: (a file with the password of this account)"),
+                // ER_DBACCESS_DENIED_ERROR; it has the account as a grant names it.
+                1044 => {
+                    let account = error.message.split('\'').skip(1).step_by(2).take(2).collect::<Vec<_>>();
+                    let account = format!("'{}'", account.join("'@'"));
+                    Fix::Sql(format!("GRANT SELECT ON {}.* TO {account}", quoted(&self.database)))
+                }
+                // ER_BAD_DB_ERROR
+                1049 => Fix::Sql(format!("CREATE DATABASE {}", quoted(&self.database))),
+                // ER_CON_COUNT_ERROR
+                1040 => config("source.max_connections: (less)"),
+                _ => config("source.url: (the address of a server that answers this)"),
+            },
+            Error::Sql { .. } if report(error).contains("certificate") => {
+                config("source.tls.ca_file: (the authority that signed the server's certificate)")
+            }
+            Error::Setup(says) if says.contains("source.tls") => {
+                config("source.tls: (files that can be read here)")
+            }
+            Error::Setup(_) => {
+                config("source.password_file, source.password_command: (what can be read, or run, here)")
+            }
+            _ => config("source.url: (the address of a server that can be reached from here)"),
+        };
+        Finding::fail(check, report(error)).mended_by(fix)
     }
 
     async fn of_own_tables(&self, connection: &mut Conn) -> Result<Finding, Error> {
@@ -164,28 +200,57 @@ impl Mysql {
         }
         findings.push(match checked {
             Ok(()) => Finding::ok(LOG, "it can be followed"),
-            Err(error) => {
-                let finding = Finding::fail(LOG, report(&error));
-                match self.mends_log(connection, log).await {
-                    Ok(Some(fix)) => finding.mended_by(fix),
-                    _ => finding,
-                }
-            }
+            Err(error) => match self.mends_log(connection, log).await {
+                Ok(fix) => Finding::fail(LOG, report(&error)).mended_by(fix),
+                Err(error) => self.failed(LOG, &error),
+            },
         });
         for spec in specs {
             if let Ok(Some(known)) = self.known(spec).await
                 && let Some(why) = obstacle(spec, &known)
             {
-                findings.push(Finding::warn(LOG, format!("{why}: the table is polled")));
+                findings.push(match spec.stays() {
+                    true => Finding::warn(LOG, format!("{why}: the table is polled")),
+                    false => Finding::fail(LOG, format!("{why}, and only the binlog has its rows"))
+                        .mended_by(Fix::Config("tables[].rows: stay".into())),
+                });
             }
+        }
+        if specs.iter().any(|spec| !spec.stays()) {
+            findings.extend(self.log_alone(connection).await);
+        }
+        findings
+    }
+
+    /// Whether the log tells enough for rows that only it has, and how far it was read.
+    async fn log_alone(&self, connection: &mut Conn) -> Vec<Finding> {
+        let refused = metadata_refusal(connection).await;
+        let mut findings = Vec::new();
+        match refused {
+            Ok(None) => {}
+            Ok(Some(why)) => {
+                let fix = Fix::Sql("SET GLOBAL binlog_row_metadata = 'FULL'".into());
+                findings.push(Finding::fail(LOG, why).mended_by(fix));
+            }
+            Err(error) => findings.push(self.failed(LOG, &error)),
+        }
+        // Before the first start there is no such table.
+        if let Ok(stored) = self.stored().await {
+            findings.push(match stored {
+                Some(stored) => Finding::ok(LOG, format!("rows that do not stay are read from {}", stored.position)),
+                None => Finding::warn(
+                    LOG,
+                    "no place in the binlog is stored: rows that do not stay are read from the relay's start on",
+                ),
+            });
         }
         findings
     }
 
     /// In the order in which a server is asked whether its binlog can be followed.
-    async fn mends_log(&self, connection: &mut Conn, log: &Stream) -> Result<Option<Fix>, Error> {
+    async fn mends_log(&self, connection: &mut Conn, log: &Stream) -> Result<Fix, Error> {
         if variable(connection, "log_bin").await?.is_none_or(|value| value != "ON") {
-            return Ok(Some(Fix::Shell("(start the server with) --log-bin".into())));
+            return Ok(Fix::Shell("(start the server with) --log-bin".into()));
         }
         for (name, good) in [
             ("binlog_format", &["ROW"][..]),
@@ -194,15 +259,18 @@ impl Mysql {
         ] {
             let value = variable(connection, name).await?;
             if value.is_some_and(|value| !value.is_empty() && !good.contains(&value.as_str())) {
-                return Ok(Some(Fix::Sql(format!("SET GLOBAL {name} = '{}'", good[0]))));
+                return Ok(Fix::Sql(format!("SET GLOBAL {name} = '{}'", good[0])));
             }
         }
         if variable(connection, "server_id").await?.is_some_and(|id| id == log.server_id.to_string()) {
             let free = log.server_id.wrapping_add(1);
-            return Ok(Some(Fix::Config(format!("source.stream.server_id: {free}"))));
+            return Ok(Fix::Config(format!("source.stream.server_id: {free}")));
+        }
+        if Mysql::filters(connection).await.is_ok_and(|filters| !filters.is_empty()) {
+            return Ok(Fix::Shell("(start the server without) --binlog-do-db and --binlog-ignore-db".into()));
         }
         let account = account(connection).await?;
-        Ok(Some(Fix::Sql(format!("GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {account}"))))
+        Ok(Fix::Sql(format!("GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {account}")))
     }
 
     async fn server(&self, connection: &mut Conn) -> Result<Vec<Finding>, Error> {
@@ -214,7 +282,8 @@ impl Mysql {
         if is_old(&version) {
             let says =
                 format!("version {version} is too old; expected MySQL 8.0.17 or MariaDB 10.6 at least");
-            findings.push(Finding::fail(SERVER, says));
+            let fix = Fix::Config("source.url: (a server of that version or later)".into());
+            findings.push(Finding::fail(SERVER, says).mended_by(fix));
         }
         if let Err(error) = refuse(connection).await {
             findings.push(Finding::fail(SERVER, error).mended_by(mends_server(connection).await?));
@@ -262,13 +331,16 @@ impl Mysql {
             true => quoted_table(&spec.name),
             false => format!("{}.{}", quoted(&self.database), quoted(&spec.name)),
         };
-        let change = match (spec.after_publish, &spec.published_at) {
-            (AfterPublish::Mark, Some(column)) => {
+        let change = match &spec.published_at {
+            Some(column) => {
                 let delete = if spec.retention.is_some() { ", DELETE" } else { "" };
                 format!("UPDATE ({}){delete}", quoted(column))
             }
-            _ => "DELETE".into(),
+            None => "DELETE".into(),
         };
+        if !spec.stays() {
+            return format!("GRANT SELECT ON {table} TO {account}");
+        }
         format!("GRANT SELECT, {change} ON {table} TO {account}")
     }
 
@@ -306,6 +378,9 @@ impl Mysql {
             .map_err(Error::sql(doing))?;
         let quoted_name = quoted_table(&spec.name);
         let Some(engine) = engine else {
+            if let Some(meant) = columns::meant(connection, &self.database, spec).await? {
+                return Ok(Some(Fix::Config(format!("tables[].name: {meant}"))));
+            }
             // Or it is there, and not to be seen.
             let make = ddl::outbox_mysql(table).into_iter().take(1);
             let account = account(connection).await?;
@@ -338,29 +413,30 @@ impl Mysql {
         table: &Table,
         spec: &TableSpec,
     ) -> Result<Vec<Finding>, Error> {
-        let looked = match Catalogue::of(&self.pool(), &self.database, spec).await {
-            Ok(catalogue) => Outbox::new(self, spec, &catalogue).map(|_| catalogue),
+        let looked = match self.catalogue(spec).await {
+            Ok(catalogue) if spec.stays() => Outbox::new(self, spec, &catalogue).map(|_| catalogue),
+            Ok(catalogue) => catalogue.check(spec).map(|()| catalogue),
             Err(error) => Err(error),
         };
         let catalogue = match looked {
             Ok(catalogue) => catalogue,
             Err(error) => {
-                let finding = Finding::fail(TABLE, report(&error));
                 return Ok(vec![match self.lacks(connection, table, spec).await? {
-                    Some(fix) => finding.mended_by(fix),
-                    None => finding,
+                    Some(fix) => Finding::fail(TABLE, report(&error)).mended_by(fix),
+                    None => self.failed(TABLE, &error),
                 }]);
             }
         };
         let (name, table) = (&spec.name, quoted_table(&spec.name));
-        let change = match (spec.after_publish, &spec.published_at) {
-            (AfterPublish::Mark, Some(column)) => {
+        let change = match &spec.published_at {
+            Some(column) => {
                 format!("UPDATE {table} SET {} = NULL WHERE FALSE", quoted(column))
             }
-            _ => format!("DELETE FROM {table} WHERE FALSE"),
+            None => format!("DELETE FROM {table} WHERE FALSE"),
         };
         let mut findings = Vec::new();
-        for statement in [format!("SELECT * FROM {table} WHERE FALSE"), change] {
+        let change = Some(change).filter(|_| spec.stays());
+        for statement in [format!("SELECT * FROM {table} WHERE FALSE")].into_iter().chain(change) {
             if let Some(error) = refused(connection, &statement).await {
                 let says =
                     format!("{name}: this account may not do it ({error}): see the grants of `whippet sql`");
@@ -368,7 +444,10 @@ impl Mysql {
                 findings.push(Finding::fail(TABLE, says).mended_by(Fix::Sql(fix)));
             }
         }
-        if spec.sequence.is_none() {
+        findings.extend(spec.slower().map(|slower| slower.finding(TABLE)));
+        if !spec.stays() {
+            // Its rows are in the order of the log, and nobody looks for them.
+        } else if spec.sequence.is_none() {
             let says = format!("{name}: without columns.sequence its rows have no order");
             findings.push(Finding::warn(TABLE, says));
         } else if !catalogue.has_index_of_what_waits {

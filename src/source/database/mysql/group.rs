@@ -7,8 +7,8 @@ use sqlx::AssertSqlSafe;
 use super::{
     super::{
         Attendance, Error,
-        group::{Dialect, GroupSql, check_buckets, check_tables, group_methods},
-        positions::{Noted, PositionsSql, position_methods},
+        group::{Dialect, GroupSql, check_buckets, check_tables, group_methods, missing},
+        positions::{Noted, PositionsSql, position_methods, unit_id},
     },
     Mysql, sql,
 };
@@ -28,8 +28,7 @@ impl Mysql {
             text: "CHAR",
             float: "DOUBLE",
             or_nothing: OR_NOTHING,
-            // Rows are looked at in the order of their key, so that no two wait for one another.
-            skip_locked: |_| String::new(),
+            skip_locked: " FOR UPDATE SKIP LOCKED",
         })
     }
 

@@ -1,34 +1,23 @@
 //! Holds, verbs and replays in MySQL.
 
-use std::{borrow::Cow, future::Future};
+use std::future::Future;
 
-use futures_util::TryStreamExt as _;
 use sqlx::AssertSqlSafe;
 
 use super::{
     super::{
-        Error, Found, Limits, Listed, TableSpec, answered,
-        holds::{
-            APPLY, Dialect, FIXED, KEYS_AT_ONCE, SHOWN_AT_MOST, count, execute, execute_matching,
-            hold_methods, matching, scope_of, words_of,
-        },
-        of_buckets,
+        Error, TableSpec,
+        holds::{APPLY, Dialect, hold_methods},
     },
     Outbox,
     columns::Column,
     sql::{self, Row, Tx, literal, quoted, quoted_table},
 };
-use crate::{
-    event::{Place, Replay},
-    source::{
-        ClosedKey, Gates,
-        hold::{Counts, Filter, Held, Outcome, Over, Request, Verb, key_for_people},
-    },
-};
+use crate::event::Place;
 
 pub(super) fn dialect<'a>(
     own: &'a dyn Fn(&str) -> String,
-    spec: &TableSpec,
+    outbox: String,
     place: &'a Column,
     id: String,
     place_text: String,
@@ -52,6 +41,7 @@ pub(super) fn dialect<'a>(
         or_topic: |replays| format!("ON DUPLICATE KEY UPDATE {replays}.topic = VALUES(topic)"),
         // As both servers have it.
         lock: " LOCK IN SHARE MODE",
+        by_key: ("STRAIGHT_JOIN", " FORCE INDEX (by_key)"),
         contains_4: |column| format!("INSTR({column}, $4) > 0"),
         moment: |column| {
             format!(
@@ -60,11 +50,11 @@ pub(super) fn dialect<'a>(
             )
         },
         age: |column| format!("TIMESTAMPDIFF(MICROSECOND, {column}, UTC_TIMESTAMP(6)) / 1e6"),
-        outbox: quoted_table(&spec.name),
+        outbox,
         seq: quoted(&place.name),
         seq_text: place_text,
         as_seq: Box::new(|text| place.of_text(text)),
-        place_is_int: place.is_int(),
+        numbers: None,
         between_3_4: |column| {
             format!("{column} BETWEEN FROM_UNIXTIME($3 / 1000) AND FROM_UNIXTIME($4 / 1000)")
         },
@@ -78,6 +68,31 @@ pub(super) fn dialect<'a>(
         },
         settled: None,
         bucket,
+        adopt: Vec::new(),
+    }
+}
+
+/// What was held when rows were told apart by another column gets the place that it has now.
+pub(super) fn adopt(spec: &TableSpec, holds: &str, place: &Column, id: Option<&Column>) -> Option<String> {
+    let (order, id_name) = spec.candidates()?;
+    if order == id_name {
+        return None;
+    }
+    let name = literal(&spec.name);
+    match (spec.slower(), id) {
+        (Some(_), _) => Some(format!(
+            "UPDATE IGNORE {holds} SET place = event_id \
+             WHERE table_name = {name} AND place <> event_id AND event_id <> ''"
+        )),
+        (None, Some(id)) if place.is_int() => Some(format!(
+            "UPDATE IGNORE {holds} h STRAIGHT_JOIN {outbox} o ON o.{column} = {value} \
+             SET h.place = CAST(o.{order} AS CHAR) WHERE h.table_name = {name} AND h.place = h.event_id",
+            outbox = quoted_table(&spec.name),
+            column = quoted(&id.name),
+            value = id.of_text("h.event_id"),
+            order = quoted(&place.name),
+        )),
+        (None, _) => None,
     }
 }
 
@@ -97,7 +112,7 @@ hold_methods!(
 
 impl Outbox {
     /// Deletes or marks rows as if they were published.
-    async fn settle_in(&self, tx: &mut Tx, places: &[String], epoch: i64) -> Result<(), Error> {
+    async fn settle_in(&self, tx: &mut Tx, places: &[String], _epoch: i64) -> Result<(), Error> {
         let place = |text: &String| match self.place_is_int {
             true => text.parse().ok().map(Place::Int),
             false => Some(Place::Text(text.as_str().into())),
@@ -107,7 +122,7 @@ impl Outbox {
             return Ok(());
         }
         let text = self.record_sql(&places);
-        let query = sql::query(AssertSqlSafe(&text)).bind(epoch);
+        let query = sql::query(AssertSqlSafe(&text));
         query.execute(&mut **tx).await.map(drop).map_err(Error::sql(APPLY))
     }
 }

@@ -75,7 +75,7 @@ async fn refusal(connection: &mut Conn, server_id: u32) -> Result<Option<String>
 }
 
 impl Mysql {
-    async fn flavor(connection: &mut Conn) -> Result<Flavor, Error> {
+    pub(super) async fn flavor(connection: &mut Conn) -> Result<Flavor, Error> {
         // MariaDB has no variable of this name.
         Ok(match variable(connection, "gtid_mode").await?.as_deref() {
             None => Flavor::MariaDb,
@@ -84,7 +84,7 @@ impl Mysql {
         })
     }
 
-    async fn status(connection: &mut Conn) -> Result<Status, Error> {
+    pub(super) async fn status(connection: &mut Conn) -> Result<Status, Error> {
         let mut found = connection.query_first("SHOW BINARY LOG STATUS").await;
         if let Err(mysql_async::Error::Server(error)) = &found
             && error.code == 1064
@@ -184,7 +184,7 @@ impl Mysql {
         if let Some(why) = refusal(connection, server_id).await? {
             return Err(Error::Setup(why));
         }
-        let filters = Mysql::status(connection).await?.filters;
+        let filters = Mysql::filters(connection).await?;
         if !filters.is_empty() {
             return Err(Error::Setup(format!(
                 "the server writes the changes of some databases only into its binlog ({filters}): expected \
@@ -194,13 +194,20 @@ impl Mysql {
         Ok(())
     }
 
+    /// The databases that the server's binlog is about, or is not.
+    pub(super) async fn filters(connection: &mut Conn) -> Result<String, Error> {
+        Ok(Mysql::status(connection).await?.filters)
+    }
+
     /// A table's columns; `None` where there is no such table.
     pub async fn known(&self, spec: &TableSpec) -> Result<Option<Known>, Error> {
-        match Catalogue::of(&self.pool(), &self.database, spec).await {
+        match self.catalogue(spec).await {
             Ok(Catalogue { database, table, columns, .. }) => {
                 Ok(Some(Known { database, name: table, columns }))
             }
             Err(Error::Setup(_)) => Ok(None),
+            // The table's own end says so.
+            Err(Error::Refused { .. }) if spec.stays() => Ok(None),
             Err(error) => Err(error),
         }
     }

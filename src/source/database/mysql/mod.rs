@@ -1,13 +1,17 @@
 //! MySQL 8 and later, and MariaDB 10.6 and later: the pool, the lease and the relay's own tables.
 
 mod columns;
+mod contents;
 mod doctor;
 mod gaps;
 mod group;
 mod holds;
 mod log;
 mod outbox;
+mod pool;
+pub mod position;
 mod sql;
+mod statements;
 
 use std::{
     convert::Infallible,
@@ -17,21 +21,26 @@ use std::{
 };
 
 use mysql_async::{
-    ClientIdentity, Conn, DriverError, IoError, Opts, OptsBuilder, Pool, PoolConstraints, PoolOpts, SslOpts,
+    ClientIdentity, Conn, DriverError, IoError, Opts, OptsBuilder, PoolConstraints, PoolOpts, SslOpts,
     prelude::Queryable as _,
 };
 use sqlx::AssertSqlSafe;
 use tokio::sync::Notify;
+use tracing::info;
 
 use self::{
     columns::Catalogue,
+    pool::Pool,
     sql::{literal, quoted},
 };
 pub use self::{columns::Column, outbox::Outbox};
-use super::{Error, GROUP, LEASE_NAME, TableSpec, audit::Line, ddl};
+use super::{Error, GROUP, LEASE_NAME, TableSpec, audit::Line, claims::Claims, ddl};
 use crate::{
     config::{self, TlsMode},
-    source::password::Password,
+    source::{
+        dial::without_brackets,
+        password::{LOOK_EVERY, Password},
+    },
 };
 
 const CONNECT: &str = "connect to the source database";
@@ -59,6 +68,7 @@ pub struct Mysql {
     password: Password,
     pub(super) database: String,
     prefix: String,
+    claims: Claims,
 }
 
 #[derive(Debug)]
@@ -66,6 +76,21 @@ struct Connections {
     pool: Pool,
     options: Opts,
     made: Instant,
+    /// When the files that `options` has were looked at.
+    looked: Instant,
+}
+
+impl Connections {
+    /// For the connections that are made from now on; those that work go on until they are done.
+    fn take_up(&mut self, options: Opts) {
+        let is_new = |one: &Opts| one.pass() != options.pass() || one.ssl_opts() != options.ssl_opts();
+        if is_new(&self.options) {
+            info!("the password or the certificates of the database are others, and are taken up");
+            self.pool = Pool::new(options.clone());
+            self.options = options;
+            self.made = Instant::now();
+        }
+    }
 }
 
 /// With what the files have now: the driver reads a file once for all connections of a pool, and one that was rotated
@@ -116,7 +141,10 @@ impl Mysql {
         let most = source.max_connections as usize;
         // A file that is missing trusts nobody, until the first connection says that it is missing.
         let Ok(tls) = tls_with::<Infallible>(&source.tls, |file| Ok(std::fs::read(file).unwrap_or_default()));
+        // The driver looks a name in brackets up.
+        let host = without_brackets(url.ip_or_hostname()).to_owned();
         let options = OptsBuilder::from_opts(url)
+            .ip_or_hostname(host)
             .ssl_opts(tls)
             // The URL says how to connect, and not the server.
             .prefer_socket(false)
@@ -126,7 +154,8 @@ impl Mysql {
             .setup(SESSION.to_vec())
             .connect_attribute("program_name", "whippet");
         let options = pooled(options, most);
-        let connections = Connections { pool: Pool::new(options.clone()), options, made: Instant::now() };
+        let (pool, now) = (Pool::new(options.clone()), Instant::now());
+        let connections = Connections { pool, options, made: now, looked: now };
         Ok(Mysql {
             connections: Arc::new(Mutex::new(connections)),
             most,
@@ -134,15 +163,43 @@ impl Mysql {
             password: Password::of(source),
             database,
             prefix: source.relay_schema.clone(),
+            claims: Claims::default(),
         })
     }
 
+    /// As the files are now.
     fn connections(&self) -> MutexGuard<'_, Connections> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if connections.looked.elapsed() >= LOOK_EVERY {
+            connections.looked = Instant::now();
+            if let Some(options) = self.as_files_are(&connections.options) {
+                connections.take_up(options);
+            }
+        }
+        connections
+    }
+
+    /// `None` where one of them is just being replaced.
+    fn as_files_are(&self, options: &Opts) -> Option<Opts> {
+        let mut now = OptsBuilder::from_opts(options.clone());
+        // A server that has no TLS was found to have none.
+        if options.ssl_opts().is_some() {
+            now = now.ssl_opts(tls_now(&self.tls).ok()?);
+        }
+        if let Password::File(_) = self.password {
+            now = now.pass(Some(self.password.in_file()?));
+        }
+        Some(pooled(now, self.most))
     }
 
     pub(super) fn pool(&self) -> Pool {
         self.connections().pool.clone()
+    }
+
+    /// The pool, and when it was made: another one has another password, other certificates, or another server.
+    fn pool_since(&self) -> (Pool, Instant) {
+        let connections = self.connections();
+        (connections.pool.clone(), connections.made)
     }
 
     /// Throws all connections away: the next ones may lead to another server.
@@ -170,25 +227,30 @@ impl Mysql {
         if let Some(password) = self.password.read().await? {
             options = options.pass(Some(password));
         }
-        let mut connected = Conn::new(options.clone()).await;
+        let mut options = pooled(options, self.most);
+        let mut connected = pool::connect(&options).await;
         let has_no_tls = matches!(
             &connected,
             Err(mysql_async::Error::Driver(DriverError::NoClientSslFlagFromServer)
                 | mysql_async::Error::Io(IoError::Tls(_)))
         );
         if has_no_tls && self.tls.mode == TlsMode::Prefer {
-            options = options.ssl_opts(None);
-            connected = Conn::new(options.clone()).await;
+            options = OptsBuilder::from_opts(options).ssl_opts(None).into();
+            connected = pool::connect(&options).await;
         }
         let connection = connected.map_err(Error::sql(CONNECT))?;
-        let options = pooled(options, self.most);
-        let mut connections = self.connections();
-        let is_new = |one: &Opts| one.pass() != options.pass() || one.ssl_opts() != options.ssl_opts();
-        if is_new(&connections.options) {
-            connections.pool = Pool::new(options.clone());
-            connections.options = options;
-        }
+        self.connections().take_up(options);
         Ok(connection)
+    }
+
+    /// The server refuses the login.
+    pub fn login_refused(&self) {
+        let this = self.clone();
+        self.password.refused(move |password| {
+            let mut connections = this.connections();
+            let options = OptsBuilder::from_opts(connections.options.clone()).pass(Some(password));
+            connections.take_up(pooled(options, this.most));
+        });
     }
 
     async fn make_tables(&self, connection: &mut Conn) -> Result<(), Error> {
@@ -296,8 +358,19 @@ impl Mysql {
     }
 
     pub async fn outbox(&self, spec: &TableSpec) -> Result<Outbox, Error> {
-        let catalogue = Catalogue::of(&self.pool(), &self.database, spec).await?;
+        if !spec.stays() {
+            return Outbox::of_contents(self, spec).await;
+        }
+        let catalogue = self.catalogue(spec).await?;
         Outbox::new(self, spec, &catalogue)
+    }
+
+    /// A table as it is now. Refuses one that is relayed by another name.
+    async fn catalogue(&self, spec: &TableSpec) -> Result<Catalogue, Error> {
+        let catalogue = Catalogue::of(&self.pool(), &self.database, spec).await?;
+        let name = format!("{}.{}", quoted(&catalogue.database), quoted(&catalogue.table));
+        self.claims.claim(name, spec)?;
+        Ok(catalogue)
     }
 
     /// Writes a line into the audit log.

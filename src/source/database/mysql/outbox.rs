@@ -1,28 +1,36 @@
-//! One outbox table: its statements, made once, and what they bring.
+//! One outbox table: what is asked of it, and what a row of it is. What it is asked with is in `statements`.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use mysql_async::{IsolationLevel, Pool, TxOpts};
+use mysql_async::{IsolationLevel, TxOpts};
 use sqlx::AssertSqlSafe;
 
 use super::{
     super::{
-        BACKLOG_CAP, Backlog, EXPIRED_AT_ONCE, Error, Found, Limits, OF_BUCKETS, Reach, TableSpec,
-        holds::{FIXED, HoldsSql},
+        Backlog, Error, Found, LeftOut, Limits, OF_BUCKETS, Reach, TableSpec,
+        holds::{Dialect, FIXED, HoldsSql},
     },
     Mysql,
     columns::{Catalogue, Column},
+    contents::Contents,
     gaps::{Gone, condition},
-    holds::dialect,
+    holds::{adopt, dialect},
+    pool::Pool,
     sql::{self, Literal, Row, literal, quoted, quoted_table},
+    statements::{Of, Shape, Sql},
 };
 use crate::{
-    config::AfterPublish,
     event::{self, Event, Place},
-    source::Hold,
+    source::{
+        Hold,
+        times::{self, Unreadable},
+    },
 };
 
 /// Numbers that came by other ways than from the counter are found at least this often.
@@ -35,7 +43,13 @@ const HOLDS_AT_ONCE: usize = 500;
 #[derive(Debug)]
 pub struct Outbox {
     pub(super) name: String,
+    unreadable: Unreadable,
+    /// Whether the column with the time of an event has neither times nor whole numbers.
+    time_is_text: bool,
     pub(super) pool: Pool,
+    pub(super) db: Box<Mysql>,
+    /// When the pool was made.
+    made: Instant,
     pub(super) holds: HoldsSql,
     pub(super) read_replays: String,
     pub(super) read_one: String,
@@ -48,7 +62,13 @@ pub struct Outbox {
     piece: i64,
     largest_piece: i64,
     gone: Mutex<Numbers>,
-    sql: Sql,
+    /// The last statement has found every row that it was to delete.
+    found_all: AtomicBool,
+    /// Where rows do not stay: what is read are contents of events that were held.
+    pub(super) contents: Option<Contents>,
+    /// Where the application leaves its rows nevertheless: the table itself, or why it cannot be read again.
+    pub(super) rows: Option<Result<Box<Outbox>, String>>,
+    sql: Box<Sql>,
 }
 
 /// What is known of numbers that were recorded.
@@ -58,149 +78,60 @@ struct Numbers {
     looked_at_all: Instant,
 }
 
-/// The statements of one table, or their beginnings and ends: MySQL has no arrays, so places are put in as
-/// lists.
-#[derive(Debug)]
-struct Sql {
-    /// `$1`: the longest payload that comes along. Then a condition on places, one of the two ends, and a limit.
-    read: String,
-    end: String,
-    end_skipping_held: String,
-    table: String,
-    /// The payload's length.
-    length: String,
-    /// The payload, and whether it is a piece of it.
-    payload: (String, bool),
-    /// Before and behind the places joined to the table. `$1`: the epoch.
-    record: (String, String),
-    recorded: String,
-    replayed: String,
-    hold: String,
-    /// `$1`: microseconds. `$2`: the epoch.
-    expire: String,
-    epoch: String,
-    backlog: String,
-}
-
 impl Outbox {
     pub(super) fn new(db: &Mysql, spec: &TableSpec, catalogue: &Catalogue) -> Result<Outbox, Error> {
-        let columns = &catalogue.columns;
-        let types: Vec<_> = columns.iter().map(|one| (one.name.clone(), one.kind.clone())).collect();
-        spec.check(&types)?;
-        if !catalogue.engine.eq_ignore_ascii_case("innodb") {
-            return Err(Error::Setup(format!(
-                "table {} has the engine {}, which has no transactions; expected InnoDB",
-                spec.name, catalogue.engine
-            )));
-        }
-        let of = |name: &str| columns.iter().find(|column| column.name.eq_ignore_ascii_case(name));
-        let place = spec.sequence.as_ref().unwrap_or(&spec.id);
-        let place = of(place).ok_or_else(|| {
-            Error::Setup(format!(
-                "table {} has no column {place}: map the order column as columns.sequence",
-                spec.name
-            ))
-        })?;
-        let text_of = |alias: &str| match place.is_int() {
-            true => format!("CAST({alias}{} AS CHAR CHARACTER SET utf8mb4)", quoted(&place.name)),
-            false => place.id(alias),
+        let of = Of { table: quoted_table(&spec.name), only: String::new() };
+        Outbox::of(db, spec, catalogue, &of)
+    }
+
+    pub(super) fn of(db: &Mysql, spec: &TableSpec, catalogue: &Catalogue, of: &Of) -> Result<Outbox, Error> {
+        let shape = Shape::of(db, spec, catalogue, of)?;
+        let own = |name: &str| db.own(name);
+        let Shape { place, timestamp, .. } = shape;
+        let settled = shape.settled();
+        // What is to be replayed, and came to be held before it was published, waits for that.
+        let only_settled = match &settled {
+            Some(settled) => format!(" AND {settled}{OF_BUCKETS}"),
+            None => OF_BUCKETS.to_owned(),
         };
-        let (table, seq) = (quoted_table(&spec.name), format!("o.{}", quoted(&place.name)));
-        let (holds, members, replays) = (db.own("holds"), db.own("members"), db.own("replays"));
-        let name = literal(&spec.name);
-        let timestamp = spec.timestamps.iter().find_map(|name| of(name));
-        let list = list(spec, &of, &text_of("o."), timestamp);
-        let published_at = spec.published_at.as_deref().map(quoted);
-        let mark = published_at.as_ref().filter(|_| spec.after_publish == AfterPublish::Mark);
-        let pending = mark.map(|column| format!(" AND o.{column} IS NULL")).unwrap_or_default();
-        // Not as EXISTS: that may become a join, and the order of the rows would be lost to a sort.
-        let unheld = format!(
-            " AND (SELECT 1 FROM {holds} h WHERE h.table_name = {name} AND h.place = {} LIMIT 1) IS NULL",
-            text_of("o.")
-        );
-        let along =
-            catalogue.index.as_ref().map(|index| format!(" FORCE INDEX ({index})")).unwrap_or_default();
-        let by_place =
-            catalogue.by_place.as_ref().map(|index| format!(" FORCE INDEX ({index})")).unwrap_or_default();
-        let member = |epoch: &str| format!("EXISTS (SELECT 1 FROM {members} m WHERE m.epoch = {epoch})");
-        let order = if spec.sequence.is_some() { format!(" ORDER BY {seq}") } else { String::new() };
-        let age = timestamp.map_or("NULL".to_owned(), |column| {
-            format!(
-                "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) DIV 1000 - {}) / 1e3",
-                column.millis("o.")
-            )
-        });
-        let payload = of(&spec.payload);
-        let sql = Sql {
-            read: format!("SELECT {list} FROM {table} o{along} WHERE "),
-            end: format!("{pending}{OF_BUCKETS}{order} LIMIT "),
-            end_skipping_held: format!("{pending}{unheld}{OF_BUCKETS}{order} LIMIT "),
-            payload: match payload.and_then(|column| column.piece("o.")) {
-                Some(piece) => (piece, true),
-                None => (payload.map_or("NULL".to_owned(), |column| column.cell("o.")), false),
-            },
-            table: table.clone(),
-            length: payload.map_or("NULL".to_owned(), |column| column.length("o.")),
-            record: match mark {
-                Some(column) => (
-                    "UPDATE ".into(),
-                    format!(
-                        " SET o.{column} = UTC_TIMESTAMP(6) WHERE o.{column} IS NULL AND {}",
-                        member("$1")
-                    ),
-                ),
-                None => ("DELETE o FROM ".into(), format!(" WHERE {}", member("$1"))),
-            },
-            recorded: format!("{table} o{by_place}"),
-            replayed: format!("DELETE FROM {replays} WHERE table_name = {name} AND place IN ("),
-            hold: format!(
-                "INSERT INTO {holds} (table_name, place, event_id, topic, `key`, state, cause, reason, attempts) VALUES "
-            ),
-            expire: match &published_at {
-                Some(column) => format!(
-                    "DELETE FROM {table} WHERE {column} < UTC_TIMESTAMP(6) - INTERVAL $1 MICROSECOND \
-                       AND {} AND NOT EXISTS (SELECT 1 FROM {replays} r \
-                         WHERE r.table_name = {name} AND r.place = {}) LIMIT {EXPIRED_AT_ONCE}",
-                    member("$2"),
-                    text_of("")
-                ),
-                None => String::new(),
-            },
-            backlog: format!(
-                "SELECT (SELECT count(*) FROM (SELECT 1 FROM {table} o{along} WHERE TRUE{pending}{unheld} \
-                   LIMIT {BACKLOG_CAP}) waiting), \
-                 (SELECT {age} FROM {table} o{along} WHERE TRUE{pending}{unheld}{order} LIMIT 1)"
-            ),
-            epoch: format!("SELECT epoch FROM {members} WHERE epoch = $1"),
+        let dialect = Dialect {
+            settled,
+            numbers: shape.numbers(),
+            adopt: adopt(spec, &db.own("holds"), place, shape.id()).into_iter().collect(),
+            ..dialect(&own, of.table.clone(), place, shape.id_text(), shape.place_text("o."), shape.bucket())
         };
         // A character has four bytes at most.
         let largest_piece = (catalogue.packet / 8).cast_signed().max(256);
-        let own = |name: &str| db.own(name);
-        let id = of(&spec.id).map_or("NULL".into(), |column| column.id("o."));
-        let bucket = spec.shared.as_ref().map(|shared| {
-            let column = |name: &str| of(name).map(|column| format!("HEX({})", column.cell("o.")));
-            let text = |text: &str| format!("HEX({})", literal(text));
-            let hashed =
-                shared.hashed(id.clone(), text, column, |pieces| format!("CONCAT({})", pieces.join(", ")));
-            format!("CRC32({hashed}) MOD {}", shared.buckets)
-        });
-        let dialect = dialect(&own, spec, place, id, text_of("o."), bucket);
+        let (pool, made) = db.pool_since();
         Ok(Outbox {
             name: spec.name.clone(),
+            unreadable: spec.unreadable.clone(),
+            time_is_text: timestamp.is_some_and(|column| !column.is_clock()),
             holds: HoldsSql::new(spec, &dialect),
-            read_one: HoldsSql::read_one(&dialect, &list.replace("$1", "$2")),
-            read_replays: HoldsSql::read_replays(spec, &dialect, &list.replace("$1", "$2")),
-            pool: db.pool(),
+            read_one: HoldsSql::read_one(&dialect, &shape.list("$2")) + &of.only,
+            read_replays: HoldsSql::read_replays(spec, &dialect, &shape.list("$2"))
+                .replace(OF_BUCKETS, &only_settled),
+            pool,
+            db: Box::new(db.clone()),
+            made,
             columns: spec.columns.len(),
             payload_index: spec.columns.iter().position(|name| *name == spec.payload),
-            place_is_int: place.is_int(),
+            place_is_int: shape.place_is_int(),
             place: place.clone(),
             max_payload: spec.max_payload as u64,
             piece: FIRST_PIECE.min(largest_piece),
             largest_piece,
             gone: Mutex::new(Numbers { gone: Gone::default(), looked_at_all: Instant::now() }),
-            sql,
+            found_all: AtomicBool::new(false),
+            contents: None,
+            rows: None,
+            sql: Box::new(shape.sql()),
         })
+    }
+
+    /// Whether the pool is still the one that connections are to come from.
+    pub fn is_current(&self) -> bool {
+        self.made == self.db.pool_since().1
     }
 
     /// Every read starts at the head of the table: [`super::gaps`] tells why, and why that costs little.
@@ -215,26 +146,26 @@ impl Outbox {
     pub async fn read(
         &self,
         _reach: Reach,
-        known: &[Place],
+        known: &LeftOut,
         limits: Limits,
         skip_held: bool,
         buckets: Option<&[u16]>,
     ) -> Result<Vec<Found>, Error> {
         let doing = "read the outbox";
-        let places = match (self.place_is_int, known) {
-            (true, known) => {
+        let places = match (self.place_is_int, known.texts.as_slice()) {
+            (true, _) => {
                 let mut numbers = self.numbers();
                 let look_at_all = numbers.looked_at_all.elapsed() >= LOOK_AT_ALL_EVERY;
                 if look_at_all {
                     numbers.looked_at_all = Instant::now();
                 }
                 let gone = Some(&numbers.gone).filter(|_| !look_at_all);
-                condition(&format!("o.{}", quoted(&self.place.name)), &ints(known).collect(), gone)
+                condition(&format!("o.{}", quoted(&self.place.name)), &known.numbers, gone)
             }
             (false, []) => "TRUE".to_owned(),
             (false, known) => format!("NOT {}", self.place.among("o.", known)),
         };
-        let Sql { read, end, end_skipping_held, .. } = &self.sql;
+        let Sql { read, end, end_skipping_held, .. } = &*self.sql;
         let end = if skip_held { end_skipping_held } else { end };
         let text = format!("{read}{places}{}{}", self.of_buckets(end, buckets), limits.rows);
         let query =
@@ -245,8 +176,7 @@ impl Outbox {
         if self.place_is_int {
             let mut numbers = self.numbers();
             // They begin anew, as after TRUNCATE: nothing is certain of those that were recorded.
-            let again =
-                |found: &Found| ints(std::slice::from_ref(&found.event.place)).any(|n| numbers.gone.has(n));
+            let again = |found: &Found| found.event.place.number().is_some_and(|n| numbers.gone.has(n));
             if found.iter().any(again) {
                 numbers.gone.clear();
             }
@@ -255,11 +185,20 @@ impl Outbox {
     }
 
     pub(super) fn decode(&self, row: &Row) -> Result<Found, mysql_async::Error> {
+        if self.contents.is_some() {
+            return self.decode_contents(row);
+        }
         let place = match self.place_is_int {
             true => Place::Int(row.try_get(0)?),
             false => Place::Text(row.try_get::<String>(0)?.into()),
         };
-        let timestamp_ms = row.try_get(1)?;
+        let timestamp_ms = match self.time_is_text {
+            true => row.bytes(1).and_then(|text| times::milliseconds(str::from_utf8(text).ok()?)),
+            false => row.try_get(1)?,
+        };
+        if timestamp_ms.is_none() && row.bytes(1).is_some() {
+            self.unreadable.tell(&self.name, &place);
+        }
         let length: Option<u64> = row.try_get(2)?;
         let cells = (0..self.columns).map(|index| row.bytes(FIXED + index));
         let size = cells.clone().map(|cell| cell.map_or(0, <[u8]>::len)).sum();
@@ -279,24 +218,31 @@ impl Outbox {
         })
     }
 
+    /// How much of a payload one statement has, in bytes.
+    pub(super) fn largest_piece(&self) -> usize {
+        usize::try_from(self.largest_piece).unwrap_or(usize::MAX)
+    }
+
     /// The payload comes in pieces: the driver has several copies of what it reads. They grow, because the
     /// server reads all of it for each.
-    pub async fn with_payload(&self, event: Event) -> Result<Event, Error> {
+    pub async fn with_payload(&self, event: Event) -> Result<Option<Event>, Error> {
         let doing = "read a large payload";
-        let Some(index) = self.payload_index else { return Ok(event) };
+        let Some(index) = self.payload_index else { return Ok(Some(event)) };
         let places = self.place.among("o.", std::slice::from_ref(&event.place));
         let (what, in_pieces) = &self.sql.payload;
-        let text = format!("SELECT {what} FROM {} o WHERE {places} LIMIT 1", self.sql.table);
+        let Sql { table, only, .. } = &*self.sql;
+        let text = format!("SELECT {what} FROM {table} o WHERE {places}{only} LIMIT 1");
         let mut one_state = TxOpts::default();
         one_state.with_isolation_level(IsolationLevel::RepeatableRead).with_readonly(true);
         let mut tx = self.pool.start_transaction(one_state).await.map_err(Error::sql(doing))?;
         let (length, cells) = (self.sql.length.as_str(), 0..self.columns);
-        let length = format!("SELECT {length} FROM {} o WHERE {places} LIMIT 1", self.sql.table);
+        let length = format!("SELECT {length} FROM {table} o WHERE {places}{only} LIMIT 1");
         let length: Option<Option<u64>> = sql::query_scalar(AssertSqlSafe(&length))
             .fetch_optional(&mut tx)
             .await
             .map_err(Error::sql(doing))?;
-        let length = length.flatten().unwrap_or(0).min(self.max_payload) as usize;
+        let Some(length) = length else { return Ok(None) };
+        let length = length.unwrap_or(0).min(self.max_payload) as usize;
         let mut row = event::Row::with_capacity(self.columns, event.row.bytes() + length);
         cells.clone().take(index).for_each(|column| row.push(event.row.get(column)));
         row.push(None);
@@ -314,56 +260,73 @@ impl Outbox {
         }
         tx.commit().await.map_err(Error::sql(doing))?;
         cells.skip(index + 1).for_each(|column| row.push(event.row.get(column)));
-        Ok(Event { row, ..event })
+        Ok(Some(Event { row, ..event }))
     }
 
-    /// The statement that deletes or marks these rows, and its fence.
+    /// The statement that deletes or marks these rows.
     pub(super) fn record_sql(&self, places: &[Place]) -> String {
         let (list, on) = self.place.joined("o.", places);
-        let Sql { record: (before, behind), recorded, .. } = &self.sql;
+        let Sql { record: (before, behind), recorded, .. } = &*self.sql;
         format!("{before}{list} STRAIGHT_JOIN {recorded} ON {on}{behind}")
+    }
+
+    /// The same where the places are a run of numbers, each of which has a row: it ends with the last row, and looks at
+    /// none behind it, which may be one that is not committed. Were one of them gone it would, so the other
+    /// statement is used until it has found all that it was asked for.
+    fn delete_run(&self, places: &[Place]) -> Option<sql::Query> {
+        let (Some(Place::Int(first)), Some(Place::Int(last))) = (places.first(), places.last()) else {
+            return None;
+        };
+        let follows = |two: &[Place]| matches!(two, [Place::Int(one), Place::Int(next)] if one.checked_add(1) == Some(*next));
+        let is_run = self.found_all.load(Ordering::Relaxed) && places.windows(2).all(follows);
+        let text = self.sql.delete_run.as_deref().filter(|_| is_run)?;
+        Some(sql::query(AssertSqlSafe(text)).bind(*first).bind(*last).bind(places.len() as i64))
     }
 
     pub async fn record(&self, places: &[Place], epoch: i64) -> Result<u64, Error> {
         let doing = "record what was published";
+        // Those that were noted when rows were told apart by another column say nothing: their rows come again.
+        let is_ours = |place: &Place| matches!(place, Place::Int(_)) == self.place_is_int;
+        let ours: Vec<Place>;
+        let places = match places.iter().all(is_ours) {
+            true => places,
+            false => {
+                ours = places.iter().filter(|place| is_ours(place)).cloned().collect();
+                &ours
+            }
+        };
         if places.is_empty() {
             return Ok(0);
         }
-        let text = self.record_sql(places);
-        let done = sql::query(AssertSqlSafe(&text))
-            .bind(epoch)
-            .execute(&self.pool)
-            .await
-            .map_err(Error::sql(doing))?;
-        if done.rows_affected() == 0 {
-            self.check_fence(epoch).await?;
-        }
+        let statement =
+            self.delete_run(places).unwrap_or_else(|| sql::query(AssertSqlSafe(&self.record_sql(places))));
+        let done = self.change(statement, epoch, doing).await?;
+        self.found_all.store(done == places.len() as u64, Ordering::Relaxed);
         if self.place_is_int {
-            self.numbers().gone.add(ints(places));
+            self.numbers().gone.add(places.iter().filter_map(Place::number));
         }
-        Ok(done.rows_affected())
+        Ok(done)
     }
 
-    /// Nothing was written: because the lease is not ours any more?
-    async fn check_fence(&self, epoch: i64) -> Result<(), Error> {
-        let query = sql::query_scalar(AssertSqlSafe(&self.sql.epoch)).bind(epoch);
-        let current: Option<i64> =
-            query.fetch_optional(&self.pool).await.map_err(Error::sql("check the lease"))?;
-        if current == Some(epoch) { Ok(()) } else { Err(Error::Fenced(epoch)) }
+    /// With the fence in a statement of its own: in one statement the lease would be locked first, and could not be
+    /// renewed while the application has rows locked that this one waits for.
+    async fn change(&self, statement: sql::Query, epoch: i64, doing: &'static str) -> Result<u64, Error> {
+        let mut tx = self.begin(doing).await?;
+        let done = statement.execute(&mut *tx).await.map_err(Error::sql(doing))?;
+        self.fence(&mut tx, epoch, doing).await?;
+        tx.commit().await.map_err(Error::sql(doing))?;
+        Ok(done.rows_affected())
     }
 
     pub async fn expire(&self, kept: Duration, epoch: i64) -> Result<u64, Error> {
-        let query = sql::query(AssertSqlSafe(&self.sql.expire))
-            .bind(i64::try_from(kept.as_micros()).unwrap_or(i64::MAX))
-            .bind(epoch);
-        let done =
-            query.execute(&self.pool).await.map_err(Error::sql("delete what was published long ago"))?;
-        Ok(done.rows_affected())
+        let micros = i64::try_from(kept.as_micros()).unwrap_or(i64::MAX);
+        let statement = sql::query(AssertSqlSafe(&self.sql.expire)).bind(micros);
+        self.change(statement, epoch, "delete what was published long ago").await
     }
 
     pub async fn hold(&self, holds: &[Hold], epoch: i64, version: i64) -> Result<bool, Error> {
         let doing = "hold events";
-        let mut tx = self.fenced(epoch, doing).await?;
+        let mut tx = self.begin(doing).await?;
         if self.holds.bucket.is_some() {
             let now = format!("{} LOCK IN SHARE MODE", self.holds.version);
             let now: i64 = sql::query_scalar(AssertSqlSafe(&now))
@@ -375,11 +338,13 @@ impl Outbox {
                 return Ok(false);
             }
         }
+        self.keep_contents(&mut tx, holds).await?;
         for some in holds.chunks(HOLDS_AT_ONCE) {
             let rows: Vec<String> = some.iter().map(|hold| self.hold_row(hold)).collect();
             let text = format!("{}{} ON DUPLICATE KEY UPDATE state = state", self.sql.hold, rows.join(","));
             sql::query(AssertSqlSafe(&text)).execute(&mut *tx).await.map_err(Error::sql(doing))?;
         }
+        self.fence(&mut tx, epoch, doing).await?;
         tx.commit().await.map_err(Error::sql(doing))?;
         Ok(true)
     }
@@ -423,31 +388,4 @@ impl Outbox {
             query.fetch_one(&self.pool).await.map_err(Error::sql("count what waits"))?;
         Ok(Backlog { rows, oldest_seconds })
     }
-}
-
-fn ints(places: &[Place]) -> impl Iterator<Item = i64> {
-    places.iter().filter_map(|place| match place {
-        Place::Int(n) => Some(*n),
-        Place::Text(_) => None,
-    })
-}
-
-/// What every read brings: place, timestamp, the payload's length, and the columns of the event.
-fn list<'a>(
-    spec: &TableSpec,
-    of: &dyn Fn(&str) -> Option<&'a Column>,
-    place: &str,
-    timestamp: Option<&Column>,
-) -> String {
-    let length = of(&spec.payload).map_or("NULL".to_owned(), |column| column.length("o."));
-    let cells = spec.columns.iter().map(|name| match of(name) {
-        None => "NULL".to_owned(),
-        Some(column) if *name == spec.payload => {
-            format!("CASE WHEN {length} <= $1 THEN {} END", column.cell("o."))
-        }
-        Some(column) if *name == spec.id => column.id("o."),
-        Some(column) => column.cell("o."),
-    });
-    let timestamp = timestamp.map_or("NULL".to_owned(), |column| column.millis("o."));
-    [place.to_owned(), timestamp, length.clone()].into_iter().chain(cells).collect::<Vec<_>>().join(", ")
 }

@@ -9,10 +9,12 @@ use std::fmt::Write as _;
 
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use mysql_async::{
-    DriverError, Error, Pool, Value,
+    DriverError, Error, Value,
     prelude::{FromRow, FromValue, Query as _, ToConnection},
 };
 use sqlx::AssertSqlSafe;
+
+use super::pool::Pool;
 
 pub(super) fn quoted(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))

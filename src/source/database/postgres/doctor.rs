@@ -5,13 +5,14 @@ use std::{collections::BTreeSet, time::Duration};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::{
-    super::{Error, TableSpec, ddl, literal, quoted, quoted_table, teardown},
-    Postgres,
+    super::{Error, Fault, TableSpec, ddl, literal, names::no_table, quoted, quoted_table, teardown},
+    Postgres, check_kind,
 };
 use crate::{
     config::{self, AfterPublish, Config, Dialect, Wake},
     coordinate::report,
     doctor::{Finding, Fix, clocks},
+    source::postgres::slot::Obstacle,
 };
 
 const SERVER: &str = "postgres: server";
@@ -52,18 +53,21 @@ struct Sequence {
     cycles: bool,
 }
 
+/// A table: its number and kind, what it takes, what loses and hides its rows, and what our role may.
+type Seen = (i64, String, i32, bool, bool, bool, bool, bool);
+
 impl Postgres {
     /// The server, the relay's own tables, the outboxes, and the log where it is followed: one finding for
     /// each check.
     pub async fn examine(&self, config: &Config, specs: &[TableSpec]) -> Vec<Finding> {
         let mut connection = match self.connect().await {
             Ok(connection) => connection,
-            Err(error) => return vec![Finding::fail(SERVER, report(&error))],
+            Err(error) => return vec![Finding::fail(SERVER, report(&error)).mended_by(self.mends(&error))],
         };
         let mut findings = Vec::new();
         let found = self.find_all(&mut connection, config, specs, &mut findings).await;
         if let Err(error) = found {
-            findings.push(Finding::fail(SERVER, report(&error)));
+            findings.push(Finding::fail(SERVER, report(&error)).mended_by(self.mends(&error)));
         }
         connection.close().await.ok();
         findings
@@ -110,6 +114,57 @@ impl Postgres {
             findings.extend(self.log(config, specs).await);
         }
         Ok(())
+    }
+
+    /// What mends a connection that does not come about, or a server that refuses a question.
+    fn mends(&self, error: &Error) -> Fix {
+        let options = self.options();
+        let (role, database) = (options.get_username(), options.get_database().unwrap_or_default());
+        let (quoted_role, quoted_database) = (quoted(role), quoted(database));
+        let config = |text: &str| Fix::Config(text.to_owned());
+        let Error::Sql { source: Fault::Sqlx(error), .. } = error else {
+            return config("source.password_file, source.password_command: (what can be read, or run, here)");
+        };
+        let says = error.as_database_error().map(|error| error.message()).unwrap_or_default();
+        match error.as_database_error().and_then(|error| error.code()).as_deref() {
+            // invalid_password
+            Some("28P01") => config("source.password_file: (a file with the password of this role)"),
+            // invalid_authorization_specification
+            Some("28000") if says.contains("no encryption") => config("source.tls: { mode: require }"),
+            Some("28000") if says.contains("does not exist") => {
+                Fix::Sql(format!("CREATE ROLE {quoted_role} LOGIN"))
+            }
+            Some("28000") if says.contains("not permitted to log in") => {
+                Fix::Sql(format!("ALTER ROLE {quoted_role} LOGIN"))
+            }
+            Some("28000") => Fix::Shell(format!(
+                "(in pg_hba.conf) host {database} {role} (this host's address)/32 scram-sha-256"
+            )),
+            // invalid_catalog_name
+            Some("3D000") => Fix::Sql(format!("CREATE DATABASE {quoted_database}")),
+            // insufficient_privilege
+            Some("42501") => {
+                let what = says.strip_prefix("permission denied for ").and_then(|what| what.split_once(' '));
+                let right = match what {
+                    Some(("view" | "table", name)) => format!("SELECT ON {name}"),
+                    Some(("function", name)) => format!("EXECUTE ON FUNCTION {name}"),
+                    _ => format!("CONNECT ON DATABASE {quoted_database}"),
+                };
+                Fix::Sql(format!("GRANT {right} TO {quoted_role}"))
+            }
+            // too_many_connections
+            Some("53300") if says.contains("for role") => {
+                Fix::Sql(format!("ALTER ROLE {quoted_role} CONNECTION LIMIT -1"))
+            }
+            Some("53300") if says.contains("for database") => {
+                Fix::Sql(format!("ALTER DATABASE {quoted_database} CONNECTION LIMIT -1"))
+            }
+            Some("53300") => config("source.max_connections: (less)"),
+            _ if error.to_string().contains("certificate") => {
+                config("source.tls.ca_file: (the authority that signed the server's certificate)")
+            }
+            _ => config("source.url: (the address of a server that can be reached from here)"),
+        }
     }
 
     /// Whether a pooler hands servers out by the transaction: then another one may be behind the next statement of
@@ -207,8 +262,9 @@ impl Postgres {
             ),
             None => "true".into(),
         };
-        let seen: Option<(i64, bool, bool, bool, bool, bool)> = sqlx::query_as(AssertSqlSafe(format!(
-            "SELECT c.oid::bigint AS oid, c.relpersistence = 'u' AS unlogged, \
+        let seen: Option<Seen> = sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT c.oid::bigint AS oid, c.relkind::text AS kind, pg_relation_is_updatable(c.oid, true) AS takes, \
+               c.relpersistence = 'u' AS unlogged, \
                {HIDES} AS row_security, has_table_privilege(c.oid, 'SELECT') AS may_select, \
                {changed} AS may_change, has_table_privilege(c.oid, 'DELETE') AS may_delete \
              FROM pg_class c WHERE c.oid = to_regclass($1)"
@@ -217,12 +273,23 @@ impl Postgres {
         .fetch_optional(&mut *connection)
         .await
         .map_err(sql)?;
-        let Some((oid, unlogged, row_security, may_select, may_change, may_delete)) = seen else {
-            let make = ddl::outbox(table, Dialect::Postgres).into_iter().chain([grants]);
-            let make: Vec<String> = make.filter(|statement| !statement.starts_with("--")).collect();
-            let says = format!("{shown} does not exist");
-            return Ok(vec![Finding::fail(TABLE, says).mended_by(Fix::Sql(make.join(";\n")))]);
+        let Some((oid, kind, takes, unlogged, row_security, may_select, may_change, may_delete)) = seen
+        else {
+            let meant = self.meant(spec).await?;
+            let fix = match &meant {
+                Some(meant) => Fix::Config(format!("tables[].name: {meant}")),
+                None => {
+                    let make = ddl::outbox(table, Dialect::Postgres).into_iter().chain([grants]);
+                    let make: Vec<String> = make.filter(|statement| !statement.starts_with("--")).collect();
+                    Fix::Sql(make.join(";\n"))
+                }
+            };
+            let says = report(&no_table(shown, meant.as_deref()));
+            return Ok(vec![Finding::fail(TABLE, says).mended_by(fix)]);
         };
+        if let Err(error) = check_kind(spec, &kind, takes) {
+            return Ok(error.refusal(TABLE).into_iter().collect());
+        }
         let mut findings = Vec::new();
         if let Some(finding) = self.columns(connection, table, spec, oid, grants.clone()).await? {
             // The rights to what is not there are another matter.
@@ -283,15 +350,29 @@ impl Postgres {
                 let kind = if kind.contains("DEFAULT") { kind } else { kind.replace(" NOT NULL", "") };
                 format!("ALTER TABLE {name} ADD COLUMN {} {kind}", quoted(missing))
             });
+            let index = spec.tx.iter().filter(|tx| missing.contains(&tx.as_str()));
+            let index = index.map(|tx| format!("CREATE INDEX ON {name} ({})", quoted(tx)));
             // A right to a column goes with it.
-            let add: Vec<String> = add.chain([grants]).collect();
+            let add: Vec<String> = add.chain(index).chain([grants]).collect();
             let says = format!("{} has no column {}", spec.name, missing.join(", "));
             return Ok(Some(Finding::fail(TABLE, says).mended_by(Fix::Sql(add.join(";\n")))));
         }
         // As the relay does when it starts.
         match self.outbox(spec).await {
             Ok(_) | Err(Error::Sql { .. }) => Ok(None),
-            Err(error) => Ok(Some(Finding::fail(TABLE, report(&error)))),
+            Err(error) => {
+                if let Some(finding) = error.refusal(TABLE) {
+                    return Ok(Some(finding));
+                }
+                let fix = match &spec.tx {
+                    Some(tx) if self.check_tx(spec, oid, tx).await.is_err() => {
+                        Fix::Sql(self.mends_tx(spec, oid, tx).await?)
+                    }
+                    // An order column by which rows cannot be kept.
+                    _ => Fix::Config("after_publish: mark".into()),
+                };
+                Ok(Some(Finding::fail(TABLE, report(&error)).mended_by(fix)))
+            }
         }
     }
 
@@ -341,7 +422,9 @@ impl Postgres {
             )),
             Some(sequence) => findings.extend(of_sequence(&shown, sequence)),
         }
-        if !indexed {
+        if let Some(slower) = spec.slower() {
+            findings.push(slower.finding(ORDER));
+        } else if !indexed {
             let says = format!("{shown} has no index: each read looks at the whole table");
             let fix = Fix::Sql(format!("CREATE INDEX CONCURRENTLY ON {name} ({})", quoted(column)));
             findings.push(Finding::warn(ORDER, says).mended_by(fix));
@@ -361,7 +444,13 @@ impl Postgres {
             specs.iter().filter(|spec| follows.contains(spec.name.as_str())).cloned().collect();
         match crate::source::postgres::doctor::examine(self, source, &specs).await {
             Ok(findings) => findings,
-            Err(error) => vec![Finding::fail(LOG, report(&error))],
+            Err(error) => {
+                let fix = match &error {
+                    Obstacle::Database(error) => self.mends(error),
+                    _ => Fix::Config("source.url: (the address of a server that can be read from)".into()),
+                };
+                vec![Finding::fail(LOG, report(&error)).mended_by(fix)]
+            }
         }
     }
 }
@@ -370,7 +459,8 @@ fn of_server(server: &Server) -> Finding {
     let role = quoted(&server.role);
     if server.number < 140_000 {
         let says = format!("version {} is too old; expected PostgreSQL 14 at least", server.version);
-        return Finding::fail(SERVER, says);
+        let fix = Fix::Config("source.url: (a server of PostgreSQL 14 or later)".into());
+        return Finding::fail(SERVER, says).mended_by(fix);
     }
     if server.is_standby {
         let fix = Fix::Config("source.url: (the address of the primary)".into());

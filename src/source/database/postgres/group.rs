@@ -7,9 +7,9 @@ use sqlx::{self as sql, AssertSqlSafe};
 use super::{
     super::{
         Attendance, Error,
-        group::{Dialect, GroupSql, check_buckets, check_tables, group_methods},
+        group::{Dialect, GroupSql, check_buckets, check_tables, group_methods, missing},
         holds::OR_NOTHING,
-        positions::{Noted, PositionsSql, position_methods},
+        positions::{Noted, PositionsSql, position_methods, unit_id},
     },
     Postgres,
     holds::own,
@@ -27,7 +27,7 @@ impl Postgres {
             text: "text",
             float: "float8",
             or_nothing: OR_NOTHING,
-            skip_locked: |column| format!(" ORDER BY {column} FOR UPDATE SKIP LOCKED"),
+            skip_locked: " FOR UPDATE SKIP LOCKED",
         })
     }
 

@@ -1,8 +1,7 @@
 //! Holds, verbs and replays in PostgreSQL.
 
-use std::{borrow::Cow, future::Future};
+use std::future::Future;
 
-use futures_util::TryStreamExt as _;
 use sqlx::{
     self as sql, AssertSqlSafe, Postgres, Row as _, Transaction,
     postgres::{PgArguments, PgPool, PgRow},
@@ -11,22 +10,12 @@ use sqlx::{
 
 use super::{
     super::{
-        Error, Found, Limits, Listed, TableSpec, answered, ddl,
-        holds::{
-            APPLY, Dialect, FIXED, KEYS_AT_ONCE, OR_NOTHING, SHOWN_AT_MOST, count, delete, execute,
-            execute_matching, hold_methods, matching, or_topic, scope_of, words_of,
-        },
-        literal, of_buckets, quoted, quoted_table,
+        Error, TableSpec, ddl,
+        holds::{APPLY, Dialect, OR_NOTHING, delete, hold_methods, or_topic},
+        literal, quoted, quoted_table,
     },
     Outbox,
-    outbox::ranges,
-};
-use crate::{
-    event::Replay,
-    source::{
-        ClosedKey, Gates,
-        hold::{Counts, Filter, Held, Outcome, Over, Request, Verb, key_for_people},
-    },
+    places::ranges,
 };
 
 pub(super) fn dialect<'a>(
@@ -47,7 +36,8 @@ pub(super) fn dialect<'a>(
         delete,
         or_nothing: OR_NOTHING,
         or_topic,
-        lock: " FOR SHARE",
+        lock: " FOR KEY SHARE",
+        by_key: ("JOIN", ""),
         contains_4: |column| format!("position($4 in {column}) > 0"),
         moment: |column| format!("to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"),
         age: |column| format!("extract(epoch FROM clock_timestamp() - {column})::float8"),
@@ -55,7 +45,7 @@ pub(super) fn dialect<'a>(
         seq: quoted(place),
         seq_text: format!("o.{}::text", quoted(place)),
         as_seq: Box::new(move |text| format!("{text}::{place_type}")),
-        place_is_int: matches!(place_type, "bigint" | "integer" | "smallint"),
+        numbers: None,
         between_3_4: |column| {
             format!(
                 "{column} BETWEEN to_timestamp(CAST($3 AS bigint) / 1000.0) AND \
@@ -67,6 +57,57 @@ pub(super) fn dialect<'a>(
         among_5: |column| format!("(CAST($5 AS text[]) IS NULL OR {column}::text = ANY($5))"),
         settled,
         bucket,
+        adopt: Vec::new(),
+    }
+}
+
+/// What was held or is to be replayed when rows were told apart by another column gets the place that it has now.
+pub(super) fn adopt(
+    spec: &TableSpec,
+    holds: &str,
+    replays: &str,
+    id_type: &str,
+    place_is_int: bool,
+) -> Vec<String> {
+    let Some((order, id)) = spec.candidates().filter(|(order, id)| order != id) else { return Vec::new() };
+    // A hold has its id as people write it.
+    if spec.is_kept() || id_type == "bytea" {
+        return Vec::new();
+    }
+    let name = literal(&spec.name);
+    let (outbox, order, id) = (quoted_table(&spec.name), quoted(order), quoted(id));
+    let twice = |condition: &str, other: &str| {
+        format!(
+            "DELETE FROM {holds} h WHERE h.table_name = {name} AND {condition} AND EXISTS ( \
+               SELECT FROM {holds} m WHERE m.table_name = {name} AND {other})"
+        )
+    };
+    match spec.slower() {
+        Some(_) => {
+            let condition = "h.place <> h.event_id AND h.event_id <> ''";
+            let is_uuid = (id_type == "uuid").then(|| {
+                format!("DELETE FROM {replays} WHERE table_name = {name} AND place !~ '^[0-9a-f]{{8}}-'")
+            });
+            [
+                twice(condition, "m.place = h.event_id"),
+                format!(
+                    "UPDATE {holds} h SET place = h.event_id WHERE h.table_name = {name} AND {condition}"
+                ),
+            ]
+            .into_iter()
+            .chain(is_uuid)
+            .collect()
+        }
+        None if place_is_int => vec![
+            twice("h.place = h.event_id", "m.event_id = h.event_id AND m.place <> m.event_id"),
+            format!(
+                "UPDATE {holds} h SET place = o.{order}::text FROM {outbox} o \
+                 WHERE h.table_name = {name} AND h.place = h.event_id AND h.event_id <> '' \
+                   AND o.{id} = h.event_id::{id_type}"
+            ),
+            format!("DELETE FROM {replays} WHERE table_name = {name} AND place !~ '^-?[0-9]+$'"),
+        ],
+        None => Vec::new(),
     }
 }
 

@@ -90,7 +90,7 @@ impl KeptSql {
         };
         // Behind the number that was read to: what commits late, and what is to be read again.
         let late = format!(
-            "late AS MATERIALIZED ( \
+            "whippet_late AS MATERIALIZED ( \
                SELECT n.seq FROM ( \
                  SELECT u.seq FROM ({unseen}) u WHERE NOT {since} \
                  UNION \
@@ -107,7 +107,7 @@ impl KeptSql {
         let tail = |columns: &str| {
             format!(
                 "(SELECT {columns} FROM {table} o WHERE o.{seq} > $1 AND NOT {since} AND {unheld} \
-                    AND (SELECT count(*) FROM late) < $6 ORDER BY o.{seq} LIMIT $6)",
+                    AND (SELECT count(*) FROM whippet_late) < $6 ORDER BY o.{seq} LIMIT $6)",
                 since = since(&format!("o.{seq}::bigint")),
                 unheld = unheld(&format!("o.{seq}")),
             )
@@ -129,8 +129,8 @@ impl KeptSql {
             ),
             read: format!(
                 "WITH {late} SELECT {nothing}, pg_current_snapshot()::text \
-                 UNION ALL SELECT x.*, NULL FROM late, LATERAL ( \
-                   SELECT {list} FROM {table} o WHERE o.{seq} = late.seq LIMIT 1) x \
+                 UNION ALL SELECT x.*, NULL FROM whippet_late, LATERAL ( \
+                   SELECT {list} FROM {table} o WHERE o.{seq} = whippet_late.seq LIMIT 1) x \
                  UNION ALL {tail}",
                 nothing = vec!["NULL"; FIXED + spec.columns.len()].join(", "),
                 tail = tail(&format!("{list}, NULL::text")),
@@ -189,11 +189,11 @@ impl KeptSql {
                 of_table("m")
             ),
             backlog: format!(
-                "WITH {late}, waiting AS MATERIALIZED ( \
-                   SELECT seq FROM late UNION SELECT h.place::bigint FROM {schema}.holds h \
+                "WITH {late}, whippet_waiting AS MATERIALIZED ( \
+                   SELECT seq FROM whippet_late UNION SELECT h.place::bigint FROM {schema}.holds h \
                      WHERE {of} AND h.state = '{RELEASED}' UNION {tail}) \
-                 SELECT (SELECT count(*) FROM (SELECT FROM waiting LIMIT {BACKLOG_CAP}) n), \
-                   (SELECT {age} FROM {table} o WHERE o.{seq} = (SELECT min(seq) FROM waiting) LIMIT 1)",
+                 SELECT (SELECT count(*) FROM (SELECT FROM whippet_waiting LIMIT {BACKLOG_CAP}) n), \
+                   (SELECT {age} FROM {table} o WHERE o.{seq} = (SELECT min(seq) FROM whippet_waiting) LIMIT 1)",
                 of = of_table("h"),
                 tail = tail(&format!("o.{seq}::bigint")),
             ),
@@ -373,11 +373,65 @@ impl Outbox {
     }
 }
 
+/// The column that rows are kept by, as it is.
+struct TxColumn {
+    kind: String,
+    not_null: bool,
+    has_default: bool,
+    indexed: bool,
+}
+
 impl Postgres {
     /// Whether the column that rows are kept by is what it has to be.
     pub(super) async fn check_tx(&self, spec: &TableSpec, oid: i64, tx: &str) -> Result<(), Error> {
-        let doing = "read the table's columns";
-        let column: Option<(String, bool, String, bool)> = sqlx::query_as(
+        // One that is missing is told with all others.
+        let Some(column) = self.tx_column(oid, tx).await? else { return Ok(()) };
+        let wrong = match &column {
+            TxColumn { kind, .. } if kind != "xid8" => format!("is of type {kind}"),
+            TxColumn { not_null: false, .. } => "may be NULL".to_owned(),
+            TxColumn { has_default: false, .. } => "has another default".to_owned(),
+            TxColumn { indexed: false, .. } => "has no index".to_owned(),
+            _ => return self.check_server(spec, tx).await,
+        };
+        Err(Error::Setup(format!(
+            "column {tx} of table {table} {wrong}: after_publish: keep needs xid8 NOT NULL DEFAULT \
+             pg_current_xact_id(), and an index on it, as `whippet sql` prints them",
+            table = spec.name
+        )))
+    }
+
+    /// The statements that mend what [`Postgres::check_tx`] refuses.
+    pub(super) async fn mends_tx(&self, spec: &TableSpec, oid: i64, tx: &str) -> Result<String, Error> {
+        let (table, column) = (quoted_table(&spec.name), quoted(tx));
+        let Some(found) = self.tx_column(oid, tx).await? else { return Ok(String::new()) };
+        let mut mends = Vec::new();
+        if found.kind != "xid8" {
+            mends.push(format!(
+                "ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT, \
+                 ALTER COLUMN {column} TYPE xid8 USING pg_current_xact_id()"
+            ));
+        }
+        if !found.has_default {
+            mends.push(format!("ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT pg_current_xact_id()"));
+        }
+        if !found.not_null {
+            mends.push(format!("UPDATE {table} SET {column} = pg_current_xact_id() WHERE {column} IS NULL"));
+            mends.push(format!("ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL"));
+        }
+        if !found.indexed {
+            mends.push(format!("CREATE INDEX ON {table} ({column})"));
+        }
+        if mends.is_empty() {
+            // Rows of another server: all of them come again, and none is lost.
+            let schema = quoted(&self.schema);
+            mends.push(format!("UPDATE {table} SET {column} = pg_current_xact_id()"));
+            mends.push(format!("DELETE FROM {schema}.watermarks WHERE table_name = {}", literal(&spec.name)));
+        }
+        Ok(mends.join(";\n"))
+    }
+
+    async fn tx_column(&self, oid: i64, tx: &str) -> Result<Option<TxColumn>, Error> {
+        let found: Option<(String, bool, String, bool)> = sqlx::query_as(
             "SELECT format_type(a.atttypid, NULL), a.attnotnull, coalesce(pg_get_expr(d.adbin, d.adrelid), ''), \
                EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indkey[0] = a.attnum \
                  AND i.indisvalid AND i.indpred IS NULL) \
@@ -388,23 +442,13 @@ impl Postgres {
         .bind(tx)
         .fetch_optional(&self.pool())
         .await
-        .map_err(Error::sql(doing))?;
-        // One that is missing is told with all others.
-        let Some((kind, not_null, default, indexed)) = column else { return Ok(()) };
-        let wrong = match (kind.as_str(), not_null, default.contains("pg_current_xact_id()")) {
-            ("xid8", true, true) if indexed => {
-                return self.check_server(spec, tx).await;
-            }
-            ("xid8", true, true) => "has no index".to_owned(),
-            ("xid8", true, false) => "has another default".to_owned(),
-            ("xid8", false, _) => "may be NULL".to_owned(),
-            (other, ..) => format!("is of type {other}"),
-        };
-        Err(Error::Setup(format!(
-            "column {tx} of table {table} {wrong}: after_publish: keep needs xid8 NOT NULL DEFAULT \
-             pg_current_xact_id(), and an index on it, as `whippet sql` prints them",
-            table = spec.name
-        )))
+        .map_err(Error::sql("read the table's columns"))?;
+        Ok(found.map(|(kind, not_null, default, indexed)| TxColumn {
+            kind,
+            not_null,
+            has_default: default.contains("pg_current_xact_id()"),
+            indexed,
+        }))
     }
 
     /// Rows that came with a copy have numbers of another server's transactions.

@@ -4,11 +4,15 @@ mod doctor;
 mod group;
 mod holds;
 mod kept;
+mod large;
 mod outbox;
+mod places;
 mod released;
+mod statements;
 
 use std::{
     convert::Infallible,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -19,12 +23,26 @@ use sqlx::{
     postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions, PgSslMode},
 };
 use tokio::sync::Notify;
+use tracing::info;
 
+use self::large::Large;
 pub use self::outbox::Outbox;
-use super::{Error, GROUP, LEASE_NAME, TableSpec, ddl, quoted, quoted_table, teardown};
+use super::{
+    Error, GROUP, LEASE_NAME, TableSpec,
+    claims::Claims,
+    ddl,
+    names::no_table,
+    place::{Candidates, Distinct},
+    quoted, quoted_table, teardown,
+};
 use crate::{
-    config::{self, TlsMode},
-    source::{password::Password, postgres::wire},
+    config::{self, AfterPublish, TlsMode},
+    doctor::Fix,
+    source::{
+        dial::without_brackets,
+        password::{LOOK_EVERY, Password},
+        postgres::wire,
+    },
 };
 
 #[derive(Clone, Debug)]
@@ -34,13 +52,41 @@ pub struct Postgres {
     password: Password,
     url_password: Option<config::Secret>,
     schema: String,
+    claims: Claims,
 }
 
 #[derive(Debug)]
 struct Connections {
     pool: PgPool,
+    /// Those that are for large payloads, of the pool's number.
+    large: Arc<Large>,
     options: PgConnectOptions,
+    tls: config::Tls,
     made: Instant,
+    /// When the password's file was looked at, and a number that changes with what it had.
+    looked: Instant,
+    seen: Option<u64>,
+}
+
+impl Connections {
+    /// For the connections that are made from now on; those that there are go on.
+    fn take_up(&mut self, password: &str) {
+        let now = Some(fingerprint(password));
+        if now != self.seen {
+            if self.seen.is_some() {
+                info!("the password of the database has changed and is taken up");
+            }
+            self.seen = now;
+            self.options = self.options.clone().password(password);
+            self.pool.set_connect_options(self.options.clone());
+        }
+    }
+}
+
+fn fingerprint(password: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    password.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A pool that was just renewed is not renewed again: several tasks notice the same fault.
@@ -83,6 +129,11 @@ impl Postgres {
                 TlsMode::VerifyCa => PgSslMode::VerifyCa,
                 TlsMode::VerifyFull => PgSslMode::VerifyFull,
             });
+        // The driver looks a name in brackets up.
+        let host = without_brackets(options.get_host()).to_owned();
+        if host != options.get_host() {
+            options = options.host(&host);
+        }
         if let Some(ca) = &source.tls.ca_file {
             options = options.ssl_root_cert(ca);
         }
@@ -93,29 +144,46 @@ impl Postgres {
             options = options.ssl_client_key(key);
         }
         let most = source.max_connections;
-        let connections = Connections { pool: pool(&options, most), options, made: Instant::now() };
+        let (pool, now) = (pool(&options, most), Instant::now());
+        let large = Arc::default();
+        let tls = source.tls.clone();
+        let connections = Connections { pool, large, options, tls, made: now, looked: now, seen: None };
         Ok(Postgres {
             connections: Arc::new(Mutex::new(connections)),
             most,
             password: Password::of(source),
             url_password: url_password(source.url.expose()),
             schema: source.relay_schema.clone(),
+            claims: Claims::default(),
         })
     }
 
+    /// With the password that its file has now. Certificates are read by the driver for each connection.
     fn connections(&self) -> MutexGuard<'_, Connections> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if connections.looked.elapsed() >= LOOK_EVERY {
+            connections.looked = Instant::now();
+            if let Some(password) = self.password.in_file() {
+                connections.take_up(&password);
+            }
+        }
+        connections
     }
 
     pub(in crate::source) fn pool(&self) -> PgPool {
         self.connections().pool.clone()
     }
 
+    fn pools(&self) -> (PgPool, Arc<Large>) {
+        let connections = self.connections();
+        (connections.pool.clone(), connections.large.clone())
+    }
+
     pub(in crate::source) fn schema(&self) -> &str {
         &self.schema
     }
 
-    /// How to connect, with the password as it is now.
+    /// How to connect, with the password as it was last known.
     pub(in crate::source) fn options(&self) -> PgConnectOptions {
         self.connections().options.clone()
     }
@@ -123,11 +191,12 @@ impl Postgres {
     /// The password as it is now, or that of the URL.
     pub(in crate::source) async fn password(&self) -> Result<Option<String>, Error> {
         let of_url = || self.url_password.as_ref().map(|password| password.expose().to_owned());
-        Ok(self.password.read().await?.or_else(of_url))
+        Ok(self.read_password().await?.or_else(of_url))
     }
 
-    /// How to connect for replication; the password is asked for each time.
-    pub fn replication(&self, source: &config::Source, application: &str) -> wire::Settings {
+    /// How to connect without the driver; the password is asked for each time. Values as text are to be those that polling
+    /// gets, so the session is as sqlx makes its own.
+    fn wire(&self, application: &str) -> wire::Settings {
         let options = self.options();
         let parameter = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         wire::Settings {
@@ -139,16 +208,22 @@ impl Postgres {
             user: options.get_username().to_owned(),
             password: None,
             database: options.get_database().unwrap_or(options.get_username()).to_owned(),
-            tls: source.tls.clone(),
-            // Values as text are to be those that polling gets, so the session is as sqlx makes its own.
+            tls: self.connections().tls.clone(),
+            replication: false,
             parameters: vec![
                 parameter("application_name", application),
                 parameter("DateStyle", "ISO, MDY"),
                 parameter("TimeZone", "UTC"),
                 parameter("extra_float_digits", "2"),
-                parameter("bytea_output", "hex"),
             ],
         }
+    }
+
+    /// How to connect for replication.
+    pub fn replication(&self, application: &str) -> wire::Settings {
+        let mut settings = self.wire(application);
+        settings.parameters.push(("bytea_output".to_owned(), "hex".to_owned()));
+        wire::Settings { replication: true, ..settings }
     }
 
     /// Throws all connections away: the next ones may lead to another server. Those that hang do so
@@ -157,6 +232,7 @@ impl Postgres {
         let mut connections = self.connections();
         if connections.made.elapsed() >= RENEW_AT_MOST_EVERY {
             connections.pool = pool(&connections.options, self.most);
+            connections.large = Arc::new(connections.large.renewed());
             connections.made = Instant::now();
         }
     }
@@ -170,15 +246,25 @@ impl Postgres {
         connection.close().await.map_err(Error::sql("connect to the source database"))
     }
 
-    /// A connection of its own, with the password as it is now, which the pool takes up too.
-    pub async fn connect(&self) -> Result<PgConnection, Error> {
-        let mut options = self.connections().options.clone();
-        if let Some(password) = self.password.read().await? {
-            options = options.password(&password);
-            let mut connections = self.connections();
-            connections.pool.set_connect_options(options.clone());
-            connections.options = options.clone();
+    /// The password as it is now, which the pool takes up too.
+    async fn read_password(&self) -> Result<Option<String>, Error> {
+        let password = self.password.read().await?;
+        if let Some(password) = &password {
+            self.connections().take_up(password);
         }
+        Ok(password)
+    }
+
+    /// The server refuses the login.
+    pub fn login_refused(&self) {
+        let this = self.clone();
+        self.password.refused(move |password| this.connections().take_up(password));
+    }
+
+    /// A connection of its own, with the password as it is now.
+    pub async fn connect(&self) -> Result<PgConnection, Error> {
+        self.read_password().await?;
+        let options = self.connections().options.clone();
         PgConnection::connect_with(&options).await.map_err(Error::sql("connect to the source database"))
     }
 
@@ -261,18 +347,18 @@ impl Postgres {
 
     pub async fn outbox(&self, spec: &TableSpec) -> Result<Outbox, Error> {
         let table = quoted_table(&spec.name);
-        let oid: Option<i64> = sqlx::query_scalar("SELECT to_regclass($1)::oid::bigint")
-            .bind(&table)
-            .fetch_one(&self.pool())
-            .await
-            .map_err(Error::sql("look for the table"))?;
-        let Some(oid) = oid else {
-            return Err(Error::Setup(format!(
-                "table {} does not exist, or this role cannot see its schema: make it with \
-                 `whippet sql`, or mend tables[].name",
-                spec.name
-            )));
+        let found: Option<(i64, String, i32)> = sqlx::query_as(
+            "SELECT oid::bigint, relkind::text, pg_relation_is_updatable(oid, true) FROM pg_class \
+             WHERE oid = to_regclass($1)",
+        )
+        .bind(&table)
+        .fetch_optional(&self.pool())
+        .await
+        .map_err(Error::sql("look for the table"))?;
+        let Some((oid, kind, takes)) = found else {
+            return Err(no_table(&spec.name, self.meant(spec).await?.as_deref()));
         };
+        check_kind(spec, &kind, takes)?;
         let columns: Vec<(String, String)> = sqlx::query_as(
             "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute \
              WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
@@ -294,9 +380,102 @@ impl Postgres {
             }
             _ => None,
         };
+        spec.check(&columns)?;
+        self.tell_apart(spec, oid).await?;
         if let Some(tx) = &spec.tx {
             self.check_tx(spec, oid, tx).await?;
         }
         Outbox::new(self, spec, &columns, sequence_oid.unwrap_or(oid))
     }
+
+    /// The table that may be meant by a name that there is not: its name has the same letters.
+    async fn meant(&self, spec: &TableSpec) -> Result<Option<String>, Error> {
+        let (schema, table) = spec.name.split_once('.').unzip();
+        sqlx::query_scalar(
+            "SELECT CASE WHEN $1 IS NULL THEN relname ELSE concat(nspname, '.', relname) END \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \
+             WHERE relkind IN ('r', 'p', 'v', 'f') AND lower(relname) = lower($2) \
+               AND CASE WHEN $1 IS NULL THEN pg_table_is_visible(c.oid) ELSE lower(nspname) = lower($1) END \
+             ORDER BY 1 LIMIT 1",
+        )
+        .bind(schema)
+        .bind(table.unwrap_or(&spec.name))
+        .fetch_optional(&self.pool())
+        .await
+        .map_err(Error::sql("look for the table"))
+    }
+
+    /// Refuses a table that is relayed by another name; decides by what its rows are told apart. An index that is
+    /// deferred tells too: only what is committed is read. So does a sequence of the column's own, whose numbers are
+    /// given once.
+    pub(in crate::source) async fn tell_apart(&self, spec: &TableSpec, oid: i64) -> Result<(), Error> {
+        self.claims.claim(oid.to_string(), spec)?;
+        let Some((order, id)) = spec.candidates() else { return Ok(()) };
+        let found: Vec<(String, bool, bool, bool, bool)> = sqlx::query_as(
+            "SELECT a.attname::text, a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype), \
+               (SELECT bool_or(TRUE) FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid \
+                 AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum \
+                 AND NOT inherited) IS TRUE \
+                 OR pg_get_serial_sequence(c.oid::regclass::text, a.attname) IS NOT NULL, \
+               a.attnotnull OR c.relkind IN ('v', 'f'), inherited OR c.relkind IN ('v', 'f', 'p') \
+             FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped, \
+               LATERAL (SELECT c.relkind <> 'p' AND c.relhassubclass) AS of(inherited) \
+             WHERE c.oid = $1::bigint::oid AND a.attname = ANY($2)",
+        )
+        .bind(oid)
+        .bind([order, id])
+        .fetch_all(&self.pool())
+        .await
+        .map_err(Error::sql("look for the table's unique indexes"))?;
+        if !found.iter().any(|(name, ..)| name == order) {
+            return Ok(());
+        }
+        let table = quoted_table(&spec.name);
+        let of = |wanted: &str| {
+            let column = found.iter().find(|(name, ..)| name == wanted);
+            let (is_int, unique, filled, is_untold) = column
+                .map_or((true, false, false, false), |(_, is_int, unique, filled, is_untold)| {
+                    (*is_int, *unique, *filled, *is_untold)
+                });
+            let name = quoted(wanted);
+            let index = (!unique).then(|| format!("CREATE UNIQUE INDEX CONCURRENTLY ON {table} ({name})"));
+            let fill = (!filled).then(|| format!("ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL"));
+            let statements: Vec<String> = match is_int || wanted == id {
+                true => index.into_iter().chain(fill).collect(),
+                // Two times may be the same.
+                false => vec![format!(
+                    "ALTER TABLE {table} ADD COLUMN seq bigint GENERATED ALWAYS AS IDENTITY UNIQUE -- then \
+                     columns.sequence: seq"
+                )],
+            };
+            let mend = (!is_untold && !statements.is_empty()).then(|| statements.join("; "));
+            (Distinct { unique, filled, mend }, is_untold)
+        };
+        let ((order, is_untold), (id, _)) = (of(order), of(id));
+        spec.tell_apart(Candidates { order, id, is_untold })
+    }
+}
+
+/// Refuses what nothing can be recorded in. `takes`: what the server says that it takes, as bits.
+fn check_kind(spec: &TableSpec, kind: &str, takes: i32) -> Result<(), Error> {
+    const UPDATE: i32 = 1 << 2;
+    const DELETE: i32 = 1 << 4;
+    let recorded = match spec.after_publish {
+        AfterPublish::Delete => DELETE,
+        AfterPublish::Mark => UPDATE,
+        AfterPublish::Keep => 0,
+    };
+    let expires = if spec.retention.is_some() { DELETE } else { 0 };
+    let needs = if spec.stays() { recorded | expires } else { 0 };
+    let what = match kind {
+        "m" => "a materialized view",
+        _ if takes & needs == needs => return Ok(()),
+        "v" => "a view that rows cannot be deleted from or marked in",
+        "f" => "a foreign table that rows cannot be deleted from or marked in",
+        _ => "no table",
+    };
+    Err(Error::Refused {
+        says: format!("{} is {what}: what was published could not be recorded", spec.name),
+        fix: Fix::Config("tables[].name: (the table that the application writes to)".into()),
+    })
 }

@@ -12,7 +12,7 @@ use super::{
     },
     Outbox, Postgres,
     holds::{dialect, own},
-    outbox::{Clock, Sql},
+    statements::{Clock, Sql},
 };
 use crate::{
     event::{Event, Place, Row},
@@ -64,10 +64,10 @@ impl Outbox {
                  ON CONFLICT (table_name, place) DO NOTHING"
             ),
             expire: String::new(),
-            epoch: format!("SELECT epoch FROM {schema}.members WHERE epoch = $1"),
             writers: "SELECT NULL::text WHERE $1::bigint IS NULL",
             backlog: format!("SELECT count(*), NULL::float8 FROM {table} o WHERE {of_table}"),
         };
+        let (pool, large) = db.pools();
         let own = |name: &str| own(&db.schema, name);
         let dialect = dialect(&own, spec, "place", "text", None, None);
         Outbox {
@@ -78,9 +78,12 @@ impl Outbox {
                 list.replace("$5", "$2")
             ),
             read_replays: "SELECT NULL WHERE false AND $1::bigint IS NULL AND $2::int IS NULL".to_owned(),
-            pool: db.pool(),
+            db: db.clone(),
+            pool,
+            large,
             place_is_int: false,
             clock: Clock::Millis,
+            unreadable: spec.unreadable.clone(),
             columns: spec.columns.len(),
             payload_index: payload,
             max_payload: spec.max_payload as u64,
@@ -108,7 +111,7 @@ impl Outbox {
     /// Commits holds together with the content of their events.
     pub(super) async fn hold_content(&self, holds: &[Hold], epoch: i64) -> Result<(), Error> {
         let doing = "hold events";
-        let mut tx = self.fenced(epoch, doing).await?;
+        let mut tx = self.begin(doing).await?;
         for hold in holds {
             let content = hold.content.as_deref();
             let unread = content.and_then(|event| event.unread_bytes).map(u64::cast_signed);
@@ -128,6 +131,7 @@ impl Outbox {
                 .await
                 .map_err(Error::sql(doing))?;
         }
+        self.fence(&mut tx, epoch, doing).await?;
         tx.commit().await.map_err(Error::sql(doing))
     }
 }

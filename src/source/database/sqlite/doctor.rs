@@ -1,6 +1,8 @@
 //! What `whippet doctor` finds of the file and its tables. Nothing is changed.
 
-use sqlx::{Connection as _, sqlite::SqliteConnection};
+use std::{fs::OpenOptions, path::Path};
+
+use sqlx::{AssertSqlSafe, Connection as _, sqlite::SqliteConnection};
 
 use super::{
     super::{Error, TableSpec, ddl, quoted},
@@ -21,6 +23,27 @@ fn sql(error: sqlx::Error) -> Error {
     Error::sql("look at the file")(error)
 }
 
+/// Writes what is there already, and takes it back. To begin as a writer is not enough: of a file that may only be read
+/// SQLite lets one begin.
+async fn writes(connection: &mut SqliteConnection) -> sqlx::Result<()> {
+    let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *connection).await?;
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let same = AssertSqlSafe(format!("PRAGMA user_version = {version}"));
+    sqlx::raw_sql(same).execute(&mut *transaction).await?;
+    transaction.rollback().await
+}
+
+/// What forbids it: the file, its folder, where a journal is made, or the URL.
+fn mends_writing(path: &Path) -> Fix {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let chmod = |what: &Path| Fix::Shell(format!("chmod u+w '{}'", what.display()));
+    match OpenOptions::new().write(true).open(path) {
+        Err(_) => chmod(path),
+        Ok(_) if tempfile::tempfile_in(folder).is_err() => chmod(folder),
+        Ok(_) => Fix::Config("source.url: (without what makes it read-only)".into()),
+    }
+}
+
 impl Sqlite {
     /// The file, the relay's own tables and the outboxes: one finding for each check.
     pub async fn examine(&self, config: &Config, specs: &[TableSpec]) -> Vec<Finding> {
@@ -35,18 +58,19 @@ impl Sqlite {
             }
         };
         let mut findings = Vec::new();
-        // As every writer begins, and nothing is written.
-        let writes = sqlx::raw_sql("BEGIN IMMEDIATE; ROLLBACK").execute(&mut connection).await;
-        findings.push(match writes.map_err(Error::sql("write")) {
-            Ok(_) => Finding::ok(FILE, format!("{path} can be written to")),
+        findings.push(match writes(&mut connection).await.map_err(Error::sql("write")) {
+            Ok(()) => Finding::ok(FILE, format!("{path} can be written to")),
             Err(error) => {
                 let says = format!("{path} cannot be written to: {}", report(&error));
-                Finding::fail(FILE, says).mended_by(Fix::Shell(format!("chmod u+w '{path}'")))
+                Finding::fail(FILE, says).mended_by(mends_writing(options.get_filename()))
             }
         });
         match self.find_all(&mut connection, config, specs).await {
             Ok(found) => findings.extend(found),
-            Err(error) => findings.push(Finding::fail(FILE, report(&error))),
+            Err(error) => {
+                let fix = Fix::Config("source.url: (a file that is a database of SQLite)".into());
+                findings.push(Finding::fail(FILE, report(&error)).mended_by(fix));
+            }
         }
         connection.close().await.ok();
         findings
@@ -86,12 +110,13 @@ impl Sqlite {
         spec: &TableSpec,
     ) -> Result<Vec<Finding>, Error> {
         let shown = &spec.name;
-        let made: Option<String> =
-            sqlx::query_scalar("SELECT sql FROM sqlite_master WHERE type IN ('table', 'view') AND name = ?1")
-                .bind(shown)
-                .fetch_optional(&mut *connection)
-                .await
-                .map_err(sql)?;
+        let made: Option<String> = sqlx::query_scalar(
+            "SELECT sql FROM sqlite_master WHERE type IN ('table', 'view') AND name = ?1 COLLATE NOCASE",
+        )
+        .bind(shown)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(sql)?;
         let Some(made) = made else {
             let make = ddl::outbox(table, Dialect::Sqlite).into_iter();
             let make: Vec<String> = make.filter(|statement| !statement.starts_with("--")).collect();
@@ -119,8 +144,12 @@ impl Sqlite {
         }
         let mut findings = vec![match self.outbox(spec).await {
             Ok(_) => Finding::ok(TABLE, format!("{shown}: has what is needed")),
-            Err(error) => Finding::fail(TABLE, report(&error)),
+            // An order column by which rows cannot be kept.
+            Err(error) => error.refusal(TABLE).unwrap_or_else(|| {
+                Finding::fail(TABLE, report(&error)).mended_by(Fix::Config("after_publish: mark".into()))
+            }),
         }];
+        findings.extend(spec.slower().map(|slower| slower.finding(ORDER)));
         if let Some(column) = &spec.sequence {
             findings.push(match made.to_uppercase().contains("AUTOINCREMENT") {
                 true => Finding::ok(ORDER, format!("{shown}.{column} rises (AUTOINCREMENT)")),

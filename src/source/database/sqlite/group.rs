@@ -7,9 +7,9 @@ use sqlx::{self as sql, AssertSqlSafe};
 use super::{
     super::{
         Attendance, Error,
-        group::{Dialect, GroupSql, check_buckets, check_tables, group_methods},
+        group::{Dialect, GroupSql, check_buckets, check_tables, group_methods, missing},
         holds::OR_NOTHING,
-        positions::{Noted, PositionsSql, position_methods},
+        positions::{Noted, PositionsSql, position_methods, unit_id},
     },
     Sqlite,
 };
@@ -28,7 +28,7 @@ impl Sqlite {
             float: "REAL",
             or_nothing: OR_NOTHING,
             // Writers take turns.
-            skip_locked: |_| String::new(),
+            skip_locked: "",
         })
     }
 

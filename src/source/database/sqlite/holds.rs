@@ -1,8 +1,7 @@
 //! Holds, verbs and replays in SQLite.
 
-use std::{borrow::Cow, future::Future};
+use std::future::Future;
 
-use futures_util::TryStreamExt as _;
 use sqlx::{
     self as sql, AssertSqlSafe, Row as _, Sqlite, Transaction,
     sqlite::{SqlitePool, SqliteRow},
@@ -10,21 +9,11 @@ use sqlx::{
 
 use super::{
     super::{
-        Error, Found, Limits, Listed, TableSpec, answered, ddl,
-        holds::{
-            APPLY, Dialect, FIXED, KEYS_AT_ONCE, OR_NOTHING, SHOWN_AT_MOST, count, delete, execute,
-            execute_matching, hold_methods, matching, or_topic, scope_of, words_of,
-        },
-        literal, of_buckets, quoted,
+        Error, TableSpec, ddl,
+        holds::{APPLY, Dialect, OR_NOTHING, delete, hold_methods, or_topic},
+        literal, quoted,
     },
     Outbox, json_texts,
-};
-use crate::{
-    event::Replay,
-    source::{
-        ClosedKey, Gates,
-        hold::{Counts, Filter, Held, Outcome, Over, Request, Verb, key_for_people},
-    },
 };
 
 pub(super) fn dialect<'a>(
@@ -46,6 +35,7 @@ pub(super) fn dialect<'a>(
         or_topic,
         // Writers take turns.
         lock: "",
+        by_key: ("CROSS JOIN", ""),
         contains_4: |column| format!("instr({column}, $4) > 0"),
         moment: |column| format!("strftime('%Y-%m-%dT%H:%M:%fZ', {column})"),
         age: |column| format!("unixepoch('subsec') - unixepoch({column}, 'subsec')"),
@@ -55,7 +45,7 @@ pub(super) fn dialect<'a>(
         as_seq: Box::new(move |text| {
             format!("CAST({text} AS {})", if place_is_int { "INTEGER" } else { "TEXT" })
         }),
-        place_is_int,
+        numbers: None,
         between_3_4: |column| format!("unixepoch({column}, 'subsec') * 1000 BETWEEN $3 AND $4"),
         released: None,
         id: format!("o.{}", quoted(&spec.id)),
@@ -64,6 +54,26 @@ pub(super) fn dialect<'a>(
         },
         settled,
         bucket: None,
+        adopt: Vec::new(),
+    }
+}
+
+/// What was held when rows were told apart by another column gets the place that it has now.
+pub(super) fn adopt(spec: &TableSpec, holds: &str, place_is_int: bool) -> Option<String> {
+    let (order, id) = spec.candidates().filter(|(order, id)| order != id && !spec.is_kept())?;
+    let (name, outbox) = (literal(&spec.name), quoted(&spec.name));
+    let (order, id) = (quoted(order), quoted(id));
+    match spec.slower() {
+        Some(_) => Some(format!(
+            "UPDATE OR IGNORE {holds} SET place = event_id \
+             WHERE table_name = {name} AND place <> event_id AND event_id <> ''"
+        )),
+        None => place_is_int.then(|| {
+            format!(
+                "UPDATE OR IGNORE {holds} AS h SET place = CAST(o.{order} AS TEXT) FROM {outbox} o \
+                 WHERE h.table_name = {name} AND h.place = h.event_id AND o.{id} = h.event_id"
+            )
+        }),
     }
 }
 
@@ -107,7 +117,7 @@ impl Outbox {
             true => serde_json::Value::from(numbers()).to_string(),
             false => json_texts(places),
         };
-        sqlx::query(AssertSqlSafe(self.record.as_str()))
+        sqlx::query(AssertSqlSafe(self.sql.record.as_str()))
             .bind(places)
             .bind(epoch)
             .execute(&mut **tx)
@@ -118,7 +128,7 @@ impl Outbox {
 
     /// These rows were published again.
     pub async fn replayed(&self, places: &[String]) -> Result<(), Error> {
-        sqlx::query(AssertSqlSafe(self.replayed.as_str()))
+        sqlx::query(AssertSqlSafe(self.sql.replayed.as_str()))
             .bind(json_texts(places))
             .execute(&self.pool)
             .await

@@ -137,12 +137,12 @@ impl KeptSql {
                 of_table("m")
             ),
             backlog: format!(
-                "WITH waiting AS MATERIALIZED ( \
+                "WITH whippet_waiting AS MATERIALIZED ( \
                    SELECT o.{seq} AS seq FROM {table} o WHERE {to_read} \
                    UNION SELECT CAST(h.place AS INTEGER) FROM {holds} h WHERE {of} AND h.state = '{RELEASED}' \
                    LIMIT ?4) \
-                 SELECT (SELECT count(*) FROM waiting), \
-                   (SELECT {age} FROM {table} o WHERE o.{seq} = (SELECT min(seq) FROM waiting))",
+                 SELECT (SELECT count(*) FROM whippet_waiting), \
+                   (SELECT {age} FROM {table} o WHERE o.{seq} = (SELECT min(seq) FROM whippet_waiting))",
                 of = of_table("h"),
             ),
         }

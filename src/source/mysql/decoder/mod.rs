@@ -13,7 +13,8 @@ use super::{
     event::{Body, Header, Insert, Malformed, kind, parse, table_id},
     map::TableMap,
     payload::{Inner, Payload, inflate},
-    rows::{Known, Layout, image},
+    rows::{Known, Layout, Made, image},
+    statement::{Statement, contains},
 };
 use crate::{
     event::Event,
@@ -21,15 +22,11 @@ use crate::{
     source::{
         database::TableSpec,
         log::{
-            At, Progress, Streamed,
+            At, Decoded, Progress, Ready, Streamed,
             binlog::{Commit, Coordinates, Gtid, ServerId},
         },
     },
 };
-
-/// Enough to hand over, in rows and in bytes.
-const BATCH_ROWS: usize = 512;
-const BATCH_BYTES: usize = 256 << 10;
 
 /// A table's part of the decoder.
 #[derive(Debug)]
@@ -38,22 +35,12 @@ pub struct Route {
     /// `None`: the table is not there.
     pub known: Option<Known>,
     pub progress: Arc<Progress>,
-    rows: Vec<Streamed>,
-    bytes: usize,
 }
 
 impl Route {
     pub fn new(spec: TableSpec, known: Option<Known>, progress: Arc<Progress>) -> Route {
-        Route { spec, known, progress, rows: Vec::new(), bytes: 0 }
+        Route { spec, known, progress }
     }
-}
-
-/// Rows of one table that may be handed over.
-#[derive(Debug)]
-pub struct Ready {
-    pub table: usize,
-    pub rows: Vec<Streamed>,
-    pub bytes: usize,
 }
 
 /// The transaction that is being read.
@@ -91,8 +78,7 @@ pub struct Decoder {
     at: Coordinates,
     /// Where the log was when it began to be read.
     current_at: Option<Coordinates>,
-    rows: usize,
-    bytes: usize,
+    decoded: Decoded,
 }
 
 impl Decoder {
@@ -105,6 +91,7 @@ impl Decoder {
         limit: usize,
     ) -> Decoder {
         let mut decoder = Decoder {
+            decoded: Decoded::of(routes.len()),
             routes,
             layouts: HashMap::new(),
             transaction: Transaction::default(),
@@ -113,8 +100,6 @@ impl Decoder {
             checksum: false,
             at: start,
             current_at: Some(end),
-            rows: 0,
-            bytes: 0,
         };
         decoder.is_current();
         decoder
@@ -125,20 +110,12 @@ impl Decoder {
     }
 
     pub fn is_full(&self) -> bool {
-        self.rows >= BATCH_ROWS || self.bytes >= BATCH_BYTES
+        self.decoded.is_full()
     }
 
     /// What was decoded since the last time.
     pub fn take_ready(&mut self) -> Vec<Ready> {
-        (self.rows, self.bytes) = (0, 0);
-        let with_rows = self.routes.iter_mut().enumerate().filter(|(_, route)| !route.rows.is_empty());
-        with_rows
-            .map(|(table, route)| Ready {
-                table,
-                rows: std::mem::take(&mut route.rows),
-                bytes: std::mem::take(&mut route.bytes),
-            })
-            .collect()
+        self.decoded.take()
     }
 
     /// An event, as the server sends it: behind a byte that says that it is one.
@@ -177,7 +154,7 @@ impl Decoder {
                 while let Some(inner) = payload.next_event()? {
                     let next = match inner {
                         Inner::Whole(bytes) => self.body(parse(bytes, false)?.1)?,
-                        Inner::Oversize(header) => self.oversize(header.kind),
+                        Inner::Oversize { head, .. } => self.oversize(Header::parse(head)?.0.kind),
                     };
                     verdict = if next == Verdict::Changed { next } else { verdict };
                 }
@@ -231,17 +208,8 @@ impl Decoder {
         }
     }
 
-    /// Files grow beyond what the events can tell; numbers go on then.
     fn reach(&mut self, header: &Header) {
-        if header.end == 0 {
-            return;
-        }
-        let high = self.at.at & !0xffff_ffff;
-        let mut at = high | u64::from(header.end);
-        if header.end < self.at.at as u32 && self.at.at - at > 1 << 31 {
-            at += 1 << 32;
-        }
-        self.at.at = self.at.at.max(at);
+        reach(&mut self.at, header);
     }
 
     /// The tables are told when the log has come to where it was when it began to be read.
@@ -255,7 +223,7 @@ impl Decoder {
     fn body(&mut self, body: Body<'_>) -> Result<Verdict, Malformed> {
         match body {
             Body::Gtid(gtid) => self.transaction = Transaction { gtid, ..Transaction::default() },
-            Body::MariadbGtid { alone, prepared } => {
+            Body::MariadbGtid { alone, prepared, .. } => {
                 self.transaction =
                     Transaction { is_open: !alone, all_left: prepared, ..Transaction::default() };
             }
@@ -275,33 +243,25 @@ impl Decoder {
     }
 
     fn statement(&mut self, text: &[u8]) -> Verdict {
-        let word = |word: &str| {
-            text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()))
-        };
-        if word("BEGIN") {
-            self.transaction.is_open = true;
-        } else if word("COMMIT") {
-            self.commit();
-        } else if word("XA START") {
-            (self.transaction.is_open, self.transaction.all_left) = (true, true);
-        } else if word("XA COMMIT") {
-            // Prepared before: which tables it is of was told then, or before the log began to be read.
-            self.transaction.all_left = true;
-            self.commit();
-        } else if word("ROLLBACK TO") {
-            self.transaction.all_left = true;
-        } else if word("ROLLBACK") || word("XA ROLLBACK") {
-            self.transaction = Transaction::default();
-        } else if word("SAVEPOINT") || word("XA END") {
-            // Nothing is done by it.
-        } else if self.transaction.is_open {
+        match Statement::of(text) {
+            Statement::Begin => self.transaction.is_open = true,
+            Statement::Commit => self.commit(),
+            Statement::XaStart => (self.transaction.is_open, self.transaction.all_left) = (true, true),
+            Statement::XaCommit => {
+                // Prepared before: which tables it is of was told then, or before the log began to be read.
+                self.transaction.all_left = true;
+                self.commit();
+            }
+            Statement::RollbackTo(_) => self.transaction.all_left = true,
+            Statement::Rollback | Statement::XaRollback => self.transaction = Transaction::default(),
+            Statement::Savepoint(_) | Statement::XaEnd => {}
             // A change that is told as a statement.
-            self.transaction.all_left = true;
-        } else {
-            self.transaction = Transaction::default();
-            let names = self.routes.iter().filter_map(|route| route.spec.name.rsplit('.').next());
-            if names.into_iter().any(|name| contains(text, name)) {
-                return Verdict::Changed;
+            _ if self.transaction.is_open => self.transaction.all_left = true,
+            _ => {
+                self.transaction = Transaction::default();
+                if self.routes.iter().any(|route| names(text, &route.spec)) {
+                    return Verdict::Changed;
+                }
             }
         }
         Verdict::GoOn
@@ -372,8 +332,8 @@ impl Decoder {
         };
         let (mut is_left, mut bytes, limit) = (false, self.transaction.bytes, self.limit);
         let found = &mut self.transaction.rows;
-        layout.rows(present, rows, &mut |event| match event {
-            Some(event) if !is_left && bytes <= limit => {
+        layout.rows(present, rows, &mut |made| match made {
+            Made::Whole(event) if !is_left && bytes <= limit => {
                 bytes += window_bytes(&event);
                 found.push((index, event));
             }
@@ -395,32 +355,40 @@ impl Decoder {
         let commit = Arc::new(Commit { gtid: transaction.gtid, end: self.at });
         if !transaction.all_left {
             for (index, event) in transaction.rows {
-                let (route, bytes) = (&mut self.routes[index], window_bytes(&event));
-                route.rows.push(Streamed { at: At::Binlog(commit.clone()), event: Some(event) });
-                route.bytes += bytes;
-                self.bytes += bytes;
-                self.rows += 1;
+                self.decoded.push(index, Streamed { at: At::Binlog(commit.clone()), event: Some(event) });
             }
         }
-        for (index, route) in self.routes.iter_mut().enumerate() {
+        for index in 0..self.routes.len() {
             if transaction.all_left || transaction.left.contains(&index) {
-                route.rows.push(Streamed { at: At::Binlog(commit.clone()), event: None });
-                self.rows += 1;
+                self.decoded.push(index, Streamed { at: At::Binlog(commit.clone()), event: None });
             }
         }
     }
 }
 
-fn event_of(packet: &[u8]) -> Result<&[u8], Malformed> {
+pub(super) fn event_of(packet: &[u8]) -> Result<&[u8], Malformed> {
     match packet {
         [0, event @ ..] => Ok(event),
         _ => Err(Malformed("a packet that is no event")),
     }
 }
 
-/// Whether a statement may be about a table.
-fn contains(text: &[u8], name: &str) -> bool {
-    text.windows(name.len().max(1)).any(|part| part.eq_ignore_ascii_case(name.as_bytes()))
+/// The log has come to the end of this event. Files grow beyond what events can tell; numbers go on then.
+pub(super) fn reach(at: &mut Coordinates, header: &Header) {
+    if header.end == 0 {
+        return;
+    }
+    let high = at.at & !0xffff_ffff;
+    let mut end = high | u64::from(header.end);
+    if header.end < at.at as u32 && at.at - end > 1 << 31 {
+        end += 1 << 32;
+    }
+    at.at = at.at.max(end);
+}
+
+/// Whether a statement may be about this table.
+pub(super) fn names(text: &[u8], spec: &TableSpec) -> bool {
+    spec.name.rsplit('.').next().is_some_and(|name| contains(text, name))
 }
 
 #[cfg(test)]

@@ -6,12 +6,13 @@ use crate::{
     config::{AfterPublish, Order},
     event::Place,
     source::{
-        database::{Column, Rows},
+        database::{Column, Placing, Rows},
         mysql::{
             event::tests::{event, query_body},
             map::code,
             payload::tests::compress,
         },
+        times::Unreadable,
     },
 };
 
@@ -24,6 +25,8 @@ fn column(name: &str, kind: &str, full: &str) -> Column {
         charset: (kind == "varchar").then(|| "utf8mb4".into()),
         collation: None,
         bits: None,
+        nullable: false,
+        unique: false,
     }
 }
 
@@ -45,6 +48,8 @@ fn decoder(limit: usize) -> Decoder {
         retention: None,
         max_payload: 1 << 20,
         shared: None,
+        placing: Placing::default(),
+        unreadable: Unreadable::default(),
     };
     let columns = vec![
         column("seq", "bigint", "bigint"),

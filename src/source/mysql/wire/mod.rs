@@ -13,16 +13,18 @@ use std::io;
 use mysql_common::{
     constants::CapabilityFlags,
     io::ParseBuf,
-    packets::{AuthPlugin, AuthSwitchRequest, HandshakePacket, HandshakeResponse, SslRequest},
+    packets::{
+        AuthPlugin, AuthSwitchRequest, ComBinlogDumpGtid, GnoInterval, HandshakePacket, HandshakeResponse,
+        Sid, SslRequest, Tag,
+    },
     proto::MySerialize,
 };
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
 
 pub use self::packets::{Packet, Parts, Reader};
 use self::packets::{Socket, Writer};
 use crate::{
     config::{Tls, TlsMode},
-    source::tls::handshake,
+    source::{dial::dial, log::gtids::GtidSet, tls::handshake},
 };
 
 /// The longest packet before the events.
@@ -112,9 +114,7 @@ impl Connection {
             Some(plugin @ AuthPlugin::CachingSha2Password) => plugin.into_owned(),
             _ => AuthPlugin::MysqlNativePassword,
         };
-        let mut nonce = greeting.nonce();
-        nonce.resize(20, 0);
-        connection.login(settings, flags, plugin, nonce, secure).await?;
+        connection.login(settings, flags, plugin, &greeting.nonce(), secure).await?;
         Ok(connection)
     }
 
@@ -123,11 +123,11 @@ impl Connection {
         settings: &Settings,
         flags: CapabilityFlags,
         mut plugin: AuthPlugin<'static>,
-        mut nonce: Vec<u8>,
+        nonce: &[u8],
         secure: bool,
     ) -> Result<(), Error> {
         let password = settings.password.as_deref();
-        let answer = scramble(&plugin, password, &nonce)?;
+        let answer = scramble(&plugin, password, nonce)?;
         let mut response = Vec::new();
         HandshakeResponse::new(
             Some(answer),
@@ -150,8 +150,7 @@ impl Connection {
                     let switch: AuthSwitchRequest<'_> =
                         ParseBuf(&packet).parse(()).map_err(|_| Error::Protocol("an unreadable login"))?;
                     plugin = switch.auth_plugin().into_owned();
-                    nonce = switch.plugin_data().to_vec();
-                    let answer = scramble(&plugin, password, &nonce)?;
+                    let answer = scramble(&plugin, password, switch.plugin_data())?;
                     self.writer.send(&answer).await?;
                 }
                 // caching_sha2_password: the server knows the password already.
@@ -188,15 +187,29 @@ impl Connection {
         }
     }
 
-    /// Asks for the binlog from this place on. Events above `limit` bytes are not kept.
-    pub async fn dump(mut self, server_id: u32, file: &str, at: u32, limit: usize) -> Result<Reader, Error> {
+    /// Asks for the binlog. Events above `limit` bytes are not kept.
+    pub async fn dump(mut self, server_id: u32, from: From<'_>, limit: usize) -> Result<Reader, Error> {
         // COM_REGISTER_SLAVE, so that it is in the server's list of replicas: no name, user or password,
         // port, rank or master.
         let register = [&server_id.to_le_bytes()[..], &[0; 3 + 2 + 4 + 4]].concat();
         self.writer.command(0x15, &register).await?;
         self.done().await?;
-        let dump = [&at.to_le_bytes()[..], &[0; 2], &server_id.to_le_bytes(), file.as_bytes()].concat();
-        self.writer.command(0x12, &dump).await?;
+        match from {
+            From::Place { file, at } => {
+                let dump =
+                    [&at.to_le_bytes()[..], &[0; 2], &server_id.to_le_bytes(), file.as_bytes()].concat();
+                self.writer.command(0x12, &dump).await?;
+            }
+            From::Gtids(set) => {
+                let sids = set.sources().map(|(source, intervals)| sid(source, intervals));
+                let sids = sids.collect::<Option<Vec<Sid<'_>>>>();
+                let sids = sids.ok_or(Error::Protocol("a set of GTIDs that cannot be asked for"))?;
+                let mut dump = Vec::new();
+                ComBinlogDumpGtid::new(server_id).with_pos(4).with_sids(sids).serialize(&mut dump);
+                let (command, content) = dump.split_first().ok_or(Error::Protocol("nothing to be sent"))?;
+                self.writer.command(*command, content).await?;
+            }
+        }
         self.reader.keep(self.writer, limit);
         Ok(self.reader)
     }
@@ -219,28 +232,60 @@ impl Connection {
     }
 }
 
-fn scramble(plugin: &AuthPlugin<'_>, password: Option<&str>, nonce: &[u8]) -> Result<Vec<u8>, Error> {
-    match plugin {
-        AuthPlugin::CachingSha2Password | AuthPlugin::MysqlNativePassword | AuthPlugin::Ed25519 => {
-            let nonce = nonce.strip_suffix(&[0]).filter(|nonce| nonce.len() >= 20).unwrap_or(nonce);
-            let data = plugin.gen_data(password, nonce);
-            Ok(data.map(|data| data.to_vec()).unwrap_or_default())
-        }
-        other => Err(Error::Auth(format!("{} is not supported", String::from_utf8_lossy(other.as_bytes())))),
+/// From where a binlog is sent.
+#[derive(Clone, Copy, Debug)]
+pub enum From<'a> {
+    Place {
+        file: &'a str,
+        at: u32,
+    },
+    /// What is not in this set.
+    Gtids(&'a GtidSet),
+}
+
+fn sid(source: &str, intervals: &[(u64, u64)]) -> Option<Sid<'static>> {
+    let (uuid, tag) = source.split_once(':').map_or((source, None), |(uuid, tag)| (uuid, Some(tag)));
+    let intervals = intervals.iter().map(|(first, last)| GnoInterval::new(*first, last + 1)).collect();
+    let sid = Sid::new(*uuid::Uuid::parse_str(uuid).ok()?.as_bytes()).with_intervals(intervals);
+    match tag {
+        Some(tag) => Some(sid.with_tag(Tag::new(tag.to_owned()).ok()?)),
+        None => Some(sid),
     }
 }
 
-async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    for address in lookup_host((host, port)).await? {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_keepalive(true)?;
-        socket.set_nodelay(true)?;
-        match socket.connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failed = error,
+/// The answer to a nonce. A zero at its end may have been cut as a terminator, or be one: it is as long as the plugin
+/// has it.
+fn scramble(plugin: &AuthPlugin<'_>, password: Option<&str>, nonce: &[u8]) -> Result<Vec<u8>, Error> {
+    let length = match plugin {
+        AuthPlugin::CachingSha2Password | AuthPlugin::MysqlNativePassword => 20,
+        AuthPlugin::Ed25519 => 32,
+        other => {
+            let name = String::from_utf8_lossy(other.as_bytes());
+            return Err(Error::Auth(format!("{name} is not supported")));
+        }
+    };
+    let mut nonce = nonce.to_vec();
+    nonce.resize(length, 0);
+    Ok(plugin.gen_data(password, &nonce).map(|data| data.to_vec()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nonce_that_ends_in_zero_is_answered_as_any_other() {
+        for (plugin, length) in [
+            (AuthPlugin::Ed25519, 32),
+            (AuthPlugin::CachingSha2Password, 20),
+            (AuthPlugin::MysqlNativePassword, 20),
+        ] {
+            let whole = [&vec![7; length - 1][..], &[0]].concat();
+            let right = plugin.gen_data(Some("secret"), &whole).unwrap().to_vec();
+            // As it is, without its zero, and with a terminator.
+            for nonce in [&whole[..], &whole[..length - 1], &[&whole[..], &[0]].concat()] {
+                assert_eq!(scramble(&plugin, Some("secret"), nonce).unwrap(), right, "{plugin:?} {nonce:?}");
+            }
         }
     }
-    Err(failed)
 }

@@ -14,8 +14,9 @@ use super::Error;
 const LONGEST: usize = 0xff_ffff;
 /// What is read from the socket at once.
 const READ: usize = 256 << 10;
-/// Of a packet that is too long, this is kept: more than the heads of all events.
-const HEAD: usize = 256;
+/// Of a packet that is too long, this is kept: more than the heads of all events, and mostly what a row has
+/// before its payload.
+const HEAD: usize = 4096;
 
 pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}

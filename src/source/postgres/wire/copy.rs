@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::Error;
+use super::{Error, patience::Patience};
 
 /// What of a message that is too long is kept.
 pub const HEAD: usize = 64 * 1024;
@@ -38,11 +38,13 @@ pub struct Reader {
     /// What the message at `start` needs in the buffer, if that is known and not yet there.
     need: usize,
     pub(super) limit: usize,
+    pub(super) patience: Patience,
 }
 
 impl Reader {
     pub(super) fn new(socket: Box<dyn AsyncRead + Send + Unpin>, limit: usize) -> Reader {
-        Reader { socket, data: Vec::with_capacity(NORMAL), start: 0, skip: 0, need: 0, limit }
+        let (data, patience) = (Vec::with_capacity(NORMAL), Patience::NONE);
+        Reader { socket, data, start: 0, skip: 0, need: 0, limit, patience }
     }
 
     /// The next message that is completely in the buffer. Never waits.
@@ -121,6 +123,27 @@ impl Reader {
         self.start = content + wanted;
         self.skip = length - wanted;
         Some(content..self.start)
+    }
+
+    /// What was not taken of the last message, in a buffer of its own size. A call that was cancelled leaves the reader
+    /// unusable.
+    pub(super) async fn rest(&mut self) -> Result<Vec<u8>, Error> {
+        let mut rest = Vec::with_capacity(self.skip);
+        let there = self.skip.min(self.data.len() - self.start);
+        rest.extend_from_slice(&self.data[self.start..self.start + there]);
+        self.start += there;
+        let mut socket = (&mut self.socket).take((self.skip - there) as u64);
+        while socket.limit() > 0 {
+            self.patience.wait_for(socket.limit() as usize);
+            match socket.read_buf(&mut rest).await {
+                Ok(0) => return Err(Error::Closed),
+                Ok(_) => {}
+                Err(error) => return Err(Error::lost(&error)),
+            }
+        }
+        self.patience.wait_for(1);
+        self.skip = 0;
+        Ok(rest)
     }
 
     /// Makes room for a read, and gives back what a long message needed.

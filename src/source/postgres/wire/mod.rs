@@ -1,11 +1,14 @@
 //! A PostgreSQL connection in replication mode, which sqlx does not have: login, simple queries, and the
-//! stream of `START_REPLICATION`, whose messages are lent from one buffer of a promised size.
+//! stream of `START_REPLICATION`, whose messages are lent from one buffer of a promised size. And in the usual mode, for
+//! values that are too large to be moved about.
 //!
 //! The format is from the PostgreSQL documentation, chapters "Frontend/Backend Protocol: Message Formats"
 //! (and "Message Flow") and "Streaming Replication Protocol".
 
 mod copy;
+mod patience;
 mod tls;
+mod value;
 
 use std::{fmt, io};
 
@@ -18,12 +21,21 @@ use postgres_protocol::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpSocket, TcpStream, UnixStream, lookup_host},
+    net::UnixStream,
 };
 
-pub use self::copy::{HEAD, Message, Reader, Writer};
-use self::tls::{handshake, offers_tls};
-use crate::config::{Tls, TlsMode};
+pub use self::{
+    copy::{HEAD, Message, Reader, Writer},
+    value::Value,
+};
+use self::{
+    patience::Patience,
+    tls::{handshake, offers_tls},
+};
+use crate::{
+    config::{Tls, TlsMode},
+    source::dial::dial,
+};
 
 /// The longest message before the stream: nothing that is asked there has long answers.
 const ANSWER: usize = 1024 * 1024;
@@ -37,6 +49,7 @@ pub struct Settings {
     pub password: Option<String>,
     pub database: String,
     pub tls: Tls,
+    pub replication: bool,
     /// Startup parameters, such as ("TimeZone", "UTC").
     pub parameters: Vec<(String, String)>,
 }
@@ -50,6 +63,7 @@ impl fmt::Debug for Settings {
             .field("password", &self.password.as_ref().map(|_| "***"))
             .field("database", &self.database)
             .field("tls", &self.tls)
+            .field("replication", &self.replication)
             .field("parameters", &self.parameters)
             .finish()
     }
@@ -65,6 +79,8 @@ pub enum Error {
     Auth(String),
     #[error("the server says: {message} (SQLSTATE {code})")]
     Server { code: String, message: String },
+    #[error("the server has ended the connection: {0}")]
+    Ended(String),
     #[error("the connection to the server was lost")]
     Closed,
     #[error("the replication protocol was broken: {0}")]
@@ -117,6 +133,7 @@ pub struct Connection {
 impl Connection {
     pub async fn connect(settings: &Settings) -> Result<Connection, Error> {
         let (reader, writer): (Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>);
+        let mut patience = Patience::NONE;
         if settings.host.starts_with('/') {
             if !matches!(settings.tls.mode, TlsMode::Disable | TlsMode::Prefer) {
                 return Err(Error::Tls("there is none on a Unix socket".to_owned()));
@@ -134,25 +151,24 @@ impl Connection {
                 let (read, write) = tokio::io::split(handshake(socket, settings).await?);
                 (reader, writer) = (Box::new(read), Box::new(write));
             } else {
+                patience = Patience::of(&socket);
                 let (read, write) = socket.into_split();
                 (reader, writer) = (Box::new(read), Box::new(write));
             }
         }
         let writer = Writer::new(writer);
         let mut connection = Connection { reader: Reader::new(reader, ANSWER), writer };
+        connection.reader.patience = patience;
         connection.login(settings).await?;
         Ok(connection)
     }
 
     async fn login(&mut self, settings: &Settings) -> Result<(), Error> {
-        let fixed = [
-            ("user", settings.user.as_str()),
-            ("database", &settings.database),
-            ("replication", "database"),
-            ("client_encoding", "UTF8"),
-        ];
+        let fixed =
+            [("user", settings.user.as_str()), ("database", &settings.database), ("client_encoding", "UTF8")];
+        let fixed = fixed.into_iter().chain(settings.replication.then_some(("replication", "database")));
         let more = settings.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        self.writer.write(|out| frontend::startup_message(fixed.into_iter().chain(more), out)).await?;
+        self.writer.write(|out| frontend::startup_message(fixed.chain(more), out)).await?;
         let password = || {
             let password = settings.password.as_deref().map(str::as_bytes);
             password.ok_or_else(|| Error::Auth("the server asks for a password, and none is set".to_owned()))
@@ -292,20 +308,6 @@ fn row(content: &[u8]) -> Result<Vec<Option<String>>, Error> {
     Ok(values)
 }
 
-async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in lookup_host((host, port)).await? {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_keepalive(true)?;
-        socket.set_nodelay(true)?;
-        match socket.connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,6 +330,7 @@ mod tests {
             password: Some("geheim".to_owned()),
             database: "d".to_owned(),
             tls: Tls::default(),
+            replication: true,
             parameters: Vec::new(),
         };
         assert!(!format!("{settings:?}").contains("geheim"));

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use rdkafka::{
-    ClientConfig,
-    admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier},
-    client::DefaultClientContext,
+    admin::{AdminOptions, ConfigResource, ConfigResourceResult, ResourceSpecifier},
     error::KafkaError,
     metadata::MetadataTopic,
 };
 
+use super::Settings;
 use crate::config;
 
 const WITHIN: Duration = Duration::from_secs(10);
@@ -56,12 +55,7 @@ impl Placed {
 
 /// Asks for the topics whose names are `wanted`, of those that there are.
 pub async fn survey(kafka: &config::Kafka, wanted: impl Fn(&str) -> bool) -> Result<Survey, KafkaError> {
-    let mut client = ClientConfig::new();
-    for (name, value) in &kafka.properties {
-        client.set(name, value.expose());
-    }
-    client.set("bootstrap.servers", &kafka.bootstrap_servers).set("allow.auto.create.topics", "false");
-    let admin: AdminClient<DefaultClientContext> = client.create()?;
+    let admin = Settings::of(kafka).admin()?;
     // librdkafka waits in this call.
     let (admin, metadata) = tokio::task::spawn_blocking(move || {
         let metadata = admin.inner().fetch_metadata(None, WITHIN);
@@ -83,7 +77,8 @@ pub async fn survey(kafka: &config::Kafka, wanted: impl Fn(&str) -> bool) -> Res
         let answers = admin.describe_configs(&resources, &options).await?;
         // A topic that we may not ask about is left out.
         let known = topics.iter().zip(answers);
-        found.extend(known.filter_map(|(topic, answer)| Some(of(topic, &answer.ok()?))));
+        let told = |answer: ConfigResourceResult| answer.ok().filter(|config| !config.entries.is_empty());
+        found.extend(known.filter_map(|(topic, answer)| Some(of(topic, &told(answer)?))));
     }
     Ok(Survey { brokers, topics: found })
 }
