@@ -30,7 +30,7 @@ pub struct Figure {
     pub cpu_seconds: f64,
     /// Of the relay's reader, where it is not in what is measured.
     reader_seconds: f64,
-    services: Cpu,
+    pub services: Cpu,
     /// The relay's.
     peak_mib: f64,
 }

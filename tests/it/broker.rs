@@ -1,7 +1,7 @@
 //! What the broker does to us.
 
 use crate::{
-    harness::{World, services},
+    harness::{World, calm, services},
     impostor::Impostor,
 };
 
@@ -189,7 +189,7 @@ async fn nothing_passes_the_first_batch_of_a_new_producer() {
 async fn a_topic_that_takes_small_batches_only_gets_small_batches() {
     let world = World::new("smallbatch").await;
     let small = world.create_topic("small", 2, &[("max.message.bytes", "5000")]).await;
-    let config = world.config("[{ name: outbox }]", "");
+    let config = calm(&world.config("[{ name: outbox }]", ""));
     world.install(&config).await;
     world
         .sql(&format!("{INSERT} SELECT '{small}', 'k' || i % 5, convert_to(repeat(md5('' || i), 20), 'UTF8') FROM generate_series(1, 5000) i"))

@@ -196,8 +196,8 @@ async fn a_hold_that_cannot_be_written_is_tried_ever_more_seldom() {
         if round == "paused" {
             relay.operate(&world, &["pause", "--topic", &topic]);
         }
-        world.sql(&insert(round, if round == "bad" { "'7'" } else { "NULL" })).await;
         let began = Instant::now();
+        world.sql(&insert(round, if round == "bad" { "'7'" } else { "NULL" })).await;
         while attempts().len() < before + 5 {
             assert!(began.elapsed() < SOON, "{}", relay.log());
             // Whoever is told of new rows does not try at once.

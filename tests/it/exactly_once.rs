@@ -202,6 +202,7 @@ async fn a_forbidden_topic_stops_nobody_else() {
     world.sql(&insert(&good)).await;
     world.until(&format!("SELECT count(*) FROM outbox WHERE topic = '{good}'"), 0).await;
     world.forbid(&bad, false);
+    relay.wait_for("kafka topic can be written to");
     world.until(LEFT, 0).await;
     assert_eq!(relay.stop().0, Some(0));
     for topic in [good, bad] {

@@ -300,6 +300,7 @@ async fn a_topic_that_becomes_forbidden_is_held_and_nothing_passes() {
     others.read_until(|seen| seen.len() >= 2000);
     world.until("SELECT count(*) FROM whippet.holds WHERE cause = 'topic'", 1500).await;
     world.forbid(&topic, false);
+    relay.wait_for("kafka topic can be written to");
     world.until("SELECT count(*) FROM outbox", 0).await;
     let mut consumer = world.consumer(&topic);
     let seen = consumer.read_to_end();

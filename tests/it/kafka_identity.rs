@@ -23,7 +23,7 @@ use crate::{
     certificates::{Certificates, openssl},
     db::Db,
     faults::{kafka_pid, signal},
-    harness::{Relay, Seen, World, kafka, service, services},
+    harness::{Relay, Seen, World, calm, kafka, service, services},
 };
 
 pub fn tls() -> String {
@@ -74,7 +74,7 @@ impl Stage {
         let world = World::new(name).await;
         let topic = world.create_topic("events", 1, &[]).await;
         let servers = service(listener);
-        let config = world.config_for(&world.url, &servers, "[{ name: outbox }]", "");
+        let config = calm(&world.config_for(&world.url, &servers, "[{ name: outbox }]", ""));
         let config = config.replace(&format!("'{servers}'"), &format!("'{servers}', {}", keys(&world)));
         world.install(&config).await;
         let config = world.write("whippet.yaml", &config);

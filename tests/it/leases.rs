@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Relay, World};
+use crate::harness::{Relay, World, calm};
 
 const INSERT: &str = "INSERT INTO outbox (topic, key, payload)";
 
@@ -31,6 +31,10 @@ async fn a_second_relay_stands_by_ready_and_takes_over() {
     assert!(killed.elapsed() < Duration::from_secs(8));
 
     // A clean stop hands over at once and repeats nothing.
+    assert_eq!(second.stop().0, Some(0));
+    let config = calm(&config);
+    let second = world.relay(&config);
+    second.wait_for("this relay owns the source");
     let third = world.relay(&config);
     third.wait_for("standing by");
     world

@@ -236,7 +236,8 @@ async fn what_was_rolled_back_is_not_published(server: &str) {
 async fn a_bad_event_parks_its_key_and_an_operator_has_all_verbs(server: &str) {
     let world = world(server).await;
     let topic = world.create_topic("events", 1, &[]).await;
-    let config = world.config("[{ name: outbox, after_publish: mark, retention: { published: 10s } }]", "");
+    let until_old = world.config("[{ name: outbox, after_publish: mark, retention: { published: 1s } }]", "");
+    let config = until_old.replace(", retention: { published: 1s }", "");
     world.install(&config).await;
     let relay = world.relay(&config);
     let insert = async |key: &str, payload: &str, headers: &str| {
@@ -284,6 +285,8 @@ async fn a_bad_event_parks_its_key_and_an_operator_has_all_verbs(server: &str) {
         "SELECT group_concat(action ORDER BY id) = 'redrive,skip,pause,resume,replay' FROM whippet_audit";
     assert_eq!(world.number(audited).await, 1);
     // What is parked stays when the others have gone for their age.
+    assert_eq!(relay.stop().0, Some(0));
+    let relay = world.relay(&until_old);
     insert("bad", "6", "'[7]'").await;
     world.until("SELECT count(*) FROM outbox", 1).await;
     relay.until_status("/tables/0/parked_events", 1).await;

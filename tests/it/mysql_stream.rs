@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     db::Session,
-    harness::{Relay, Seen, World},
+    harness::{Relay, Seen, World, calm},
     load::{Load, Plan},
     mysql::{on_both, world},
 };
@@ -120,7 +120,7 @@ pub async fn end_readers(world: &World) {
 async fn rows_are_published_while_others_wait_to_be_deleted(server: &str) {
     let world = world(server).await;
     let topic = world.create_topic("events", 1, &[]).await;
-    let config = streamed(&world, "{ name: outbox }");
+    let config = calm(&streamed(&world, "{ name: outbox }"));
     world.install(&config).await;
     let relay = world.relay(&config);
     follows(&relay).await;

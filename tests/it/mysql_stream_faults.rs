@@ -186,7 +186,7 @@ async fn columns_may_change_while_the_log_is_followed(server: &str) {
 async fn compressed_transactions_are_rows_like_others(server: &str) {
     let world = world(server).await;
     let topic = world.create_topic("events", 1, &[]).await;
-    let config = streamed(&world, "{ name: outbox }");
+    let config = calm(&streamed(&world, "{ name: outbox }"));
     world.install(&config).await;
     let relay = world.relay(&config);
     follows(&relay).await;
@@ -224,8 +224,8 @@ async fn compressed_transactions_are_rows_like_others(server: &str) {
 async fn a_transaction_of_any_size_is_published_within_bounds(server: &str) {
     let world = world(server).await;
     let topic = world.create_topic("events", 1, &[("max.message.bytes", "20000000")]).await;
-    let config =
-        streamed(&world, "{ name: outbox }").replace("in_flight_events: 20000", "in_flight_bytes: 4MiB");
+    let config = calm(&streamed(&world, "{ name: outbox }"))
+        .replace("in_flight_events: 20000", "in_flight_bytes: 4MiB");
     let config = config
         .replace("kafka: {", "kafka: { compression: none, properties: { message.max.bytes: '20000000' },");
     world.install(&config).await;

@@ -2,7 +2,10 @@
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use crate::{exactly_once::exactly, harness::World};
+use crate::{
+    exactly_once::exactly,
+    harness::{World, calm},
+};
 
 const LATE: usize = 500;
 const BEFORE: usize = 20;
@@ -19,7 +22,8 @@ fn insert(topic: &str, kind: &str, rows: usize) -> String {
 async fn late_rows(name: &str, delivery: &str) {
     let world = World::new(name).await;
     let topic = world.create_topic("events", 1, &[]).await;
-    let config = exactly(&world, &world.config("[{ name: outbox, poll: { batch: 2 } }]", ""), delivery);
+    let config =
+        calm(&exactly(&world, &world.config("[{ name: outbox, poll: { batch: 2 } }]", ""), delivery));
     world.install(&config).await;
     let relay = world.relay(&config);
     let mut sleeper = PgConnection::connect(&world.url).await.unwrap();

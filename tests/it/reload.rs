@@ -448,7 +448,7 @@ impl Away {
         let of = |topic: &str| {
             let tables = format!("[{{ name: outbox }}, {{ name: moved, topic: '{topic}' }}]");
             let shutdown = format!("shutdown: {{ grace: {grace} }}");
-            world.config_for(&world.url, &service("WHIPPET_TEST_KAFKA_PROXIED"), &tables, &shutdown)
+            calm(&world.config_for(&world.url, &service("WHIPPET_TEST_KAFKA_PROXIED"), &tables, &shutdown))
         };
         world.install(&world.config("[{ name: outbox }, { name: moved, topic: t }]", "")).await;
         let relay = world.relay(&of(&topics[1]));

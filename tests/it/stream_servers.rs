@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     faults::{PLAN, Stage},
-    harness::{SOON, World, in_soak, kafka, run_on, service, services, services_with},
+    harness::{SOON, World, calm, in_soak, kafka, run_on, service, services, services_with},
     proxy::Proxy,
     stream::{drop_slot, follows, of_slot, streamed, until_published},
     stream_faults::{INSERT, KafkaAway, Setting, followed, polled, said, services_beside},
@@ -105,7 +105,7 @@ async fn a_server_without_a_logical_log_is_polled_and_told_why() {
 async fn rows_that_the_log_has_before_they_can_be_seen_are_published_and_recorded() {
     let world = World::new("unseen").await;
     let topic = world.create_topic("events", 1, &[]).await;
-    let config = streamed(&world, "{ name: outbox, capture: auto }");
+    let config = calm(&streamed(&world, "{ name: outbox, capture: auto }"));
     world.install(&config).await;
     world.sql("CREATE TABLE probe (n int)").await;
     // All but those who ask for it do without the standby.

@@ -37,6 +37,12 @@ pub enum Fault {
 /// How long the database may take for one answer.
 const ANSWER_WITHIN: Duration = Duration::from_mins(1);
 
+/// Several tasks notice the same fault, and connections that are younger were made for it already. A server that
+/// refuses does so at once, and each time makes the pause before the next try longer.
+pub(super) const REFUSED: Duration = Duration::from_secs(1);
+/// The same of one that does not answer, and may only be slow: connections that hang are there beside the new ones.
+pub(super) const UNANSWERED: Duration = Duration::from_secs(5);
+
 /// An answer, or [`Error::NoAnswer`]: a connection can be dead without anybody telling.
 pub async fn answered<T>(
     doing: &'static str,
@@ -46,19 +52,21 @@ pub async fn answered<T>(
 }
 
 impl Error {
-    /// Whether the connections lead to a server that is of no use: one that does not answer, or that
-    /// has become a standby (read_only_sql_transaction, or it says that it shuts down).
-    pub(super) fn needs_another_connection(&self) -> bool {
+    /// Where the connections lead to a server that is of no use, one that does not answer or that has become a
+    /// standby (read_only_sql_transaction, or it says that it shuts down): how old those are that are to be thrown
+    /// away for it.
+    pub(super) fn renews_older_than(&self) -> Option<Duration> {
         match self {
-            Error::NoAnswer(_) => true,
+            Error::NoAnswer(_) | Error::Sql { source: Fault::Sqlx(sqlx::Error::PoolTimedOut), .. } => {
+                Some(UNANSWERED)
+            }
             Error::Sql { source: Fault::Sqlx(source), .. } => {
                 let code = source.as_database_error().and_then(|error| error.code());
-                matches!(code.as_deref(), Some("25006" | "57P01" | "57P02" | "57P03"))
-                    || matches!(source, sqlx::Error::PoolTimedOut)
+                matches!(code.as_deref(), Some("25006" | "57P01" | "57P02" | "57P03")).then_some(REFUSED)
             }
             #[cfg(feature = "mysql")]
-            Error::Sql { source: Fault::Mysql(source), .. } => super::mysql::needs_another_connection(source),
-            Error::Setup(_) | Error::Refused { .. } | Error::Fenced(_) => false,
+            Error::Sql { source: Fault::Mysql(source), .. } => super::mysql::renews_older_than(source),
+            Error::Setup(_) | Error::Refused { .. } | Error::Fenced(_) => None,
         }
     }
 

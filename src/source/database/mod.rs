@@ -264,8 +264,16 @@ impl Database {
 
     /// What an error calls for before a statement is tried again.
     pub fn failed(&self, error: &Error) {
-        if error.needs_another_connection() {
-            self.renew();
+        if let Some(age) = error.renews_older_than() {
+            match self {
+                #[cfg(feature = "mysql")]
+                Database::Mysql(db) => db.renew(age),
+                #[cfg(feature = "postgres")]
+                Database::Postgres(db) => db.renew(age),
+                // A file, whatever its age.
+                #[cfg(feature = "sqlite")]
+                Database::Sqlite(_) => _ = age,
+            }
         }
         if error.refuses_login() {
             match self {
@@ -277,19 +285,6 @@ impl Database {
                 #[cfg(feature = "sqlite")]
                 Database::Sqlite(_) => {}
             }
-        }
-    }
-
-    /// Throws all connections away: the next ones may lead to another server.
-    fn renew(&self) {
-        match self {
-            #[cfg(feature = "mysql")]
-            Database::Mysql(db) => db.renew(),
-            #[cfg(feature = "postgres")]
-            Database::Postgres(db) => db.renew(),
-            // A file.
-            #[cfg(feature = "sqlite")]
-            Database::Sqlite(_) => {}
         }
     }
 

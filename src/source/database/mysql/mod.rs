@@ -34,7 +34,13 @@ use self::{
     sql::{literal, quoted},
 };
 pub use self::{columns::Column, outbox::Outbox};
-use super::{Error, GROUP, LEASE_NAME, TableSpec, audit::Line, claims::Claims, ddl};
+use super::{
+    Error, GROUP, LEASE_NAME, TableSpec,
+    audit::Line,
+    claims::Claims,
+    ddl,
+    error::{REFUSED, UNANSWERED},
+};
 use crate::{
     config::{self, TlsMode},
     source::{
@@ -46,8 +52,6 @@ use crate::{
 const CONNECT: &str = "connect to the source database";
 /// The longest value that the protocol has; what the server takes is its own matter.
 const PACKET: usize = 1 << 30;
-/// A pool that was just renewed is not renewed again: several tasks notice the same fault.
-const RENEW_AT_MOST_EVERY: Duration = Duration::from_secs(5);
 
 /// What every session of the relay has, whatever the server's defaults are: no gaps are locked, times are
 /// UTC, a text that does not fit is an error. MariaDB keeps what a subquery returned by the columns that it
@@ -122,14 +126,13 @@ fn tls_with<E>(
     })
 }
 
-/// Whether an error means that the connections lead to a server that is of no use: one that shuts down, has
-/// become a replica, or is not there.
-pub(super) fn needs_another_connection(error: &mysql_async::Error) -> bool {
+/// As [`Error::renews_older_than`]: of a server that shuts down, has become a replica, or is not there.
+pub(super) fn renews_older_than(error: &mysql_async::Error) -> Option<Duration> {
     match error {
         // ER_OPTION_PREVENTS_STATEMENT (read_only), ER_READ_ONLY_MODE, ER_SERVER_SHUTDOWN
-        mysql_async::Error::Server(error) => matches!(error.code, 1290 | 1836 | 1053),
-        mysql_async::Error::Io(_) | mysql_async::Error::Driver(_) => true,
-        mysql_async::Error::Other(_) | mysql_async::Error::Url(_) => false,
+        mysql_async::Error::Server(error) => matches!(error.code, 1290 | 1836 | 1053).then_some(REFUSED),
+        mysql_async::Error::Io(_) | mysql_async::Error::Driver(_) => Some(UNANSWERED),
+        mysql_async::Error::Other(_) | mysql_async::Error::Url(_) => None,
     }
 }
 
@@ -202,10 +205,10 @@ impl Mysql {
         (connections.pool.clone(), connections.made)
     }
 
-    /// Throws all connections away: the next ones may lead to another server.
-    pub fn renew(&self) {
+    /// Throws all connections away that are older than `age`: the next ones may lead to another server.
+    pub fn renew(&self, age: Duration) {
         let mut connections = self.connections();
-        if connections.made.elapsed() >= RENEW_AT_MOST_EVERY {
+        if connections.made.elapsed() >= age {
             connections.pool = Pool::new(connections.options.clone());
             connections.made = Instant::now();
         }

@@ -89,9 +89,6 @@ fn fingerprint(password: &str) -> u64 {
     hasher.finish()
 }
 
-/// A pool that was just renewed is not renewed again: several tasks notice the same fault.
-const RENEW_AT_MOST_EVERY: Duration = Duration::from_secs(5);
-
 fn pool(options: &PgConnectOptions, most: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(most)
@@ -226,11 +223,11 @@ impl Postgres {
         wire::Settings { replication: true, ..settings }
     }
 
-    /// Throws all connections away: the next ones may lead to another server. Those that hang do so
+    /// Throws all connections away that are older than `age`: the next ones may lead to another server. Those that hang do so
     /// on their own.
-    pub fn renew(&self) {
+    pub fn renew(&self, age: Duration) {
         let mut connections = self.connections();
-        if connections.made.elapsed() >= RENEW_AT_MOST_EVERY {
+        if connections.made.elapsed() >= age {
             connections.pool = pool(&connections.options, self.most);
             connections.large = Arc::new(connections.large.renewed());
             connections.made = Instant::now();
