@@ -6,7 +6,7 @@
 
 use tracing::{error, info, warn};
 
-use super::{Core, Mishap, Phase, Table, event_id, told};
+use super::{Core, Mishap, Phase, Table, passing::event_id, told};
 use crate::{
     config::{OnFailure, Order},
     event::{Event, TableIx},

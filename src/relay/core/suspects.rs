@@ -5,7 +5,12 @@ use std::time::Duration;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::warn;
 
-use super::{Core, Phase, Refused, Table, event_id, prepare, told, transaction::Transaction};
+use super::{
+    Core, Phase, Table,
+    passing::{Refused, event_id, prepare},
+    told,
+    transaction::Transaction,
+};
 use crate::{
     config::OnFailure,
     event::Event,

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::{field::display, info};
 
-use super::{Core, Entry, Table, event_id};
+use super::{super::ledger::Entry, Core, Table, passing::event_id};
 use crate::{event::Event, record::Trail, sink::Ticket, source::Cause, telemetry::Sending};
 
 impl Core {
