@@ -138,7 +138,7 @@ impl Task {
         let texts = |among: &HashSet<Place>| -> Vec<String> {
             among.iter().filter(|place| settled.contains(place)).map(Place::to_string).collect()
         };
-        let (released, replayed) = (texts(&self.state.released), texts(&self.state.replays));
+        let (released, replayed) = (texts(&self.state.released), texts(&self.state.replay.rows));
         if !released.is_empty() {
             self.forget_ended(&released, epoch).await?;
         }
@@ -149,7 +149,7 @@ impl Task {
         }
         for place in &owed {
             self.state.released.remove(place);
-            self.state.replays.remove(place);
+            self.state.replay.rows.remove(place);
         }
         self.state.owed.drain(..owed.len());
         self.forget_known(&owed);

@@ -85,18 +85,7 @@ pub struct TableSource {
 /// What a poller keeps between turns.
 #[derive(Default)]
 struct State {
-    generation: u32,
-    opened: bool,
-    /// Exactly once: what was taken over, so that the generation may read.
-    taken: Option<Claim>,
-    /// The gates changed, or may have: the relay is to be told before anything else happens.
-    gates_due: bool,
-    /// The relay was told and has not answered: nothing is read and nothing is held.
-    barred: bool,
-    /// Counts the lists of gates.
-    serial: u32,
-    /// The relay has answered: what it wanted to be held before may not have to be.
-    look_again: bool,
+    opening: Opening,
     /// Where rows stay when they are published: which are.
     kept: Option<Kept>,
     reach: Option<Reach>,
@@ -111,9 +100,7 @@ struct State {
     owed: Vec<Place>,
     /// What is being recorded.
     recording: Option<Recording>,
-    /// Settled, and not to be seen yet: only the log had them.
-    unseen: Vec<Place>,
-    unseen_due: Option<Instant>,
+    unseen: Unseen,
     holds: Vec<Hold>,
     /// When holds could not be written last; `None` once they can.
     unheld: Option<Instant>,
@@ -122,17 +109,47 @@ struct State {
     /// Handed over from the relay's own table, for events without a row. Of a kept table: what was held, and
     /// is to be published now.
     released: HashSet<Place>,
-    /// Whether rows are to be published again, and which of them are handed over.
-    replaying: bool,
-    replays: HashSet<Place>,
-    replay_again: Option<Instant>,
-    /// What is replayed waits until everything is published or held that came before this.
-    replay_behind: Option<Position>,
+    replay: Replay,
     paused: bool,
     halted: bool,
     stopping: bool,
     /// Mean size of a payload, in bytes.
     payload_mean: f64,
+}
+
+/// What the relay and this table have told each other of a generation.
+#[derive(Default)]
+struct Opening {
+    generation: u32,
+    opened: bool,
+    /// Exactly once: what was taken over, so that the generation may read.
+    taken: Option<Claim>,
+    /// The gates changed, or may have: the relay is to be told before anything else happens.
+    gates_due: bool,
+    /// The relay was told and has not answered: nothing is read and nothing is held.
+    barred: bool,
+    /// Counts the lists of gates.
+    serial: u32,
+    /// The relay has answered: what it wanted to be held before may not have to be.
+    look_again: bool,
+}
+
+/// Settled, and not to be seen yet: only the log had them.
+#[derive(Default)]
+struct Unseen {
+    places: Vec<Place>,
+    due: Option<Instant>,
+}
+
+/// Rows that are to be published again.
+#[derive(Default)]
+struct Replay {
+    wanted: bool,
+    /// Those that are handed over.
+    rows: HashSet<Place>,
+    again: Option<Instant>,
+    /// They wait until everything is published or held that came before this.
+    behind: Option<Position>,
 }
 
 /// A change of what is held.
@@ -261,7 +278,7 @@ impl Task {
 
     /// Whether the turn that went well did all that a turn does. Says so.
     fn has_worked(&self) -> bool {
-        if !self.state.opened || self.state.barred || self.is_unheld() {
+        if !self.state.opening.opened || self.state.opening.barred || self.is_unheld() {
             return false;
         }
         if self.outbox.is_some() && self.has_its_log() {
@@ -282,7 +299,7 @@ impl Task {
         // been committed or not.
         self.outbox = None;
         self.state.kept = None;
-        self.state.gates_due |= self.state.opened;
+        self.state.opening.gates_due |= self.state.opening.opened;
         match error {
             Error::Setup(_) | Error::Refused { .. } => {
                 self.cannot_follow();
@@ -293,9 +310,9 @@ impl Task {
                 warn!(table, error = text, "nothing was recorded");
                 self.state.holds.clear();
                 // Unless another membership has taken over meanwhile, and has this settled.
-                if self.state.taken.is_none_or(|taken| taken.epoch == *epoch) {
+                if self.state.opening.taken.is_none_or(|taken| taken.epoch == *epoch) {
                     self.state.owes_only(Vec::new());
-                    self.state.taken = None;
+                    self.state.opening.taken = None;
                 }
             }
             Error::Sql { .. } | Error::NoAnswer(_) => {
@@ -316,18 +333,18 @@ impl Task {
                 if let Some(taken) = taken {
                     // Everything that was owed is among them.
                     state.owes_only(taken.doubts);
-                    state.taken = Some(taken.claim);
+                    state.opening.taken = Some(taken.claim);
                 }
-                state.generation = generation;
-                state.opened = false;
+                state.opening.generation = generation;
+                state.opening.opened = false;
                 // What the last generation wanted to be held is looked at again by this one.
                 state.holds.clear();
             }
             Command::Go { serial, halted } => {
                 state.halted = halted;
-                if serial == state.serial {
-                    state.barred = false;
-                    state.look_again = true;
+                if serial == state.opening.serial {
+                    state.opening.barred = false;
+                    state.opening.look_again = true;
                 }
             }
             Command::Release(over) => state.wishes.push_back(Wish::Release(over)),
@@ -358,7 +375,7 @@ impl Task {
         }
         self.know_frontier(epoch).await?;
         let recorded_by = self.record(epoch, !self.state.holds.is_empty()).await?;
-        if !self.state.opened {
+        if !self.state.opening.opened {
             self.record(epoch, true).await?;
             self.open();
             self.know_frontier(epoch).await?;
@@ -367,7 +384,7 @@ impl Task {
             self.expire(epoch).await?;
         }
         self.change_gates(epoch).await?;
-        if self.state.barred || self.state.stopping {
+        if self.state.opening.barred || self.state.stopping {
             return Ok(recorded_by.map_or(Next::Told, Next::At));
         }
         let stopped = self.state.halted || (self.state.paused && self.stops_for_a_pause());
@@ -411,9 +428,9 @@ impl Task {
         let state = &mut self.state;
         state.known.clear();
         state.kept = None;
-        state.replays.clear();
-        state.opened = true;
-        state.gates_due = true;
+        state.replay.rows.clear();
+        state.opening.opened = true;
+        state.opening.gates_due = true;
         state.released.clear();
         self.is_done_with_all();
         self.back_to_the_table();

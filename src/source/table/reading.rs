@@ -129,7 +129,7 @@ impl Task {
 
     async fn line_up(&mut self, found: Vec<Found>, line: &mut VecDeque<Coming>) -> Result<bool, Error> {
         let Some(outbox) = self.outbox.clone() else { return Ok(false) };
-        let generation = self.state.generation;
+        let generation = self.state.opening.generation;
         let mut ready = Vec::with_capacity(found.len());
         for Found { event, deferred_bytes } in found {
             let size = event.row.bytes() + deferred_bytes.unwrap_or(0) as usize;
@@ -178,7 +178,7 @@ impl Task {
         fetches: usize,
         ready: &mut Vec<Event>,
     ) -> Result<bool, Error> {
-        let generation = self.state.generation;
+        let generation = self.state.opening.generation;
         let is_fetched = |coming: &&Coming| matches!(coming.row, Arriving::Later(_));
         let mut left = line.iter().filter(is_fetched).count();
         while let Some(coming) = line.front_mut() {
@@ -217,7 +217,7 @@ impl Task {
     /// An event is handed over next.
     fn goes(&mut self, event: &Event) {
         if event.replay.is_some() {
-            self.state.replays.insert(event.place.clone());
+            self.state.replay.rows.insert(event.place.clone());
             return;
         }
         if let (Some(reach), Place::Int(n)) = (&mut self.state.reach, &event.place) {
@@ -264,8 +264,8 @@ impl Task {
     /// Whether the rest of a read is still to be handed over.
     fn is_wanted(&self) -> bool {
         let state = &self.state;
-        let elsewhere = state.gates_due || !state.wishes.is_empty();
-        state.opened && !state.stopping && !state.halted && !elsewhere
+        let elsewhere = state.opening.gates_due || !state.wishes.is_empty();
+        state.opening.opened && !state.stopping && !state.halted && !elsewhere
     }
 
     /// Lets `low` follow the cursor, behind the transactions that are open.

@@ -110,7 +110,7 @@ impl State {
     pub(super) fn owes_only(&mut self, places: Vec<Place>) {
         self.owed = places;
         self.recording = None;
-        self.unseen.clear();
+        self.unseen.places.clear();
     }
 }
 
@@ -123,13 +123,13 @@ impl Task {
         }
         let beside = !all && self.is_streaming() && !self.source.exactly_once;
         if beside && self.is_recording() && !self.owes_much() {
-            return Ok(self.state.unseen_due);
+            return Ok(self.state.unseen.due);
         }
         self.recorded().await?;
         let state = &mut self.state;
-        if all || state.unseen_due.is_some_and(|due| due <= Instant::now()) {
-            state.owed.append(&mut state.unseen);
-            state.unseen_due = None;
+        if all || state.unseen.due.is_some_and(|due| due <= Instant::now()) {
+            state.owed.append(&mut state.unseen.places);
+            state.unseen.due = None;
         }
         let reads = !all && !self.is_streaming();
         let at_most = if reads { RECORD_BETWEEN_READS } else { RECORD_AT_MOST };
@@ -141,7 +141,7 @@ impl Task {
             };
             let due = self.last_record + pause;
             if !all && self.state.owed.len() < much && !self.owes_much() && Instant::now() < due {
-                return Ok(self.state.unseen_due.into_iter().chain([due]).min());
+                return Ok(self.state.unseen.due.into_iter().chain([due]).min());
             }
             let Some(outbox) = self.outbox.clone() else { return Ok(None) };
             self.begin_to_record(outbox, epoch, at_most).await?;
@@ -154,7 +154,7 @@ impl Task {
                 return Ok(Some(Instant::now()));
             }
         }
-        Ok(self.state.unseen_due)
+        Ok(self.state.unseen.due)
     }
 
     fn is_recording(&self) -> bool {
@@ -226,16 +226,17 @@ impl Task {
             }
         }
         fail::fail_point!("recorded", |_| std::process::abort());
-        if !self.state.replays.is_empty() {
-            let done: Vec<Place> = places.iter().filter_map(|place| self.state.replays.take(place)).collect();
+        if !self.state.replay.rows.is_empty() {
+            let done: Vec<Place> =
+                places.iter().filter_map(|place| self.state.replay.rows.take(place)).collect();
             let done: Vec<String> = done.iter().map(Place::to_string).collect();
             answered("record what was replayed", outbox.replayed(&done)).await?;
         }
         self.has_seen(moment.take());
         if !unseen.is_empty() {
             places.retain(|place| !unseen.contains(place));
-            self.state.unseen.extend(unseen.drain());
-            self.state.unseen_due.get_or_insert(Instant::now() + RECORD_UNSEEN_AFTER);
+            self.state.unseen.places.extend(unseen.drain());
+            self.state.unseen.due.get_or_insert(Instant::now() + RECORD_UNSEEN_AFTER);
         }
         self.forget_known(&*places);
         self.last_record = Instant::now();
@@ -282,7 +283,7 @@ impl Task {
         self.state.unheld = None;
         if !held {
             // Another relay changed the gates: they are looked at first.
-            self.state.gates_due = true;
+            self.state.opening.gates_due = true;
             return Ok(());
         }
         fail::fail_point!("mid-park", |_| std::process::abort());
@@ -371,11 +372,11 @@ mod tests {
             epoch: 1,
         };
         state.recording = Some(recording);
-        state.unseen.push(Place::Int(3));
+        state.unseen.places.push(Place::Int(3));
         assert!(!state.owes_nothing(), "its statement has not ended");
         // As a generation begins that has taken over.
         state.owes_only(vec![Place::Int(2)]);
-        assert!(state.recording.is_none() && state.unseen.is_empty());
+        assert!(state.recording.is_none() && state.unseen.places.is_empty());
         assert_eq!(state.owed, [Place::Int(2)]);
         assert!(!state.owes_nothing());
         state.owes_only(Vec::new());

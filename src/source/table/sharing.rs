@@ -62,7 +62,7 @@ impl Task {
         let table = self.source.spec.name.as_str();
         let changed = parts.gates.get(table).is_some_and(|version| *version > self.share.version);
         if lacks(parts, &before) || changed {
-            self.state.gates_due |= self.state.opened;
+            self.state.opening.gates_due |= self.state.opening.opened;
         }
         self.say_what_is_left();
     }
@@ -80,12 +80,12 @@ impl Task {
     /// Exactly once: whether it is known what is published of the parts that this relay has.
     pub(super) fn is_taken_over(&self) -> bool {
         let Share { epoch, parts, .. } = &self.share;
-        self.state.taken.zip(*epoch).is_some_and(|(taken, epoch)| taken.covers(epoch, parts))
+        self.state.opening.taken.zip(*epoch).is_some_and(|(taken, epoch)| taken.covers(epoch, parts))
     }
 
     /// Whether nothing of the table is in doubt but what is known here.
     fn is_settled(&self) -> bool {
-        let is_known = self.state.opened || self.state.owes_nothing();
+        let is_known = self.state.opening.opened || self.state.owes_nothing();
         !self.source.exactly_once || (self.is_taken_over() && is_known)
     }
 

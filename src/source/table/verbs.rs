@@ -40,16 +40,16 @@ fn refusal(error: &Error) -> Refusal {
 impl Task {
     /// Writes holds down and carries wishes out, one change at a time.
     pub(super) async fn change_gates(&mut self, epoch: i64) -> Result<(), Error> {
-        if self.state.gates_due || !self.state.holds.is_empty() || !self.state.wishes.is_empty() {
+        if self.state.opening.gates_due || !self.state.holds.is_empty() || !self.state.wishes.is_empty() {
             self.recorded().await?;
         }
-        if self.state.gates_due {
+        if self.state.opening.gates_due {
             self.tell_gates(epoch).await?;
         }
-        if self.state.barred {
+        if self.state.opening.barred {
             return Ok(());
         }
-        if std::mem::take(&mut self.state.look_again) {
+        if std::mem::take(&mut self.state.opening.look_again) {
             self.forget_holds().await;
         }
         self.hold(epoch).await?;
@@ -57,12 +57,12 @@ impl Task {
             None => return Ok(()),
             Some(Wish::Release(over)) => {
                 // Whatever becomes of it, the relay is to see the gates as they are then.
-                self.state.gates_due = true;
+                self.state.opening.gates_due = true;
                 self.release(&over, epoch).await?;
             }
             Some(Wish::Verb(asked)) => {
                 let Some((request, answer)) = asked.begin() else { return Ok(()) };
-                self.state.gates_due = !request.dry_run;
+                self.state.opening.gates_due = !request.dry_run;
                 let outcome = self.carry_out(&request, epoch).await;
                 let told = outcome.as_ref().map(|outcome| *outcome).map_err(refusal);
                 answer.send(told).ok();
@@ -72,7 +72,7 @@ impl Task {
                 }
             }
         }
-        if self.state.gates_due { self.tell_gates(epoch).await } else { Ok(()) }
+        if self.state.opening.gates_due { self.tell_gates(epoch).await } else { Ok(()) }
     }
 
     async fn release(&self, over: &Over, epoch: i64) -> Result<(), Error> {
@@ -106,7 +106,7 @@ impl Task {
                 events = outcome.events,
                 "an operator changed something"
             );
-            self.state.replaying |= matches!(request.verb, Verb::Replay(_));
+            self.state.replay.wanted |= matches!(request.verb, Verb::Replay(_));
         }
         Ok(outcome)
     }
@@ -151,19 +151,19 @@ impl Task {
     /// Lists all gates to the relay, and waits for its answer.
     async fn tell_gates(&mut self, epoch: i64) -> Result<(), Error> {
         let Some(outbox) = &self.outbox else { return Ok(()) };
-        let generation = self.state.generation;
+        let generation = self.state.opening.generation;
         let piece = |keys| self.send(Yield::Closed { generation, keys });
         let Listed { gates, replays, version } = outbox.gates(piece).await?;
         self.share.version = version;
         self.gather(epoch).await?;
         let state = &mut self.state;
-        state.gates_due = false;
-        state.barred = true;
-        state.serial += 1;
-        let serial = state.serial;
+        state.opening.gates_due = false;
+        state.opening.barred = true;
+        state.opening.serial += 1;
+        let serial = state.opening.serial;
         state.paused = gates.paused.contains(&Scope::Table);
-        state.replaying = replays > 0;
-        state.replay_behind = None;
+        state.replay.wanted = replays > 0;
+        state.replay.behind = None;
         // From the head: what was released lies before anything that is new.
         state.held.clear();
         state.skip_held = gates.held.all() > 0;
@@ -226,21 +226,21 @@ impl Task {
     /// Hands over what is to be published again, some rows at a time.
     pub(super) async fn read_replays(&mut self, limits: Limits) -> Result<(), Error> {
         let state = &mut self.state;
-        let waits = state.replay_again.is_some_and(|at| Instant::now() < at);
-        if !state.replaying || !state.replays.is_empty() || waits {
+        let waits = state.replay.again.is_some_and(|at| Instant::now() < at);
+        if !state.replay.wanted || !state.replay.rows.is_empty() || waits {
             return Ok(());
         }
         let Some(outbox) = self.outbox.clone() else { return Ok(()) };
-        let settled = outbox.is_settled(&mut self.state.replay_behind);
+        let settled = outbox.is_settled(&mut self.state.replay.behind);
         if !answered("look how far the log is settled", settled).await? {
             self.await_store();
-            self.state.replay_again = Some(Instant::now() + SETTLED_AGAIN_AFTER);
+            self.state.replay.again = Some(Instant::now() + SETTLED_AGAIN_AFTER);
             return Ok(());
         }
         let found =
             answered("read what is to be replayed", outbox.replays(limits, self.share.buckets())).await?;
         if found.is_empty() {
-            self.state.replaying = false;
+            self.state.replay.wanted = false;
             info!(table = self.source.spec.name.as_str(), "everything that was to be replayed is published");
             return Ok(());
         }
@@ -251,9 +251,9 @@ impl Task {
     /// The relay gives replays back: they stay in their list.
     pub(super) fn forget(&mut self, places: Vec<Place>) {
         for place in places {
-            self.state.replays.remove(&place);
+            self.state.replay.rows.remove(&place);
         }
-        self.state.replay_again = Some(Instant::now() + REPLAY_AGAIN_AFTER);
+        self.state.replay.again = Some(Instant::now() + REPLAY_AGAIN_AFTER);
     }
 }
 

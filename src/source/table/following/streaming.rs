@@ -36,7 +36,7 @@ impl Task {
         &mut self,
         recorded_by: Option<Instant>,
     ) -> Result<Next, Error> {
-        if self.state.replaying
+        if self.state.replay.wanted
             && let Some(limits) = self.limits()
         {
             self.read_replays(limits).await?;
@@ -55,7 +55,8 @@ impl Task {
             }
             let sweep = log.sweep.map(|_| log.sweep_at);
             let old_rows = self.source.spec.retention.map(|_| self.expire_at);
-            let replay = self.state.replay_again.filter(|at| self.state.replaying && *at > Instant::now());
+            let replay =
+                self.state.replay.again.filter(|at| self.state.replay.wanted && *at > Instant::now());
             let next =
                 recorded_by.into_iter().chain(old_rows).chain(look_again).chain(sweep).chain(replay).min();
             return Ok(next.map_or(Next::Told, Next::At));
@@ -64,7 +65,7 @@ impl Task {
             self.put_back(batch);
             return Err(error);
         }
-        let generation = self.state.generation;
+        let generation = self.state.opening.generation;
         let mut ready = Vec::with_capacity(batch.rows.len());
         let rows = batch.rows.len();
         let handed_over = self.hand_over_streamed(&mut batch, &mut ready).await;
@@ -116,7 +117,7 @@ impl Task {
             }
             let bytes = window_bytes(event);
             if !self.source.window.claim(1, bytes) {
-                let (generation, events) = (self.state.generation, std::mem::take(ready));
+                let (generation, events) = (self.state.opening.generation, std::mem::take(ready));
                 self.send(Yield::Events { generation, events }).await;
                 if !self.claim(bytes).await? {
                     return Ok(HandedOver::NoRoom);
