@@ -17,6 +17,10 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::lanes::Waiting;
 use crate::sink::{Takes, Ticket, TopicFacts};
 
+/// A broker that is slow is asked so often what a topic takes before chunks go to it; one that answers nothing at all,
+/// or does not let us ask, is not waited for any longer.
+pub const ASK_IN_VAIN: u32 = 3;
+
 #[derive(Debug)]
 pub enum State {
     /// The broker was asked and has not answered.
@@ -61,12 +65,16 @@ pub struct Topic {
     pub max_message_bytes: Option<usize>,
     /// The broker keeps only the last record of a key.
     pub compacted: bool,
+    /// How often the broker was asked what the topic takes, while it has never told.
+    pub asked_in_vain: u32,
     /// When the broker was last asked what the topic takes, on the relay's clock.
     pub known_at: Duration,
     /// The broker is being asked what the topic takes, and events wait for the answer.
     pub asked_what_it_takes: bool,
     /// Whether the limit was asked for again after a refusal, and is still the same.
     pub asked_for_limit: bool,
+    /// Whether the broker has ever told what the topic takes.
+    told: bool,
     partitions: Vec<Partition>,
     /// Partitions that are not warm.
     cold: usize,
@@ -96,15 +104,25 @@ impl Topic {
     pub fn is_ready(&mut self, facts: TopicFacts, now: Duration) {
         self.known_at = now;
         // Without an answer it is what it was: above all, chunks are not for a topic that was compacted.
-        if let Some(Takes { max_message_bytes, compacted }) = facts.takes {
-            self.compacted = compacted;
-            self.asked_for_limit &= max_message_bytes == self.max_message_bytes;
-            self.max_message_bytes = max_message_bytes;
+        match facts.takes {
+            Some(Takes { max_message_bytes, compacted }) => {
+                self.told = true;
+                self.compacted = compacted;
+                self.asked_for_limit &= max_message_bytes == self.max_message_bytes;
+                self.max_message_bytes = max_message_bytes;
+            }
+            None if self.told => {}
+            None => self.asked_in_vain += 1,
         }
         let count = usize::try_from(facts.partitions).unwrap_or(0);
         self.partitions.resize_with(count, Partition::default);
         self.cold = self.partitions.iter().filter(|one| !matches!(one, Partition::Warm)).count();
         self.state = State::Ready;
+    }
+
+    /// Whether the broker has yet to be asked what the topic takes, so that chunks do not go to one that is compacted.
+    pub fn is_to_be_described(&self) -> bool {
+        !self.told && self.asked_in_vain < ASK_IN_VAIN
     }
 
     pub fn partition_count(&self) -> usize {
@@ -225,9 +243,11 @@ impl Topics {
             waiting_bytes: 0,
             max_message_bytes: None,
             compacted: false,
+            asked_in_vain: 0,
             known_at: Duration::ZERO,
             asked_what_it_takes: false,
             asked_for_limit: false,
+            told: false,
             partitions: Vec::new(),
             cold: 0,
         });

@@ -6,6 +6,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
+use tracing::info;
 
 use super::{Core, Table, away::Trouble, suspects::Step};
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
     relay::{
         lanes::{Lane, Waiting},
         packer::Unpacked,
-        topics::Topic,
+        topics::{ASK_IN_VAIN, Topic},
     },
     sink::{Sink, Ticket},
 };
@@ -178,10 +179,12 @@ impl Core {
         }
         match packing.map_err(|rejection| rejection.to_string())? {
             None => Ok(Plan::Go),
-            Some(packing) => match refuses_chunks(topic) {
-                Some(reason) if matches!(packing.oversize, Then::Chunk { .. }) => Err(reason),
-                _ => Ok(Plan::Pack(packing)),
+            Some(packing) if matches!(packing.oversize, Then::Chunk { .. }) => match refuses_chunks(topic) {
+                Some(reason) => Err(reason),
+                None if topic.is_to_be_described() => Ok(Plan::Ask(index)),
+                None => Ok(Plan::Pack(packing)),
             },
+            Some(packing) => Ok(Plan::Pack(packing)),
         }
     }
 
@@ -202,8 +205,18 @@ impl Core {
         sink: &S,
     ) {
         if answered {
+            let topic = self.topics.get_mut(topic);
             // Whatever the answer was, it is not asked again at once.
-            self.topics.get_mut(topic).known_at = now;
+            topic.known_at = now;
+            if topic.asked_in_vain == ASK_IN_VAIN {
+                info!(
+                    topic = topic.name,
+                    "the brokers do not say what the topic takes (DescribeConfigs): its limit is learnt from what is refused, and \
+                     chunks go to it as if it were not compacted"
+                );
+                // Said once.
+                topic.asked_in_vain += 1;
+            }
         }
         let mut wait = self.heads_that(|state| *state == State::Asking);
         wait.retain(|(ticket, _)| self.ledger.get(*ticket).is_some_and(|entry| entry.topic == Some(topic)));

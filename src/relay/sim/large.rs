@@ -199,3 +199,37 @@ fn room_of_a_payload_is_given_back_when_its_reference_is_sent() {
     world.apply(Action::Reports(vec![Report { ticket, result: Ok(Landed::default()) }]));
     assert_eq!(world.window.used().bytes, 0);
 }
+
+/// Chunks wait until it is known whether the topic is compacted, and not for ever.
+#[test]
+fn chunks_do_not_go_to_a_topic_of_which_nothing_is_known() {
+    for then in [Some(true), Some(false), None] {
+        let mut world = World::new(2, &[Order::Key], GiveUp::default());
+        world.faults = false;
+        world.tables[0].rows.push(Row {
+            topic: "topic0".into(),
+            key: Some("a".into()),
+            poison: Poison::None,
+            large: true,
+            state: State::Waiting,
+        });
+        let (mut asked, mut turns) = (0, 0);
+        while world.packings.is_empty() && world.core.parked_keys(TableIx(0)) == 0 {
+            turns += 1;
+            assert!(turns < 100, "{then:?}: asked {asked} times");
+            world.tables[0].turn(&world.window, 10, &world.broker);
+            while let Some(yielded) = world.tables[0].yields.pop_front() {
+                world.apply(Action::FromSource(TableIx(0), yielded));
+            }
+            if let Some(topic) = world.look_ups.pop_front() {
+                asked += 1;
+                let compacted = then.filter(|_| asked > 2);
+                let takes = compacted.map(|compacted| Takes { max_message_bytes: None, compacted });
+                let facts = TopicFacts { partitions: 1, takes };
+                world.apply(Action::LookedUp { topic, result: Ok(facts) });
+            }
+        }
+        let parks = world.core.parked_keys(TableIx(0)) == 1;
+        assert_eq!((asked, parks), (3, then == Some(true)), "{then:?}");
+    }
+}
