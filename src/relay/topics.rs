@@ -17,9 +17,9 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::lanes::Waiting;
 use crate::sink::{Takes, Ticket, TopicFacts};
 
-/// A broker that is slow is asked so often what a topic takes before chunks go to it; one that answers nothing at all,
-/// or does not let us ask, is not waited for any longer.
-pub const ASK_IN_VAIN: u32 = 3;
+/// A broker that has not told at the start what a topic takes is asked so often again before chunks go to it: it may be
+/// slow. One that answers nothing at all, or does not let us ask, is not waited for any longer.
+const ASK_IN_VAIN: u32 = 2;
 
 #[derive(Debug)]
 pub enum State {
@@ -65,8 +65,8 @@ pub struct Topic {
     pub max_message_bytes: Option<usize>,
     /// The broker keeps only the last record of a key.
     pub compacted: bool,
-    /// How often the broker was asked what the topic takes, while it has never told.
-    pub asked_in_vain: u32,
+    /// How often events had the broker asked what the topic takes, while it has never told.
+    asked_in_vain: u32,
     /// When the broker was last asked what the topic takes, on the relay's clock.
     pub known_at: Duration,
     /// The broker is being asked what the topic takes, and events wait for the answer.
@@ -104,20 +104,25 @@ impl Topic {
     pub fn is_ready(&mut self, facts: TopicFacts, now: Duration) {
         self.known_at = now;
         // Without an answer it is what it was: above all, chunks are not for a topic that was compacted.
-        match facts.takes {
-            Some(Takes { max_message_bytes, compacted }) => {
-                self.told = true;
-                self.compacted = compacted;
-                self.asked_for_limit &= max_message_bytes == self.max_message_bytes;
-                self.max_message_bytes = max_message_bytes;
-            }
-            None if self.told => {}
-            None => self.asked_in_vain += 1,
+        if let Some(Takes { max_message_bytes, compacted }) = facts.takes {
+            self.told = true;
+            self.compacted = compacted;
+            self.asked_for_limit &= max_message_bytes == self.max_message_bytes;
+            self.max_message_bytes = max_message_bytes;
         }
         let count = usize::try_from(facts.partitions).unwrap_or(0);
         self.partitions.resize_with(count, Partition::default);
         self.cold = self.partitions.iter().filter(|one| !matches!(one, Partition::Warm)).count();
         self.state = State::Ready;
+    }
+
+    /// The broker was asked what the topic takes because an event needs to know, and has told it or not. `true` the
+    /// first time that it is not waited for any longer.
+    pub fn was_described(&mut self, now: Duration) -> bool {
+        // Whatever the answer was, it is not asked again at once.
+        self.known_at = now;
+        self.asked_in_vain += u32::from(!self.told && self.asked_in_vain <= ASK_IN_VAIN);
+        !self.told && self.asked_in_vain == ASK_IN_VAIN
     }
 
     /// Whether the broker has yet to be asked what the topic takes, so that chunks do not go to one that is compacted.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     db::Session,
-    harness::{Relay, World, at_once, calm, service},
+    harness::{Relay, World, at_once, service},
 };
 
 const SERVERS: [&str; 3] = ["WHIPPET_TEST_PG", "WHIPPET_TEST_MARIADB", "WHIPPET_TEST_MYSQL"];
@@ -94,7 +94,7 @@ async fn hold_20_000(world: &World) {
 }
 
 async fn are_quick(world: World) {
-    let config = calm(&world.config("[{ name: outbox }]", ""));
+    let config = config(&world);
     world.install(&config).await;
     let relay = world.relay(&config);
     relay.until_status("/role", "owner").await;

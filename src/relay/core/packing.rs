@@ -15,7 +15,7 @@ use crate::{
     relay::{
         lanes::{Lane, Waiting},
         packer::Unpacked,
-        topics::{ASK_IN_VAIN, Topic},
+        topics::Topic,
     },
     sink::{Sink, Ticket},
 };
@@ -204,19 +204,13 @@ impl Core {
         now: Duration,
         sink: &S,
     ) {
-        if answered {
-            let topic = self.topics.get_mut(topic);
-            // Whatever the answer was, it is not asked again at once.
-            topic.known_at = now;
-            if topic.asked_in_vain == ASK_IN_VAIN {
-                info!(
-                    topic = topic.name,
-                    "the brokers do not say what the topic takes (DescribeConfigs): its limit is learnt from what is refused, and \
-                     chunks go to it as if it were not compacted"
-                );
-                // Said once.
-                topic.asked_in_vain += 1;
-            }
+        let described = self.topics.get_mut(topic);
+        if answered && described.was_described(now) {
+            info!(
+                topic = described.name,
+                "the brokers do not say what the topic takes (DescribeConfigs): it is taken for one with kafka's default \
+                 of 1 MiB that is not compacted"
+            );
         }
         let mut wait = self.heads_that(|state| *state == State::Asking);
         wait.retain(|(ticket, _)| self.ledger.get(*ticket).is_some_and(|entry| entry.topic == Some(topic)));

@@ -416,10 +416,12 @@ impl World {
         }
         let Some(topic) = self.look_ups.pop_front() else { return };
         let result = if self.faults && self.random.u32(0..4) == 0 {
-            Err(if self.random.bool() { Code::UnknownTopicOrPartition } else { Code::BrokerTransportFailure })
+            let codes = [Code::UnknownTopicOrPartition, Code::BrokerTransportFailure, Code::PolicyViolation];
+            Err(codes[self.random.usize(0..codes.len())])
         } else {
             let partitions = if topic == "single" { 1 } else { PARTITIONS };
-            Ok(TopicFacts { partitions, takes: Some(Takes::default()) })
+            let tells = !self.faults || self.random.u32(0..3) > 0;
+            Ok(TopicFacts { partitions, takes: tells.then(Takes::default) })
         };
         self.apply(Action::LookedUp { topic, result });
     }
