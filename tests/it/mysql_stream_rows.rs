@@ -1,7 +1,7 @@
 //! What the binlog brings is what the table has, byte for byte, whatever the columns are.
 
 use crate::{
-    harness::Relay,
+    harness::{Relay, calm},
     mysql::{on_both, world},
     mysql_stream::streamed,
     stream_rows::{only_the_log, same, streams},
@@ -147,7 +147,7 @@ async fn every_type_comes_from_the_log_as_from_the_table(server: &str) {
         }
     }
     world.sql(&script).await;
-    let config = streamed(&world, "{ name: outbox }");
+    let config = calm(&streamed(&world, "{ name: outbox }"));
     let config = config.replace("[{ name: outbox }]", &format!("[{}]", tables.join(", ")));
     let relay = Relay::start(&world.write("whippet.yaml", &config));
     streams(&relay, (0..kinds.len()).map(|n| 2 * n)).await;

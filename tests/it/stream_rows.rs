@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    harness::{Relay, Seen, World},
+    harness::{Relay, Seen, World, calm},
     stream::drop_slot,
     stream_sizes::numbers,
 };
@@ -254,7 +254,7 @@ async fn every_type_is_the_same(name: &str, kinds: &[&Kind], binary: bool) {
         }
         writeln!(to_stream, "DELETE FROM s{number};").unwrap();
     }
-    let config = with_log(&world, &format!("[{}]", tables.join(",\n  ")), "");
+    let config = calm(&with_log(&world, &format!("[{}]", tables.join(",\n  ")), ""));
     let relay = world.relay(&config);
     streams(&relay, (0..kinds.len()).map(|number| 2 * number + 1)).await;
     let in_binary = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
