@@ -44,6 +44,10 @@ impl Cpu {
         self.0[0]
     }
 
+    pub fn minio(&self) -> f64 {
+        self.0[2]
+    }
+
     pub fn total(&self) -> f64 {
         self.0.iter().sum()
     }

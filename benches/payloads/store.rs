@@ -61,7 +61,7 @@ pub async fn run(rounds: usize, at_once: usize) -> anyhow::Result<()> {
             let figure = Figure {
                 rate: PAYLOADS as f64 / done.seconds,
                 cpu_seconds: done.cpu_seconds,
-                store_seconds: done.services.total(),
+                store_seconds: done.services.minio(),
             };
             println!(
                 "round {round}: {name:<26} {:>6.0} payloads/s  {:.2} CPU-s, {:.2} of the store",

@@ -40,6 +40,26 @@ pub struct Entry {
     pub trail: Option<Box<Trail>>,
 }
 
+impl Entry {
+    /// One that was just taken in, and goes nowhere yet.
+    pub fn new(table: TableIx, place: Place, bytes: usize) -> Entry {
+        Entry {
+            table,
+            place,
+            lane: None,
+            topic: None,
+            bytes,
+            timestamp_ms: None,
+            warms: None,
+            sent_at: None,
+            held: false,
+            relieved: false,
+            records: Records::default(),
+            trail: None,
+        }
+    }
+}
+
 /// How far an event has come that is one record, or several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Records {
@@ -294,20 +314,7 @@ pub mod tests {
     use super::*;
 
     pub fn entry(n: i64) -> Entry {
-        Entry {
-            table: TableIx(0),
-            place: Place::Int(n),
-            lane: None,
-            topic: None,
-            bytes: 1,
-            timestamp_ms: None,
-            warms: None,
-            sent_at: None,
-            held: false,
-            relieved: false,
-            records: Records::default(),
-            trail: None,
-        }
+        Entry::new(TableIx(0), Place::Int(n), 1)
     }
 
     #[derive(Clone, Debug)]

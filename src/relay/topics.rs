@@ -121,8 +121,11 @@ impl Topic {
     pub fn was_described(&mut self, now: Duration) -> bool {
         // Whatever the answer was, it is not asked again at once.
         self.known_at = now;
-        self.asked_in_vain += u32::from(!self.told && self.asked_in_vain <= ASK_IN_VAIN);
-        !self.told && self.asked_in_vain == ASK_IN_VAIN
+        if self.told {
+            return false;
+        }
+        self.asked_in_vain = self.asked_in_vain.saturating_add(1);
+        self.asked_in_vain == ASK_IN_VAIN
     }
 
     /// Whether the broker has yet to be asked what the topic takes, so that chunks do not go to one that is compacted.

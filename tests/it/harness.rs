@@ -69,7 +69,7 @@ pub fn services_with(verb: &str, name: &str, environment: &[(&str, &str)]) {
     assert!(status.success(), "{script} {verb} {name}: {status}");
 }
 
-/// For a test in which no relay takes over from another one: a lease that a busy machine keeps too.
+/// For a test in which no relay has to take over soon: a lease that a busy machine keeps too.
 pub fn calm(config: &str) -> String {
     config.replace("lease: 2s", "lease: 10s")
 }

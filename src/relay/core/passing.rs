@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     super::{
         lanes::{Gate, Waiting},
-        ledger::{Entry, Records},
+        ledger::Entry,
         topics::{Topic, Warmth, partition_of},
     },
     Core, Phase, Table,
@@ -46,20 +46,8 @@ impl Core {
         };
         drop(route);
         self.progress[table.0 as usize].open += 1;
-        let ticket = self.ledger.admit(Entry {
-            table,
-            place: event.place.clone(),
-            lane,
-            topic,
-            bytes: window_bytes(&event),
-            timestamp_ms: event.timestamp_ms,
-            warms: None,
-            sent_at: None,
-            held: false,
-            relieved: false,
-            records: Records::default(),
-            trail: None,
-        });
+        let fresh = Entry::new(table, event.place.clone(), window_bytes(&event));
+        let ticket = self.ledger.admit(Entry { lane, topic, timestamp_ms: event.timestamp_ms, ..fresh });
         self.pass(ticket, rules, event, now, sink);
     }
 
@@ -212,7 +200,7 @@ impl Core {
 }
 
 /// Where an event goes, as far as it can be told before its record is made.
-pub(super) fn partition(rules: &Table, event: &Event, count: usize) -> Option<usize> {
+fn partition(rules: &Table, event: &Event, count: usize) -> Option<usize> {
     match rules.rules.explicit_partition(&event.row) {
         Some(partition) => usize::try_from(partition).ok(),
         // Under `order: table` an event without a key has an order too.

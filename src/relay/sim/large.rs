@@ -152,8 +152,8 @@ fn a_payload_that_fitted_when_it_was_packed_is_packed_again() {
     assert_eq!(world.core.parked_keys(TableIx(0)), 0);
 }
 
-/// A world with one event, whose payload is about to be packed.
-fn with_a_large_event(seed: u64) -> (World, Ticket) {
+/// A world with one event, which is large.
+fn with_a_large_row(seed: u64) -> World {
     let mut world = World::new(seed, &[Order::Key], GiveUp::default());
     world.faults = false;
     world.tables[0].rows.push(Row {
@@ -163,11 +163,22 @@ fn with_a_large_event(seed: u64) -> (World, Ticket) {
         large: true,
         state: State::Waiting,
     });
+    world
+}
+
+/// The table reads, and the relay is told.
+fn turn(world: &mut World) {
+    world.tables[0].turn(&world.window, 10, &world.broker);
+    while let Some(yielded) = world.tables[0].yields.pop_front() {
+        world.apply(Action::FromSource(TableIx(0), yielded));
+    }
+}
+
+/// The same with its payload about to be packed.
+fn with_a_large_event(seed: u64) -> (World, Ticket) {
+    let mut world = with_a_large_row(seed);
     while world.packings.is_empty() {
-        world.tables[0].turn(&world.window, 10, &world.broker);
-        while let Some(yielded) = world.tables[0].yields.pop_front() {
-            world.apply(Action::FromSource(TableIx(0), yielded));
-        }
+        turn(&mut world);
         world.answer_look_up();
     }
     let ticket = world.packings[0].ticket;
@@ -211,23 +222,12 @@ fn chunks_do_not_go_to_a_topic_of_which_nothing_is_known() {
         // Of a topic that was there, and is not to be made anew.
         (Err(Code::PolicyViolation), false),
     ] {
-        let mut world = World::new(2, &[Order::Key], GiveUp::default());
-        world.faults = false;
-        world.tables[0].rows.push(Row {
-            topic: "topic0".into(),
-            key: Some("a".into()),
-            poison: Poison::None,
-            large: true,
-            state: State::Waiting,
-        });
+        let mut world = with_a_large_row(2);
         let (mut asked, mut turns) = (0, 0);
         while world.packings.is_empty() && world.core.parked_keys(TableIx(0)) == 0 {
             turns += 1;
             assert!(turns < 100, "{last:?}: asked {asked} times");
-            world.tables[0].turn(&world.window, 10, &world.broker);
-            while let Some(yielded) = world.tables[0].yields.pop_front() {
-                world.apply(Action::FromSource(TableIx(0), yielded));
-            }
+            turn(&mut world);
             if let Some(topic) = world.look_ups.pop_front() {
                 asked += 1;
                 let takes = if asked == 1 { Ok(None) } else { last };

@@ -403,3 +403,36 @@ fn pooled(options: OptsBuilder, most: usize) -> Opts {
     let constraints = PoolConstraints::new(0, most).unwrap_or_default();
     options.pool_opts(PoolOpts::default().with_constraints(constraints).with_reset_connection(false)).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::database::Database;
+
+    #[tokio::test]
+    async fn connections_to_a_server_that_refuses_are_left_sooner_than_those_to_a_silent_one() {
+        let text = "{ source: { url: 'mysql://u@127.0.0.1:1/d' }, kafka: { bootstrap_servers: 'b:1' }, tables: [{ name: t }] }";
+        let config = config::parse("test", text, &std::collections::BTreeMap::new()).unwrap();
+        let db = Mysql::new(&config.source.unwrap()).unwrap();
+        let says = |code| {
+            let error = mysql_async::ServerError { code, message: String::new(), state: String::new() };
+            Error::sql("test")(mysql_async::Error::Server(error))
+        };
+        let lost = || Error::sql("test")(mysql_async::Error::Driver(DriverError::ConnectionClosed));
+        for (error, seconds, left) in [
+            (says(1290), 2, true),
+            (says(1053), 2, true),
+            // Just made, for the same fault.
+            (says(1836), 0, false),
+            (lost(), 2, false),
+            (lost(), 6, true),
+            (Error::NoAnswer("test"), 2, false),
+            (says(1064), 60, false),
+        ] {
+            let made = Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+            db.connections().made = made;
+            Database::Mysql(db.clone()).failed(&error);
+            assert_eq!(db.connections().made != made, left, "{error:?} after {seconds} s");
+        }
+    }
+}

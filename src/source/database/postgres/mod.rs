@@ -476,3 +476,63 @@ fn check_kind(spec: &TableSpec, kind: &str, takes: i32) -> Result<(), Error> {
         fix: Fix::Config("tables[].name: (the table that the application writes to)".into()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{borrow::Cow, error::Error as StdError};
+
+    use sqlx::error::{DatabaseError, ErrorKind};
+
+    use super::*;
+    use crate::source::database::Database;
+
+    /// What a server says, by its SQLSTATE.
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Says(&'static str);
+
+    impl DatabaseError for Says {
+        fn message(&self) -> &str {
+            self.0
+        }
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(self.0.into())
+        }
+        fn as_error(&self) -> &(dyn StdError + Send + Sync + 'static) {
+            self
+        }
+        fn as_error_mut(&mut self) -> &mut (dyn StdError + Send + Sync + 'static) {
+            self
+        }
+        fn into_error(self: Box<Self>) -> Box<dyn StdError + Send + Sync + 'static> {
+            self
+        }
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_to_a_server_that_refuses_are_left_sooner_than_those_to_a_silent_one() {
+        let text = "{ source: { url: 'postgres://u@127.0.0.1:1/d' }, kafka: { bootstrap_servers: 'b:1' }, tables: [{ name: t }] }";
+        let config = config::parse("test", text, &std::collections::BTreeMap::new()).unwrap();
+        let db = Postgres::new(&config.source.unwrap()).unwrap();
+        let says = |code| Error::sql("test")(sqlx::Error::Database(Box::new(Says(code))));
+        for (error, seconds, left) in [
+            (says("25006"), 2, true),
+            (says("57P01"), 2, true),
+            // Just made, for the same fault.
+            (says("25006"), 0, false),
+            (Error::NoAnswer("test"), 2, false),
+            (Error::NoAnswer("test"), 6, true),
+            (Error::sql("test")(sqlx::Error::PoolTimedOut), 2, false),
+            (Error::sql("test")(sqlx::Error::PoolTimedOut), 6, true),
+            (says("42601"), 60, false),
+        ] {
+            let made = Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+            db.connections().made = made;
+            Database::Postgres(db.clone()).failed(&error);
+            assert_eq!(db.connections().made != made, left, "{error:?} after {seconds} s");
+        }
+    }
+}
